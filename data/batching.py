@@ -1,0 +1,115 @@
+"""Token ids -> batches of tensors: padding, masks, order."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+IGNORED = -100  # the label of positions without a target (PyTorch's default ignore_index)
+
+
+@dataclass(frozen=True)
+class Example:
+    ids: Sequence[int]
+    label: int | Sequence[int]  # a class, or for language modelling the target at each position (IGNORED for none)
+
+
+@dataclass(frozen=True)
+class Batch:
+    input_ids: torch.Tensor  # [B, T]
+    labels: torch.Tensor  # [B], or [B, T] for language modelling
+    lengths: torch.Tensor  # [B], real tokens
+    attention_mask: torch.Tensor | None  # [B, T], or None where the model is to see every position
+
+    def to(self, device: torch.device) -> "Batch":
+        def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return Batch(move(self.input_ids), move(self.labels), move(self.lengths), move(self.attention_mask))
+
+
+def collate(examples: Sequence[Example], pad_id: int, pad_to: int | None) -> Batch:
+    """pad_to a number: every text has that length and the padding is *seen*, as in the published spam rows.
+    pad_to None: padded to the longest of the batch and masked, so that padding can't influence anything."""
+    lengths = torch.tensor([len(example.ids) for example in examples])  # [B]
+    width = pad_to or int(lengths.max())
+    input_ids = torch.full((len(examples), width), pad_id)  # [B, T]
+    for row, example in zip(input_ids, examples, strict=True):
+        row[: len(example.ids)] = torch.tensor(example.ids)
+    if isinstance(examples[0].label, int):
+        labels = torch.tensor([example.label for example in examples])  # [B]
+    else:
+        labels = torch.full((len(examples), width), IGNORED)  # [B, T]
+        for row, example in zip(labels, examples, strict=True):
+            row[: len(example.label)] = torch.tensor(example.label)
+    masked = pad_to is None and bool((lengths < width).any())
+    attention_mask = (torch.arange(width) < lengths[:, None]).long() if masked else None  # [B, T]
+    return Batch(input_ids, labels, lengths, attention_mask)
+
+
+Order = Callable[[int], Sequence[int]]  # number of the epoch -> the order of the examples in it
+
+
+def seeded_order(n: int, seed: int) -> Order:
+    """A shuffle that depends on the seed and the epoch alone: nothing that happens in between can change it."""
+    return lambda epoch: np.random.default_rng([seed, epoch]).permutation(n).tolist()
+
+
+def published_order(n: int, seed: int, batch_size: int, eval_every: int = 50) -> Order:
+    """The order in which the published spam script saw its training examples.
+
+    There, shuffling and evaluation draw from one generator: starting a pass over a DataLoader draws a seed for its
+    workers, and a shuffled one draws the seed of its permutation. It evaluates on training and validation data at steps
+    0, 50, 100, ... and after each epoch, and drops each epoch's last, short batch. Here those draws are repeated.
+    """
+
+    def order(epoch: int) -> Sequence[int]:
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw() -> int:
+            return int(torch.empty((), dtype=torch.int64).random_(generator=generator))
+
+        step, steps_per_epoch = 0, n // batch_size
+        for past in range(epoch + 1):
+            draw()  # the training loader's workers
+            shuffle_seed = draw()
+            if past == epoch:
+                break
+            evaluations = sum((step + i) % eval_every == 0 for i in range(steps_per_epoch)) + 1
+            step += steps_per_epoch
+            for _ in range(3 * evaluations):  # shuffled training loader: two draws; validation loader: one
+                draw()
+        permutation = torch.randperm(n, generator=torch.Generator().manual_seed(shuffle_seed)).tolist()
+        return permutation[: steps_per_epoch * batch_size]
+
+    return order
+
+
+class Batches:
+    """The examples of a split as batches, in their order or, for training, in each epoch's own."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        batch_size: int,
+        pad_id: int,
+        pad_to: int | None = None,
+        order: Order | None = None,
+    ):
+        self.examples, self.batch_size, self.pad_id, self.pad_to = examples, batch_size, pad_id, pad_to
+        self._order = order or (lambda epoch: range(len(examples)))
+
+    def n_examples(self) -> int:
+        """How many examples an epoch shows."""
+        return len(self._order(0))
+
+    def __len__(self) -> int:
+        """How many batches an epoch has; the last may be short."""
+        return -(-self.n_examples() // self.batch_size)
+
+    def epoch(self, number: int = 0) -> Iterator[Batch]:
+        order = self._order(number)
+        for start in range(0, len(order), self.batch_size):
+            chosen = [self.examples[i] for i in order[start : start + self.batch_size]]
+            yield collate(chosen, self.pad_id, self.pad_to)

@@ -1,0 +1,88 @@
+"""Fetching a data set: standard library only, checked by hash, and never half there."""
+
+import hashlib
+import os
+import shutil
+import socket
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+from errors import UserError
+from network import in_time, offline
+
+PATIENCE = 2.5  # seconds to the first answer of any address, before the network counts as absent
+STALL = 30.0  # seconds without a byte before a download counts as broken off
+
+
+def cache_dir() -> Path:
+    """Our one cache directory: $PEFT_FROM_SCRATCH_CACHE, else peft-from-scratch in the user's cache directory."""
+    fallback = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "peft-from-scratch"
+    return Path(os.environ.get("PEFT_FROM_SCRATCH_CACHE", fallback))
+
+
+def download_from_zip(urls: tuple[str, ...], member: str, sha256: str, destination: Path) -> Path:
+    """Puts one file of a zip archive at `destination`, trying each address in turn.
+
+    Only the bytes of that member are read, so that no path in the archive can lead anywhere else. The file appears
+    under its name once its sha256 is right. Raises UserError with each address's own reason.
+    """
+    if destination.is_file():
+        return destination
+    if offline():
+        raise UserError(f"{destination.name} isn't in {destination.parent} and HF_HUB_OFFLINE is set")
+    hosts = {(parts.hostname, parts.port or (80 if parts.scheme == "http" else 443)) for parts in map(urlsplit, urls)}
+    if not in_time(lambda: [socket.getaddrinfo(*host) for host in hosts], PATIENCE):
+        raise UserError(
+            f"{destination.name} isn't in {destination.parent} and none of {', '.join(urls)} can be reached"
+        )
+    reasons = []
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".download-") as folder:
+            for url in urls:
+                try:
+                    archive = _fetch(url, Path(folder) / "archive.zip")
+                    unpacked = _unpack(archive, member, Path(folder) / "member")
+                    _check_hash(unpacked, sha256)
+                    os.replace(unpacked, destination)
+                    return destination
+                except (UserError, urllib.error.URLError, zipfile.BadZipFile, TimeoutError, ConnectionError) as error:
+                    reasons.append(f"{url}: {error}")
+    except OSError as error:
+        raise UserError(f"can't store {destination}: {error}") from None
+    raise UserError(f"{destination.name} can't be downloaded ({'; '.join(reasons)})")
+
+
+def _fetch(url: str, path: Path) -> Path:
+    with urllib.request.urlopen(url, timeout=STALL) as answer:
+        total = int(answer.headers.get("Content-Length") or 0) or None
+        bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"download {url.rsplit('/', 1)[-1]}", disable=None)
+        with bar, path.open("wb") as file:
+            while chunk := answer.read(1 << 16):
+                file.write(chunk)
+                bar.update(len(chunk))
+    if total is not None and path.stat().st_size != total:
+        raise UserError(f"broke off after {path.stat().st_size} of {total} bytes")
+    return path
+
+
+def _unpack(archive: Path, member: str, path: Path) -> Path:
+    with zipfile.ZipFile(archive) as bundle:
+        if member not in bundle.namelist():
+            raise UserError(f"the archive holds no {member}")
+        with bundle.open(member) as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target)
+    return path
+
+
+def _check_hash(path: Path, expected: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise UserError(f"sha256 is {found}, expected {expected}")

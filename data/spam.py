@@ -1,0 +1,100 @@
+"""SMS spam (Almeida et al. 2011, UCI data set 228): 5,572 messages, balanced to 747 ham + 747 spam, split 70/10/20."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from data import Task, TextExample
+from data.download import cache_dir, download_from_zip
+from errors import UserError
+
+FILE = Path("sms_spam") / "SMSSpamCollection"  # within a data directory, and within our cache
+SHA256 = "7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d"
+URLS = (
+    "https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip",
+    "https://f001.backblazeb2.com/file/LLMs-from-scratch/sms%2Bspam%2Bcollection.zip",
+)
+LABELS = ("ham", "spam")
+SPLIT_SEED = 123  # of the published split, whatever the seed of the run
+
+
+def read_spam(data_dir: Path | None) -> dict[str, list[TextExample]]:
+    """The published split of the real messages, from `data_dir`, else from our cache (downloaded once)."""
+    if data_dir is None:
+        return split(read_collection(download_from_zip(URLS, FILE.name, SHA256, cache_dir() / FILE)))
+    if not (data_dir / FILE).is_file():
+        raise UserError(f"the data directory {data_dir} has no {FILE}")
+    return split(read_collection(data_dir / FILE))
+
+
+def read_pocket(data_dir: Path | None) -> dict[str, list[TextExample]]:
+    """The shipped, synthetic messages, split in the same way."""
+    return split(read_collection(Path(__file__).parent / "pocket" / FILE))
+
+
+def read_collection(path: Path) -> list[TextExample]:
+    """Lines of label, tab, text. Read with csv's default quoting, as the published split was (5,572 of 5,574 lines)."""
+    examples = []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.reader(file, delimiter="\t")
+            for row in reader:
+                if len(row) != 2 or row[0] not in LABELS or not row[1].strip():
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: expected ham or spam, a tab and a text, got {str(row)[:80]}"
+                    )
+                examples.append(TextExample(row[1], LABELS.index(row[0])))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} can't be read: {error}") from None
+    return examples
+
+
+def split(examples: list[TextExample]) -> dict[str, list[TextExample]]:
+    """As many ham as spam, then 70 / 10 / 20 per cent.
+
+    The published split was made with pandas: sample(random_state=123) draws `RandomState(123).choice` without
+    replacement, once for the ham and twice, each time afresh, to shuffle.
+    """
+    ham = [example for example in examples if example.label == 0]
+    spam = [example for example in examples if example.label == 1]
+    if not 0 < len(spam) <= len(ham) or len(spam) < 5:
+        raise UserError(f"{len(ham)} ham and {len(spam)} spam messages: needed are at least 5 spam, and no fewer ham")
+
+    def sample(pool: list[TextExample], size: int) -> list[TextExample]:
+        return [pool[i] for i in np.random.RandomState(SPLIT_SEED).choice(len(pool), size, replace=False)]
+
+    balanced = sample(ham, len(spam)) + spam
+    for _ in range(2):
+        balanced = sample(balanced, len(balanced))
+    train_end = int(len(balanced) * 0.7)
+    validation_end = train_end + int(len(balanced) * 0.1)
+    return {
+        "train": balanced[:train_end],
+        "validation": balanced[train_end:validation_end],
+        "test": balanced[validation_end:],
+    }
+
+
+# The published script's settings; its LoRA multiplies by alpha and draws A wide, on every Linear layer, the head's too.
+RECIPE = {
+    "learning_rate": 5e-5,
+    "weight_decay": 0.1,
+    "lr_scheduler_type": "constant",
+    "warmup_ratio": 0.0,
+    "num_epochs": 5,
+    "batch_size": 8,
+    "trainable_layers": "last_block",
+    "context_length": "longest_training_example",
+    "lora_rank": 8,
+    "lora_alpha": 8.0,
+    "lora_scaling": "alpha",
+    "lora_init": "wide",
+    "lora_target": "all",
+    "lora_dropout": 0.0,
+    "seed": 123,
+}
+MODEL_RECIPES = {"gpt2-pocket": {"learning_rate": 1e-3}}
+
+SPAM = Task("spam", LABELS, read_spam, RECIPE, MODEL_RECIPES, shipped="spam-pocket")
+SPAM_POCKET = Task("spam-pocket", LABELS, read_pocket, RECIPE, MODEL_RECIPES)

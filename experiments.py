@@ -1,0 +1,148 @@
+"""Fine-tune a language model with one command; every published row is one too.
+
+python experiments.py                                          the reference run
+python experiments.py --trainable_layers lora --lora_rank 16   the same with LoRA
+python experiments.py --row 7                                  row 7 of the spam table
+python experiments.py --table spam --seeds 3                   the whole table, three seeds a row
+python experiments.py --list                                   the rows and their commands
+"""
+
+import argparse
+import re
+import sys
+from dataclasses import fields
+
+from errors import UserError
+from published import TABLES, Row, get_table
+from run import Run, command, override
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, except that an error is a UserError: one line, no usage text around it."""
+
+    def error(self, message: str):
+        raise UserError(f"{message} (see python experiments.py --help)")
+
+
+def build_parser() -> Parser:
+    """One flag per field of `Run`, under its name and aliases, and the few that choose among published rows."""
+    parser = Parser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS
+    )
+    rows = parser.add_argument_group("published rows")
+    rows.add_argument("--row", metavar="N", help="run this published row (of another table: TABLE:N)")
+    rows.add_argument("--table", metavar="NAME", help=f"run a table's rows and write it down: {', '.join(TABLES)}")
+    rows.add_argument("--rows", metavar="LIST", help="of the table, only these: 1,3-5")
+    rows.add_argument("--seeds", metavar="K", type=int, help="runs per row, with seeds from --seed on (default 1)")
+    rows.add_argument("--list", action="store_true", help="print every row with its command")
+    flags = parser.add_argument_group("one run (what isn't said comes from the row, else from the task's recipe)")
+    for one in fields(Run):
+        names = [f"--{name}" for name in (one.name, *one.metadata["aliases"])]
+        if one.metadata["kind"] is bool:
+            flags.add_argument(*names, dest=one.name, action="store_true", help=one.metadata["help"])
+            continue
+        choices = one.metadata["choices"]
+        flags.add_argument(
+            *names,
+            dest=one.name,
+            type=one.metadata["kind"],
+            metavar="{" + ",".join(choices) + "}" if choices else names[0].lstrip("-").upper(),
+            help=one.metadata["help"],
+        )
+    return parser
+
+
+def mend_misprints(argv: list[str]) -> list[str]:
+    """Two of the published commands are misprinted, and are accepted as they stand: row 9 lacks a space between a model's
+    name and the next flag, row 19 says `--average embeddings` for `--average_embeddings`."""
+    words: list[str] = []
+    for word in argv:
+        glued = re.fullmatch(r"(gpt2-\w+ \(\d+M\))(--\w+)", word)
+        if glued:
+            words += glued.groups()
+        elif word == "embeddings" and words[-1:] == ["--average"]:
+            words[-1] = "--average_embeddings"
+        else:
+            words.append(word)
+    return words
+
+
+def parse(argv: list[str]) -> tuple[Run, dict]:
+    """argv -> what it says about a run, and the options that choose rows."""
+    said = vars(build_parser().parse_args(mend_misprints(argv)))
+    names = {one.name for one in fields(Run)}
+    options = {name: value for name, value in said.items() if name not in names}
+    return Run(**{name: value for name, value in said.items() if name in names}), options
+
+
+def parse_rows(text: str) -> list[int]:
+    """The text 1,3-5 -> [1, 3, 4, 5]."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if not found:
+            raise UserError(f"--rows is {text!r}; write numbers and ranges such as 1,3-5")
+        first, last = int(found[1]), int(found[2] or found[1])
+        numbers += range(first, last + 1)
+    return numbers
+
+
+def find_row(text: str) -> Row:
+    table, _, number = text.rpartition(":")
+    if not number.isdigit():
+        raise UserError(f"--row is {text!r}; write a number, or TABLE:NUMBER with a table of {', '.join(TABLES)}")
+    return get_table(table or "spam").row(int(number))
+
+
+def print_rows() -> None:
+    for table in TABLES.values():
+        print(f"{table.name}: {table.source}")
+        for row in table.rows:
+            print(f"  {row.number:>2}  {row.title:<34} {command(row.run)}")
+
+
+def run_one(run: Run, argv: list[str]) -> int:
+    import job  # brings torch, which --help and --list have no use for
+
+    prepared = job.prepare(run)
+    result = job.execute(prepared, argv)
+    print(f"saved    {prepared.directory}/")
+    if result["interrupted"]:
+        print(f"interrupted after {result['steps']} steps; what was trained is saved, --resume goes on from there")
+        return 130
+    accuracies = ", ".join(f"{split} {result[f'{split}_accuracy']:.2%}" for split in ("train", "validation", "test"))
+    print(f"accuracy {accuracies}")
+    print(f"time     {result['train_seconds']:.0f} s training, {result['total_seconds']:.0f} s in all")
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    said, options = parse(argv)
+    if options.get("list"):
+        print_rows()
+        return 0
+    if "table" in options:
+        if "row" in options:
+            raise UserError("--row runs one row and --table several; with --table use --rows")
+        from published.tables import run_table
+
+        table = get_table(options["table"])
+        numbers = parse_rows(options["rows"]) if "rows" in options else [row.number for row in table.rows]
+        return run_table(table, [table.row(number) for number in numbers], said, options.get("seeds", 1))
+    for name in ("rows", "seeds"):
+        if name in options:
+            raise UserError(f"--{name} goes with --table")
+    if "row" in options:
+        said = override(find_row(options["row"]).run, said)
+    return run_one(said, argv)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

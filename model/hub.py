@@ -1,0 +1,111 @@
+"""Where a checkpoint is found: a directory, one shipped with the project, the Hugging Face cache, or the hub."""
+
+import hashlib
+import os
+from functools import cache
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from errors import UserError
+from network import in_time, offline
+
+POCKET_DIR = Path(__file__).parent / "pocket"
+
+# The published names -> repositories, the older name of the same repository second (an older cache may hold that one).
+REPOSITORIES = {
+    "gpt2-small": ("openai-community/gpt2", "gpt2"),
+    "gpt2-medium": ("openai-community/gpt2-medium", "gpt2-medium"),
+    "gpt2-large": ("openai-community/gpt2-large", "gpt2-large"),
+    "gpt2-xl": ("openai-community/gpt2-xl", "gpt2-xl"),
+}
+TOKENIZER_FILES = ["vocab.json", "merges.txt"]
+CHECKPOINT_FILES = ["config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
+
+HUB_PATIENCE = 2.5  # seconds to wait for the hub's first answer before it counts as out of reach
+
+
+def pocket_names() -> list[str]:
+    return sorted(path.parent.name for path in POCKET_DIR.glob("*/config.json"))
+
+
+def locate(name: str, *, files: list[str] | None = None) -> Path:
+    """The directory that holds `files` (default: weights, configuration and tokenizer) of the model `name`.
+
+    A directory or a shipped model is taken as it is; anything else is a repository on the hub: from its cache if it is
+    there, else downloaded with huggingface_hub, which honours HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE.
+    Raises UserError, saying what to do, where it can't be had.
+    """
+    if (POCKET_DIR / name / "config.json").is_file():
+        return POCKET_DIR / name
+    if Path(name).is_dir():
+        return Path(name)
+    if name not in REPOSITORIES and "/" not in name:
+        raise UserError(
+            f"unknown model {name!r}: choose {', '.join([*REPOSITORIES, *pocket_names()])}, a repository on the hub "
+            "(owner/name), or --checkpoint DIR"
+        )
+    files = files or CHECKPOINT_FILES + TOKENIZER_FILES
+    found = cached(name, files)
+    if found is not None:
+        return found
+    unreachable = why_no_hub()
+    if unreachable:
+        raise UserError(
+            f"{name} isn't in the Hugging Face cache ({constants.HF_HUB_CACHE}) and {unreachable}: run once with a "
+            f"network, pass --checkpoint DIR, or choose a shipped model ({', '.join(pocket_names())})"
+        )
+    return _download(REPOSITORIES.get(name, (name,))[0], files)
+
+
+def cached(name: str, files: list[str] | None = None) -> Path | None:
+    """The cached snapshot of a model if it has weights (or, where other `files` are asked for, all of those)."""
+    for repository in REPOSITORIES.get(name, (name,)):
+        try:
+            folder = Path(snapshot_download(repository, allow_patterns=files, local_files_only=True))
+        except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError):
+            continue
+        if files == TOKENIZER_FILES:
+            complete = all((folder / file).is_file() for file in files)
+        else:
+            complete = (folder / "config.json").is_file() and any(folder.glob("model*.safetensors"))
+        if complete:
+            return folder
+    return None
+
+
+@cache
+def why_no_hub() -> str | None:
+    """Why nothing can be downloaded ("HF_HUB_OFFLINE is set"), or None where the hub answers. At most HUB_PATIENCE."""
+    if offline():
+        return "HF_HUB_OFFLINE is set"
+    if in_time(lambda: HfApi().model_info("openai-community/gpt2", timeout=HUB_PATIENCE), HUB_PATIENCE):
+        return None
+    return f"{constants.ENDPOINT} doesn't answer"
+
+
+def _download(repository: str, files: list[str]) -> Path:
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=files))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{repository} can't be downloaded from {constants.ENDPOINT}: {first_line}") from None
+    for file in folder.iterdir():
+        _check_hash(file)
+    return folder
+
+
+def _check_hash(file: Path) -> None:
+    """Large files lie in the cache under their published sha256; one whose content differs is removed."""
+    blob = Path(os.path.realpath(file))
+    if len(blob.name) != 64:
+        return
+    with blob.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != blob.name:
+        blob.unlink()
+        file.unlink(missing_ok=True)
+        raise UserError(
+            f"{file.name} was downloaded with sha256 {digest}, published is {blob.name}: removed, try again"
+        )

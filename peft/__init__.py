@@ -1,0 +1,98 @@
+"""Parameter-efficient fine-tuning. Four verbs that work alike for every method:
+
+    attach(model, LoRA(rank=16, alpha=16))   freeze the base, add or pick what trains       (in place)
+    merge(model)                             fold what was added into the base weights      (in place)
+    export(model)                            the trained tensors by name
+    restore(model, tensors)                  put exported tensors back into an attached model
+
+A method is one file of this package: a frozen dataclass decorated with `@method("name", ...)`, where the names are what
+`--trainable_layers` accepts, with `from_run(name, run)` and `attach(model)`. Drop a file here and it is found.
+"""
+
+import importlib
+import pkgutil
+
+import torch
+from torch import nn
+
+from errors import UserError
+
+METHODS: dict[str, type] = {}  # what --trainable_layers accepts -> the class of the method
+
+
+def method(*names: str):
+    """Class decorator: makes a method known under these names."""
+
+    def register(cls: type) -> type:
+        METHODS.update(dict.fromkeys(names, cls))
+        return cls
+
+    return register
+
+
+def method_of(run):
+    """The method that a run asks for (`run.trainable_layers` and whatever else the method reads)."""
+    if run.trainable_layers not in METHODS:
+        raise UserError(f"unknown --trainable_layers {run.trainable_layers!r}: choose {', '.join(METHODS)}")
+    return METHODS[run.trainable_layers].from_run(run.trainable_layers, run)
+
+
+def attach(model: nn.Module, method) -> nn.Module:
+    """Freezes the whole model, then lets the method pick or add what trains. The function computed stays the same.
+
+    New parameters are drawn from torch's global generator.
+    """
+    model.requires_grad_(False)
+    method.attach(model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"{method} leaves nothing to train")
+    return model
+
+
+def train_head(model: nn.Module, yes: bool) -> None:
+    """Every method has this switch: the head trains in full, or stays as it is."""
+    if model.head is not None:
+        model.head.requires_grad_(yes)
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Replaces every adapted layer by a plain one that computes the same."""
+    for path, module in list(model.named_modules()):
+        if hasattr(module, "merged"):
+            replace_module(model, path, module.merged())
+    return model
+
+
+def export(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The trained tensors, detached and on the CPU, under their names in the model."""
+    trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return {name: parameter.detach().cpu().clone() for name, parameter in trained}
+
+
+@torch.no_grad()
+def restore(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """Copies exported tensors into a model with the same method attached. Raises UserError unless all of them fit."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    problems = [f"missing {name}" for name in trained if name not in tensors]
+    problems += [f"unknown {name}" for name in tensors if name not in trained]
+    problems += [
+        f"{name} has shape {list(tensor.shape)}, expected {list(trained[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in trained and tensor.shape != trained[name].shape
+    ]
+    if problems:
+        raise UserError(f"the tensors don't fit what this method trains: {'; '.join(problems[:12])}")
+    for name, tensor in tensors.items():
+        trained[name].copy_(tensor)
+    return model
+
+
+from peft.sites import replace_module  # noqa: E402  (the methods' files need `method` from above)
+
+for _file in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"peft.{_file.name}")
+
+from peft.freeze import Freeze  # noqa: E402
+from peft.lora import LoRA  # noqa: E402
+
+__all__ = ["METHODS", "Freeze", "LoRA", "attach", "export", "merge", "method", "method_of", "restore", "train_head"]

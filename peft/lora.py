@@ -1,0 +1,116 @@
+"""LoRA: a frozen Linear layer plus a trained product of two thin matrices (Hu et al. 2021, arXiv:2106.09685)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from errors import UserError
+from peft import method, train_head
+from peft.sites import find_sites, replace_module
+
+SCALINGS = {
+    "alpha/r": lambda alpha, rank: alpha / rank,  # the paper
+    "alpha": lambda alpha, rank: alpha,  # the published spam script
+}
+INITS = ("kaiming", "wide")
+
+
+class LoRALinear(nn.Linear):
+    """y = x Wᵀ + b + scale · dropout(x) Aᵀ Bᵀ, with W and b frozen under the names they had before.
+
+    lora_a is A [r, in], lora_b is B [out, r]. B starts at zero, so that the layer starts as the one it replaces.
+    """
+
+    def __init__(self, base: nn.Linear, method: "LoRA"):
+        nn.Module.__init__(self)  # not Linear's own: the tensors are taken over, none is drawn
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias
+        self.scale = method.scale
+        self.merged_forward = method.merged_forward
+        self.dropout = nn.Dropout(method.dropout)
+        device = base.weight.device
+        self.lora_a = nn.Parameter(draw_a(base.in_features, method.rank, method.init).to(device))
+        self.lora_b = nn.Parameter(torch.zeros(base.out_features, method.rank, device=device))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.merged_forward:
+            return F.linear(x, self.merged_weight(), self.bias)  # [B, T, in] -> [B, T, out]
+        low_rank = F.linear(
+            F.linear(self.dropout(x), self.lora_a), self.lora_b
+        )  # [B, T, in] -> [B, T, r] -> [B, T, out]
+        return F.linear(x, self.weight, self.bias) + self.scale * low_rank
+
+    def merged_weight(self) -> torch.Tensor:
+        return self.weight + self.scale * (self.lora_b @ self.lora_a)  # [out, in] + [out, r] [r, in]
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """A plain Linear that computes the same. It takes over the weight tensor, so no second one is needed."""
+        plain = nn.utils.skip_init(nn.Linear, self.in_features, self.out_features, bias=self.bias is not None)
+        self.weight.copy_(self.merged_weight())
+        plain.weight, plain.bias = self.weight, self.bias
+        return plain
+
+
+def draw_a(n_in: int, rank: int, init: str) -> torch.Tensor:
+    """A [r, in], uniform. "kaiming": bound 1/sqrt(in), as in the authors' code. "wide": bound 1/sqrt(r), as in the spam
+    script, which holds A as (in, r) and so lets PyTorch take r for the fan-in; drawn in its order."""
+    if init == "wide":
+        return nn.init.kaiming_uniform_(torch.empty(n_in, rank), a=math.sqrt(5)).T.contiguous()
+    return nn.init.kaiming_uniform_(torch.empty(rank, n_in), a=math.sqrt(5))
+
+
+@method("lora", "lora_alternative")
+@dataclass(frozen=True)
+class LoRA:
+    """rank r ≥ 1; alpha and scaling give the factor of the product; targets as in `find_sites`.
+
+    merged_forward (`lora_alternative`) adds B A to the weight before the product with x: the same function, computed
+    with one large product instead of one large and two thin ones.
+    """
+
+    rank: int = 8
+    alpha: float = 16
+    dropout: float = 0.0
+    scaling: str = "alpha/r"
+    init: str = "kaiming"
+    targets: str = "attn.q,attn.v"
+    merged_forward: bool = False
+    train_head: bool = True
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise UserError(f"--lora_rank is {self.rank}; it must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--lora_dropout is {self.dropout}; it must be at least 0 and below 1")
+        if self.scaling not in SCALINGS:
+            raise UserError(f"unknown --lora_scaling {self.scaling!r}: choose {', '.join(SCALINGS)}")
+        if self.init not in INITS:
+            raise UserError(f"unknown --lora_init {self.init!r}: choose {', '.join(INITS)}")
+        if self.merged_forward and self.dropout:
+            raise UserError(f"lora_alternative has no place for --lora_dropout {self.dropout}; use lora, or dropout 0")
+
+    @property
+    def scale(self) -> float:
+        return SCALINGS[self.scaling](self.alpha, self.rank)
+
+    @classmethod
+    def from_run(cls, name: str, run) -> "LoRA":
+        return cls(
+            rank=run.lora_rank,
+            alpha=run.lora_alpha,
+            dropout=run.lora_dropout,
+            scaling=run.lora_scaling,
+            init=run.lora_init,
+            targets=run.lora_target,
+            merged_forward=name == "lora_alternative",
+            train_head=run.train_head == "yes",
+        )
+
+    def attach(self, model: nn.Module) -> None:
+        train_head(model, self.train_head)
+        for path, linear in find_sites(model, self.targets).items():
+            replace_module(model, path, LoRALinear(linear, self))

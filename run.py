@@ -1,0 +1,157 @@
+"""`Run`: the whole configuration of one training run, and the one place where its flags are described.
+
+A field that is None hasn't been said. `resolve` fills it: an explicit flag, else the published row, else the recipe of the
+task (which may depend on the model), else DEFAULTS. No torch here, so that `--help` answers at once.
+"""
+
+import shlex
+from dataclasses import dataclass, field, fields, replace
+
+from errors import UserError
+
+
+def flag(kind: type, help: str, *, choices: tuple = (), least: float | None = None, aliases: tuple[str, ...] = ()):
+    return field(
+        default=None, metadata={"kind": kind, "help": help, "choices": choices, "least": least, "aliases": aliases}
+    )
+
+
+YES_NO = ("yes", "no")
+
+
+@dataclass(frozen=True)
+class Run:
+    # the model
+    model: str | None = flag(
+        str,
+        "gpt2-small, -medium, -large, -xl, gpt2-pocket, or owner/name on the hub (default: gpt2-small where it can be had, "
+        "else the shipped gpt2-pocket)",
+        aliases=("model_size",),
+    )
+    checkpoint: str | None = flag(str, "a directory in Hugging Face layout, instead of --model")
+    tokenizer: str | None = flag(str, "a directory with the tokenizer's files (default: the checkpoint's own)")
+    weights: str | None = flag(
+        str, "random: PyTorch's default initialisation of every layer", choices=("pretrained", "random")
+    )
+    disable_causal_mask: bool | None = flag(bool, "let every token attend to every other")
+    dropout: float | None = flag(float, "dropout in the model", least=0)
+    # what is trained
+    trainable_layers: str | None = flag(
+        str, "last_layer (the head), last_block, last_two_blocks, all, lora, lora_alternative, or a method of your own"
+    )
+    train_head: str | None = flag(str, "train the head in full", choices=YES_NO)
+    lora_rank: int | None = flag(int, "rank of the LoRA matrices", least=1)
+    lora_alpha: float | None = flag(float, "alpha of LoRA, see --lora_scaling")
+    lora_target: str | None = flag(str, "all, or whole path components such as attn.q,attn.v or 11.mlp")
+    lora_dropout: float | None = flag(float, "dropout on the input of the LoRA matrices", least=0)
+    lora_scaling: str | None = flag(str, "what multiplies the LoRA product", choices=("alpha", "alpha/r"))
+    lora_init: str | None = flag(
+        str, "bound of LoRA's A: kaiming 1/sqrt(in), wide 1/sqrt(rank)", choices=("kaiming", "wide")
+    )
+    # the data
+    dataset: str | None = flag(str, "spam, or the shipped spam-pocket (default: spam where it can be had)")
+    data_dir: str | None = flag(str, "a directory with data sets (sms_spam/SMSSpamCollection, ...)")
+    trainable_token_pos: str | None = flag(
+        str, "whose hidden state the classifier reads", choices=("first", "last", "flexible")
+    )
+    average_embeddings: bool | None = flag(bool, "classify the mean over all positions instead")
+    context_length: str | None = flag(
+        str, "pad or cut texts to: longest_training_example, model_context_length, or a number of tokens"
+    )
+    no_padding: bool | None = flag(bool, "no influence of padding (masked where a batch needs some)")
+    ignore_index: int | None = flag(int, "label that the loss leaves out")
+    # the loop
+    num_epochs: int | None = flag(int, "passes over the training data", least=1, aliases=("num_train_epochs",))
+    max_steps: int | None = flag(int, "stop after this many optimizer steps (0: no limit)", least=0)
+    batch_size: int | None = flag(int, "examples per forward pass", least=1, aliases=("per_device_train_batch_size",))
+    accumulation_steps: int | None = flag(
+        int, "forward passes per optimizer step", least=1, aliases=("gradient_accumulation_steps",)
+    )
+    eval_batch_size: int | None = flag(int, "examples per forward pass of an evaluation", least=1)
+    learning_rate: float | None = flag(float, "peak learning rate of AdamW", least=0)
+    weight_decay: float | None = flag(float, "decoupled weight decay, on everything that trains", least=0)
+    lr_scheduler_type: str | None = flag(str, "schedule of the learning rate", choices=("constant", "linear", "cosine"))
+    warmup_ratio: float | None = flag(float, "part of the steps in which the learning rate rises from 0", least=0)
+    max_grad_norm: float | None = flag(float, "clip the gradient's norm to this (0: don't)", least=0)
+    seed: int | None = flag(int, "of weights, order and dropout", least=0)
+    data_order: str | None = flag(
+        str,
+        "seeded, or published: the spam script's own shuffles, its dropped last batch too",
+        choices=("seeded", "published"),
+    )
+    # the machine and the record
+    amp: str | None = flag(
+        str, "mixed precision (auto: where the hardware has it)", choices=("auto", "off", "bf16", "fp16")
+    )
+    device: str | None = flag(str, "where to compute", choices=("auto", "cpu", "cuda", "mps"))
+    logging_steps: int | None = flag(int, "write training loss and accuracy every N optimizer steps", least=1)
+    eval_steps: int | None = flag(int, "evaluate every N optimizer steps besides each epoch (0: don't)", least=0)
+    output_dir: str | None = flag(str, "where results go (default: runs/NAME; of a table: runs)")
+    resume: bool | None = flag(bool, "go on from what an interrupted run has saved in its directory")
+
+    def __post_init__(self):
+        for one in fields(self):
+            _check(one.name, getattr(self, one.name), **one.metadata)
+
+
+def _check(name: str, value, kind: type, choices: tuple, least: float | None, **_) -> None:
+    if value is None:
+        return
+    if choices and value not in choices:
+        raise UserError(f"--{name} is {value!r}; choose {', '.join(choices)}")
+    if kind in (int, float) and not value == value:
+        raise UserError(f"--{name} is {value}; it must be a number")
+    if least is not None and value < least:
+        raise UserError(f"--{name} is {value}; it must be at least {least}")
+
+
+# What no recipe says otherwise.
+DEFAULTS = {
+    "weights": "pretrained",
+    "disable_causal_mask": False,
+    "dropout": 0.0,
+    "train_head": "yes",
+    "trainable_token_pos": "last",
+    "average_embeddings": False,
+    "no_padding": False,
+    "ignore_index": -100,
+    "max_steps": 0,
+    "accumulation_steps": 1,
+    "eval_batch_size": 64,
+    "max_grad_norm": 0.0,
+    "data_order": "seeded",
+    "amp": "auto",
+    "device": "auto",
+    "logging_steps": 10,
+    "eval_steps": 0,
+    "resume": False,
+}
+
+
+def override(run: Run, other: Run) -> Run:
+    """`run` with everything that `other` says."""
+    return replace(run, **said(other))
+
+
+def said(run: Run) -> dict:
+    return {one.name: value for one in fields(run) if (value := getattr(run, one.name)) is not None}
+
+
+def resolve(run: Run, recipe: dict) -> Run:
+    """Every field filled: what the run says, else the recipe, else DEFAULTS."""
+    return Run(**(DEFAULTS | recipe | said(run)))
+
+
+def to_flags(run: Run) -> list[str]:
+    """The flags that make this run: the inverse of the command line's parser."""
+    words = []
+    for name, value in said(run).items():
+        if value is True:
+            words.append(f"--{name}")
+        elif value is not False:
+            words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
+    return words
+
+
+def command(run: Run) -> str:
+    return shlex.join(["python", "experiments.py", *to_flags(run)])

@@ -1,0 +1,236 @@
+"""The plain loop: `fit` trains whatever requires a gradient, `evaluate` measures. Any model, head and method."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from data.batching import Batch, Batches
+from errors import UserError
+from run import Run
+
+
+def pick_device(wanted: str) -> torch.device:
+    """auto: CUDA, else Apple's MPS, else the CPU."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return torch.device(next(name for name, there in available.items() if there))
+    if not available[wanted]:
+        choices = ", ".join(name for name, there in available.items() if there)
+        raise UserError(f"--device {wanted} isn't available here; choose auto, {choices}")
+    return torch.device(wanted)
+
+
+def pick_amp(wanted: str, device: torch.device) -> str:
+    """auto: bf16 where the hardware computes it natively, fp16 on older NVIDIA GPUs, else off.
+
+    A processor without bf16 instructions would emulate them, several times slower than fp32.
+    """
+    if wanted == "fp16" and device.type == "cpu":
+        raise UserError("--amp fp16 needs a GPU; on the CPU choose auto, off or bf16")
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return "bf16"
+    return "off"
+
+
+def autocast(amp: str, device: torch.device):
+    """The context in which the forward pass runs. The tensors that train stay float32 in any case."""
+    if amp == "off":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16 if amp == "bf16" else torch.float16)
+
+
+def score(model: nn.Module, batch: Batch, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of the cross-entropy over the batch's targets, and how many of them the model ranks first.
+
+    One rule for both tasks: classification [B, C] against [B], language modelling [B, T, V] against [B, T].
+    """
+    logits = model(batch.input_ids, batch.attention_mask, batch.lengths)
+    logits, labels = logits.flatten(0, -2).float(), batch.labels.flatten()  # [N, C], [N]
+    loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    hits = ((logits.argmax(dim=-1) == labels) & (labels != ignore_index)).sum()
+    return loss, hits
+
+
+def count_targets(batch: Batch, ignore_index: int) -> int:
+    return int((batch.labels != ignore_index).sum())
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Batches, amp: str = "off", ignore_index: int = -100) -> dict[str, float]:
+    """Mean loss and accuracy over every target of every example. Draws no random number and leaves the mode as it was."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    loss, hits = torch.zeros((), device=device, dtype=torch.float64), torch.zeros((), device=device, dtype=torch.long)
+    targets = 0
+    for batch in batches.epoch():
+        targets += count_targets(batch, ignore_index)
+        with autocast(amp, device):
+            batch_loss, batch_hits = score(model, batch.to(device), ignore_index)
+        loss += batch_loss
+        hits += batch_hits
+    model.train(was_training)
+    return {"loss": loss.item() / max(targets, 1), "accuracy": hits.item() / max(targets, 1), "targets": targets}
+
+
+def schedule(kind: str, warmup_ratio: float, total_steps: int):
+    """Factor on the learning rate as a function of the number of steps done."""
+    warmup = math.ceil(warmup_ratio * total_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        progress = (step - warmup) / max(1, total_steps - warmup)
+        if kind == "linear":
+            return max(0.0, 1.0 - progress)
+        if kind == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+        return 1.0
+
+    return factor
+
+
+class Metrics:
+    """`metrics.jsonl`: one record per logged step and per evaluation. Without a path they are only kept in memory."""
+
+    def __init__(self, path: Path | None = None):
+        self.records: list[dict] = []
+        self._file = path.open("w", encoding="utf-8") if path else None
+
+    def write(self, **record) -> None:
+        self.records.append(record)
+        if self._file:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+
+@dataclass(frozen=True)
+class Fitted:
+    steps: int  # optimizer steps done
+    seconds: float
+    interrupted: bool  # by Ctrl-C
+
+
+def windows(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    """Groups of `size` batches that share one optimizer step; the last group of an epoch may be smaller."""
+    while window := list(islice(batches, size)):
+        yield window
+
+
+def fit(model: nn.Module, train: Batches, run: Run, metrics: Metrics, validation: Batches | None = None) -> Fitted:
+    """Trains in place what requires a gradient, as the (resolved) run says. Ctrl-C ends it early and keeps what is there.
+
+    Each step's gradient is that of the mean loss over all targets of its window, whatever the window is cut into.
+    """
+    device = next(model.parameters()).device
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=run.learning_rate, weight_decay=run.weight_decay)
+    total_steps = run.num_epochs * -(-len(train) // run.accumulation_steps)
+    total_steps = min(total_steps, run.max_steps) if run.max_steps else total_steps
+    factor = schedule(run.lr_scheduler_type, run.warmup_ratio, total_steps)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    scaler = torch.amp.GradScaler(device.type, enabled=run.amp == "fp16")
+    meter = Meter(metrics, run, optimizer, total_steps, train)
+    torch.manual_seed(run.seed)  # from here on only dropout draws from torch's global generator
+    model.train()
+    step, interrupted = 0, False
+    try:
+        for epoch in range(run.num_epochs):
+            for window in windows(train.epoch(epoch), run.accumulation_steps):
+                if step == total_steps:
+                    break
+                targets = sum(count_targets(batch, run.ignore_index) for batch in window)
+                for batch in window:
+                    with autocast(run.amp, device):
+                        loss, hits = score(model, batch.to(device), run.ignore_index)
+                    scaler.scale(loss / max(targets, 1)).backward()
+                    meter.add(loss, hits, len(batch.labels))
+                if run.max_grad_norm:
+                    scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_(trained, run.max_grad_norm)
+                scaler.step(optimizer)
+                scaler.update()
+                scheduler.step()
+                optimizer.zero_grad(set_to_none=True)
+                step += 1
+                meter.step(step, epoch, targets)
+                if validation and run.eval_steps and step % run.eval_steps == 0 and step < total_steps:
+                    meter.evaluation(step, epoch, evaluate(model, validation, run.amp, run.ignore_index))
+            if validation:
+                meter.evaluation(step, epoch + 1, evaluate(model, validation, run.amp, run.ignore_index))
+            if step == total_steps:
+                break
+    except KeyboardInterrupt:
+        interrupted = True
+    seconds = meter.close()
+    return Fitted(step, seconds, interrupted)
+
+
+class Meter:
+    """Progress bar and log of a fit. Losses stay on the device until a record is due, so that no step waits for them."""
+
+    def __init__(self, metrics: Metrics, run: Run, optimizer: torch.optim.Optimizer, total_steps: int, train: Batches):
+        self.metrics, self.optimizer = metrics, optimizer
+        self.every, self.total_steps = run.logging_steps, total_steps
+        per_step = min(run.batch_size * run.accumulation_steps, train.n_examples())
+        total = min(run.num_epochs * train.n_examples(), total_steps * per_step)
+        self.bar = tqdm(total=total, unit=" examples", desc="train", dynamic_ncols=True, disable=None)
+        self.started = time.perf_counter()
+        self._reset()
+
+    def _reset(self) -> None:
+        self.loss, self.hits, self.targets = 0.0, 0, 0
+
+    def add(self, loss: torch.Tensor, hits: torch.Tensor, examples: int) -> None:
+        self.loss = self.loss + loss.detach()
+        self.hits = self.hits + hits
+        self.bar.update(examples)
+
+    def step(self, step: int, epoch: int, targets: int) -> None:
+        self.targets += targets
+        if step % self.every and step != self.total_steps:
+            return
+        loss, accuracy = float(self.loss) / max(self.targets, 1), int(self.hits) / max(self.targets, 1)
+        if not math.isfinite(loss):
+            advice = "try a smaller --learning_rate, --max_grad_norm 1 or --amp off"
+            raise UserError(f"the loss is {loss} at step {step}; {advice}")
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}", refresh=False)
+        self._write(step, epoch, "train", loss=loss, accuracy=accuracy, learning_rate=rate)
+        self._reset()
+
+    def evaluation(self, step: int, epoch: int, result: dict[str, float]) -> None:
+        self._write(step, epoch, "validation", **result)
+        tqdm.write(
+            f"step {step}: validation loss {result['loss']:.4f}, accuracy {result['accuracy']:.2%}", file=self.bar.fp
+        ) if not self.bar.disable else None
+
+    def _write(self, step: int, epoch: int, split: str, **values) -> None:
+        seconds = round(time.perf_counter() - self.started, 3)
+        self.metrics.write(step=step, epoch=epoch, split=split, **values, seconds=seconds)
+
+    def close(self) -> float:
+        self.bar.close()
+        return time.perf_counter() - self.started
