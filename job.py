@@ -64,9 +64,7 @@ def prepare(run: Run) -> Job:
 def choose_model(run: Run) -> tuple[Run, str]:
     """A named model is never replaced. Without a name: the published default where it can be had, else the shipped one."""
     if run.checkpoint and run.model:
-        raise UserError(
-            f"--model {run.model!r} and --checkpoint {run.checkpoint!r} both name a model; give one of them"
-        )
+        raise UserError(f"--model {run.model!r} and --checkpoint {run.checkpoint!r} both name a model; give one of them")
     if run.checkpoint:
         if not Path(run.checkpoint).is_dir():
             raise UserError(f"--checkpoint {run.checkpoint!r} is no directory")
@@ -190,9 +188,7 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     model = build_model(run, len(job.task.labels))
     tokenizer = find_tokenizer(run)
     if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: not a pair"
-        )
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: not a pair")
     batches = make_batches(run, job.task, tokenizer, model.config.context_length)
     trainable, total = count_parameters(model)
     print_header(job, trainable, total, batches)
@@ -262,9 +258,7 @@ def prepare_directory(directory: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"--output_dir {directory} can't be written: {error.strerror}") from None
-    (directory / "result.json").unlink(
-        missing_ok=True
-    )  # of an earlier run: from here on it would tell of other tensors
+    (directory / "result.json").unlink(missing_ok=True)  # of an earlier run: from here on it would tell of other tensors
 
 
 def write_json(path: Path, content: object) -> None:

@@ -105,15 +105,11 @@ def main() -> None:
     examples = to_examples(training, tokenizer, args.context_length)
     order = seeded_order(len(examples), args.seed)
     train = Batches(examples, args.batch_size, tokenizer.end_of_text, args.context_length, order)
-    check = Batches(
-        to_examples(held_out, tokenizer, args.context_length), 16, tokenizer.end_of_text, args.context_length
-    )
+    check = Batches(to_examples(held_out, tokenizer, args.context_length), 16, tokenizer.end_of_text, args.context_length)
     n_bytes = sum(len(document.encode("utf-8")) for document in held_out)
 
     device = pick_device("auto")
-    settings = {
-        name: getattr(args, name) for name in ("num_epochs", "batch_size", "learning_rate", "max_steps", "seed")
-    }
+    settings = {name: getattr(args, name) for name in ("num_epochs", "batch_size", "learning_rate", "max_steps", "seed")}
     recipe = {"weight_decay": 0.1, "lr_scheduler_type": "cosine", "warmup_ratio": 0.02, "max_grad_norm": 1.0}
     run = Run(**DEFAULTS | settings | recipe | {"amp": pick_amp("auto", device), "logging_steps": 50})
     torch.manual_seed(args.seed)

@@ -38,9 +38,7 @@ def download_from_zip(urls: tuple[str, ...], member: str, sha256: str, destinati
         raise UserError(f"{destination.name} isn't in {destination.parent} and HF_HUB_OFFLINE is set")
     hosts = {(parts.hostname, parts.port or (80 if parts.scheme == "http" else 443)) for parts in map(urlsplit, urls)}
     if not in_time(lambda: [socket.getaddrinfo(*host) for host in hosts], PATIENCE):
-        raise UserError(
-            f"{destination.name} isn't in {destination.parent} and none of {', '.join(urls)} can be reached"
-        )
+        raise UserError(f"{destination.name} isn't in {destination.parent} and none of {', '.join(urls)} can be reached")
     reasons = []
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)

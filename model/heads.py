@@ -46,9 +46,7 @@ class ClassifierHead(nn.Module):
     ) -> torch.Tensor:
         return self.classifier(self.pool(hidden, attention_mask, lengths))  # [B, T, D] -> [B, D] -> [B, C]
 
-    def pool(
-        self, hidden: torch.Tensor, attention_mask: torch.Tensor | None, lengths: torch.Tensor | None
-    ) -> torch.Tensor:
+    def pool(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None, lengths: torch.Tensor | None) -> torch.Tensor:
         if self.average:
             if attention_mask is None:
                 return hidden.mean(dim=1)  # [B, T, D] -> [B, D]

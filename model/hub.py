@@ -106,6 +106,4 @@ def _check_hash(file: Path) -> None:
     if digest != blob.name:
         blob.unlink()
         file.unlink(missing_ok=True)
-        raise UserError(
-            f"{file.name} was downloaded with sha256 {digest}, published is {blob.name}: removed, try again"
-        )
+        raise UserError(f"{file.name} was downloaded with sha256 {digest}, published is {blob.name}: removed, try again")

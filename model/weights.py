@@ -76,9 +76,7 @@ class Checkpoint:
         elif single.is_file():
             files = [single]
         else:
-            pickled = (
-                " (a pickled pytorch_model.bin is never loaded)" if (directory / "pytorch_model.bin").exists() else ""
-            )
+            pickled = " (a pickled pytorch_model.bin is never loaded)" if (directory / "pytorch_model.bin").exists() else ""
             raise UserError(f"{directory} has neither {single.name} nor {index.name}{pickled}")
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._file_of: dict[str, Path] = {}

@@ -38,9 +38,7 @@ class LoRALinear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.merged_forward:
             return F.linear(x, self.merged_weight(), self.bias)  # [B, T, in] -> [B, T, out]
-        low_rank = F.linear(
-            F.linear(self.dropout(x), self.lora_a), self.lora_b
-        )  # [B, T, in] -> [B, T, r] -> [B, T, out]
+        low_rank = F.linear(F.linear(self.dropout(x), self.lora_a), self.lora_b)  # [B, T, in] -> [B, T, r] -> [B, T, out]
         return F.linear(x, self.weight, self.bias) + self.scale * low_rank
 
     def merged_weight(self) -> torch.Tensor:

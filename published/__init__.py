@@ -25,9 +25,7 @@ class Table:
         for row in self.rows:
             if row.number == number:
                 return row
-        raise UserError(
-            f"the table {self.name} has no row {number}; it has {self.rows[0].number}-{self.rows[-1].number}"
-        )
+        raise UserError(f"the table {self.name} has no row {number}; it has {self.rows[0].number}-{self.rows[-1].number}")
 
 
 def get_table(name: str) -> Table:

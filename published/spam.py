@@ -4,9 +4,7 @@ from published import Row, Table
 from run import Run
 
 
-def _row(
-    number: int, title: str, run: Run, train: float, validation: float, test: float, minutes: float, note: str = ""
-):
+def _row(number: int, title: str, run: Run, train: float, validation: float, test: float, minutes: float, note: str = ""):
     published = {"train": train, "validation": validation, "test": test, "minutes": minutes}
     return Row(number, title, run, published, note)
 

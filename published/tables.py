@@ -51,9 +51,7 @@ def measure(row: Row, said: Run, n_seeds: int, folder: Path) -> dict | None:
     accuracies = {split: [100 * result[f"{split}_accuracy"] for result in results] for split in SPLITS}
     return line | {
         "measured": {split: round(statistics.mean(values), 2) for split, values in accuracies.items()},
-        "std": {
-            split: round(statistics.stdev(values), 2) if n_seeds > 1 else None for split, values in accuracies.items()
-        },
+        "std": {split: round(statistics.stdev(values), 2) if n_seeds > 1 else None for split, values in accuracies.items()},
         "seeds": [result["seed"] for result in results],
         "seconds": round(statistics.mean(result["total_seconds"] for result in results), 1),
         "model": results[0]["model"],
