@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import model as models
@@ -94,10 +95,14 @@ def choose_dataset(run: Run) -> tuple[Run, str]:
 
 def run_name(run: Run) -> str:
     """Runs of the same configuration share a directory, whichever row or flags they came from; others never do."""
-    said = {name: value for name, value in asdict(run).items() if name not in ("output_dir", "resume")}
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(identity(run), sort_keys=True).encode()).hexdigest()[:8]
     model = run.model or Path(run.checkpoint).name
     return f"{run.dataset}-{model.replace('/', '--')}-{run.trainable_layers}-seed{run.seed}-{digest}"
+
+
+def identity(run: Run) -> dict:
+    """What makes two runs the same: everything but where the results go and whether it started anew."""
+    return {name: value for name, value in asdict(run).items() if name not in ("output_dir", "resume")}
 
 
 def find_tokenizer(run: Run) -> GPT2Tokenizer:
@@ -168,10 +173,8 @@ def make_batches(run: Run, task: Task, tokenizer: GPT2Tokenizer, limit: int) -> 
     }
     pad_to = None if run.no_padding else length
     n = len(splits["train"])
-    if run.data_order == "published":
-        order = published_order(n, run.seed, run.batch_size)
-    else:
-        order = seeded_order(n, run.seed)
+    published = run.data_order == "published"
+    order = published_order(n, run.seed, run.batch_size) if published else seeded_order(n, run.seed)
     batches = {
         name: Batches(examples, run.eval_batch_size, tokenizer.end_of_text, pad_to) for name, examples in splits.items()
     }
@@ -192,12 +195,16 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     batches = make_batches(run, job.task, tokenizer, model.config.context_length)
     trainable, total = count_parameters(model)
     print_header(job, trainable, total, batches)
-    prepare_directory(job.directory)
+    prepare_directory(job)
+    trained_file, state_file = job.directory / "trained.safetensors", job.directory / "training_state.safetensors"
+    if run.resume:
+        peft.restore(model, load_file(trained_file))
     model.to(device)
-    metrics = Metrics(job.directory / "metrics.jsonl")
-    fitted = fit(model, batches["train"], run, metrics, batches["validation"])
-    method = json.dumps(asdict(peft.method_of(run)))
-    write_safetensors(peft.export(model), job.directory / "trained.safetensors", {"method": method})
+    metrics = Metrics(job.directory / "metrics.jsonl", append=run.resume)
+    fitted = fit(model, batches["train"], run, metrics, batches["validation"], state_file)
+    write_safetensors(peft.export(model), trained_file, {"method": json.dumps(asdict(peft.method_of(run)))})
+    if not fitted.interrupted:
+        state_file.unlink(missing_ok=True)
     accuracies = {} if fitted.interrupted else final_accuracies(peft.merge(model), batches, run, metrics, fitted)
     metrics.close()
     result = {
@@ -250,15 +257,37 @@ def print_header(job: Job, trainable: int, total: int, batches: dict[str, Batche
     print(f"run      {' '.join(to_flags(replace(run, model=None, checkpoint=None, dataset=None)))}", flush=True)
 
 
-def prepare_directory(directory: Path) -> None:
+def prepare_directory(job: Job) -> None:
+    """Makes sure that results can be written, before any time is spent on them, and that a resumed run is the same run."""
+    directory, result = job.directory, job.directory / "result.json"
+    if job.run.resume:
+        check_resumable(job)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / f".writable.{os.getpid()}"
         probe.touch()
         probe.unlink()
+        result.unlink(missing_ok=True)  # of an earlier run: from here on it would tell of other tensors
     except OSError as error:
         raise UserError(f"--output_dir {directory} can't be written: {error.strerror}") from None
-    (directory / "result.json").unlink(missing_ok=True)  # of an earlier run: from here on it would tell of other tensors
+
+
+def check_resumable(job: Job) -> None:
+    earlier = read_result(job.directory)
+    if earlier is None or not (job.directory / "training_state.safetensors").is_file():
+        raise UserError(f"--resume: {job.directory} holds no interrupted run; train anew without --resume")
+    changed = [name for name, value in identity(job.run).items() if earlier["config"].get(name) != value]
+    if changed:
+        raise UserError(f"--resume: the run in {job.directory} had other values of {', '.join(changed)}")
+
+
+def read_result(directory: Path) -> dict | None:
+    """An earlier run's result.json, or None where there is none to be read."""
+    try:
+        result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, dict) and isinstance(result.get("config"), dict) else None
 
 
 def write_json(path: Path, content: object) -> None:

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import math
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,12 +12,14 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from data.batching import Batch, Batches
 from errors import UserError
+from model.weights import write_safetensors
 from run import Run
 
 
@@ -111,9 +115,9 @@ def schedule(kind: str, warmup_ratio: float, total_steps: int):
 class Metrics:
     """`metrics.jsonl`: one record per logged step and per evaluation. Without a path they are only kept in memory."""
 
-    def __init__(self, path: Path | None = None):
+    def __init__(self, path: Path | None = None, append: bool = False):
         self.records: list[dict] = []
-        self._file = path.open("w", encoding="utf-8") if path else None
+        self._file = path.open("a" if append else "w", encoding="utf-8") if path else None
 
     def write(self, **record) -> None:
         self.records.append(record)
@@ -139,64 +143,131 @@ def windows(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
         yield window
 
 
-def fit(model: nn.Module, train: Batches, run: Run, metrics: Metrics, validation: Batches | None = None) -> Fitted:
-    """Trains in place what requires a gradient, as the (resolved) run says. Ctrl-C ends it early and keeps what is there.
+def fit(
+    model: nn.Module,
+    train: Batches,
+    run: Run,
+    metrics: Metrics,
+    validation: Batches | None = None,
+    state_file: Path | None = None,
+) -> Fitted:
+    """Trains in place what requires a gradient, as the (resolved) run says.
 
     Each step's gradient is that of the mean loss over all targets of its window, whatever the window is cut into.
+    Ctrl-C ends it after the step under way; `state_file` then receives what `run.resume` needs to go on from there.
     """
     device = next(model.parameters()).device
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=run.learning_rate, weight_decay=run.weight_decay)
-    total_steps = run.num_epochs * -(-len(train) // run.accumulation_steps)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), lr=run.learning_rate, weight_decay=run.weight_decay, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=run.amp == "fp16")
+    steps_per_epoch = -(-len(train) // run.accumulation_steps)
+    total_steps = run.num_epochs * steps_per_epoch
     total_steps = min(total_steps, run.max_steps) if run.max_steps else total_steps
     factor = schedule(run.lr_scheduler_type, run.warmup_ratio, total_steps)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    scaler = torch.amp.GradScaler(device.type, enabled=run.amp == "fp16")
-    meter = Meter(metrics, run, optimizer, total_steps, train)
     torch.manual_seed(run.seed)  # from here on only dropout draws from torch's global generator
+    done = load_state(state_file, trained, optimizer, scaler) if run.resume else 0
+    meter = Meter(metrics, run, total_steps, train, done)
     model.train()
-    step, interrupted = 0, False
-    try:
-        for epoch in range(run.num_epochs):
+    step = 0
+    with interrupt_flag() as interrupted:
+        for epoch in range(-(-total_steps // steps_per_epoch)):
             for window in windows(train.epoch(epoch), run.accumulation_steps):
-                if step == total_steps:
+                if step == total_steps or interrupted.is_set():
                     break
+                step += 1
+                if step <= done:
+                    continue
+                rate = run.learning_rate * factor(step - 1)
                 targets = sum(count_targets(batch, run.ignore_index) for batch in window)
                 for batch in window:
                     with autocast(run.amp, device):
                         loss, hits = score(model, batch.to(device), run.ignore_index)
                     scaler.scale(loss / max(targets, 1)).backward()
                     meter.add(loss, hits, len(batch.labels))
-                if run.max_grad_norm:
-                    scaler.unscale_(optimizer)
-                    nn.utils.clip_grad_norm_(trained, run.max_grad_norm)
-                scaler.step(optimizer)
-                scaler.update()
-                scheduler.step()
-                optimizer.zero_grad(set_to_none=True)
-                step += 1
-                meter.step(step, epoch, targets)
-                if validation and run.eval_steps and step % run.eval_steps == 0 and step < total_steps:
+                update(optimizer, scaler, rate, run.max_grad_norm)
+                meter.step(step, epoch, targets, rate)
+                at_end_of_epoch = step % steps_per_epoch == 0 or step == total_steps
+                if validation and (at_end_of_epoch or (run.eval_steps and step % run.eval_steps == 0)):
                     meter.evaluation(step, epoch, evaluate(model, validation, run.amp, run.ignore_index))
-            if validation:
-                meter.evaluation(step, epoch + 1, evaluate(model, validation, run.amp, run.ignore_index))
-            if step == total_steps:
-                break
-    except KeyboardInterrupt:
-        interrupted = True
-    seconds = meter.close()
-    return Fitted(step, seconds, interrupted)
+        stopped = step < total_steps
+        if stopped and state_file:
+            save_state(state_file, trained, optimizer, scaler, step)
+    return Fitted(step, meter.close(), stopped)
+
+
+def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, rate: float, max_grad_norm: float) -> None:
+    """One optimizer step with the gradients that have been summed up, and a clean slate for the next."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        if max_grad_norm:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(group["params"], max_grad_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+
+
+@contextlib.contextmanager
+def interrupt_flag() -> Iterator[threading.Event]:
+    """The first Ctrl-C only sets the flag, so that no optimizer step is cut in half; the second stops at once."""
+    flag = threading.Event()
+
+    def on_interrupt(signal_number, frame) -> None:
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+
+    if threading.current_thread() is not threading.main_thread():  # signals can only be handled there
+        yield flag
+        return
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def save_state(path: Path, trained: dict, optimizer: torch.optim.Optimizer, scaler, step: int) -> None:
+    """The optimizer's moments, the generators and the loss scale (the trained tensors are exported by the caller)."""
+    tensors = {"generator.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["generator.cuda"] = torch.cuda.get_rng_state()
+    for name, parameter in trained.items():
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"{key}.{name}"] = value.cpu()
+    write_safetensors(tensors, path, {"step": str(step), "scaler": json.dumps(scaler.state_dict())})
+
+
+def load_state(path: Path, trained: dict, optimizer: torch.optim.Optimizer, scaler) -> int:
+    """Puts everything of `save_state` back. Returns the number of optimizer steps done."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+        keys = ("step", "exp_avg", "exp_avg_sq")
+        moments = [{key: tensors[f"{key}.{name}"] for key in keys} for name in trained]
+        step, scale = int(metadata["step"]), json.loads(metadata["scaler"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} can't be resumed from: {error}; train anew without --resume") from None
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": dict(enumerate(moments)), "param_groups": groups})
+    scaler.load_state_dict(scale)
+    torch.set_rng_state(tensors["generator.cpu"])
+    if "generator.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["generator.cuda"])
+    return step
 
 
 class Meter:
     """Progress bar and log of a fit. Losses stay on the device until a record is due, so that no step waits for them."""
 
-    def __init__(self, metrics: Metrics, run: Run, optimizer: torch.optim.Optimizer, total_steps: int, train: Batches):
-        self.metrics, self.optimizer = metrics, optimizer
-        self.every, self.total_steps = run.logging_steps, total_steps
+    def __init__(self, metrics: Metrics, run: Run, total_steps: int, train: Batches, done: int):
+        self.metrics, self.every, self.total_steps = metrics, run.logging_steps, total_steps
         per_step = min(run.batch_size * run.accumulation_steps, train.n_examples())
         total = min(run.num_epochs * train.n_examples(), total_steps * per_step)
-        self.bar = tqdm(total=total, unit=" examples", desc="train", dynamic_ncols=True, disable=None)
+        self.bar = tqdm(
+            total=total, initial=done * per_step, unit=" examples", desc="train", dynamic_ncols=True, disable=None
+        )
         self.started = time.perf_counter()
         self._reset()
 
@@ -208,7 +279,7 @@ class Meter:
         self.hits = self.hits + hits
         self.bar.update(examples)
 
-    def step(self, step: int, epoch: int, targets: int) -> None:
+    def step(self, step: int, epoch: int, targets: int, rate: float) -> None:
         self.targets += targets
         if step % self.every and step != self.total_steps:
             return
@@ -216,16 +287,14 @@ class Meter:
         if not math.isfinite(loss):
             advice = "try a smaller --learning_rate, --max_grad_norm 1 or --amp off"
             raise UserError(f"the loss is {loss} at step {step}; {advice}")
-        rate = self.optimizer.param_groups[0]["lr"]
         self.bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}", refresh=False)
         self._write(step, epoch, "train", loss=loss, accuracy=accuracy, learning_rate=rate)
         self._reset()
 
     def evaluation(self, step: int, epoch: int, result: dict[str, float]) -> None:
         self._write(step, epoch, "validation", **result)
-        tqdm.write(
-            f"step {step}: validation loss {result['loss']:.4f}, accuracy {result['accuracy']:.2%}", file=self.bar.fp
-        ) if not self.bar.disable else None
+        if not self.bar.disable:
+            self.bar.write(f"step {step}: validation loss {result['loss']:.4f}, accuracy {result['accuracy']:.2%}")
 
     def _write(self, step: int, epoch: int, split: str, **values) -> None:
         seconds = round(time.perf_counter() - self.started, 3)

@@ -1,6 +1,7 @@
 """SMS spam (Almeida et al. 2011, UCI data set 228): 5,572 messages, balanced to 747 ham + 747 spam, split 70/10/20."""
 
 import csv
+import io
 from pathlib import Path
 
 import numpy as np
@@ -35,18 +36,28 @@ def read_pocket(data_dir: Path | None) -> dict[str, list[TextExample]]:
 
 def read_collection(path: Path) -> list[TextExample]:
     """Lines of label, tab, text. Read with csv's default quoting, as the published split was (5,572 of 5,574 lines)."""
-    examples = []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(file, delimiter="\t")
-            for row in reader:
-                if len(row) != 2 or row[0] not in LABELS or not row[1].strip():
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: expected ham or spam, a tab and a text, got {str(row)[:80]}"
-                    )
-                examples.append(TextExample(row[1], LABELS.index(row[0])))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        content = path.read_bytes().decode("utf-8")
+    except OSError as error:
         raise UserError(f"{path} can't be read: {error}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: expected UTF-8, got the byte {error.object[error.start]:#x}") from None
+    examples = []
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter="\t")
+    try:
+        for row in reader:
+            if len(row) != 2 or row[0] not in LABELS or not row[1].strip():
+                raise UserError(
+                    f"{path}, line {reader.line_num}: expected ham or spam, a tab and a text, got {str(row)[:80]}"
+                )
+            examples.append(TextExample(row[1], LABELS.index(row[0])))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}") from None
+    spam = sum(example.label for example in examples)
+    ham = len(examples) - spam
+    if not 5 <= spam <= ham:
+        raise UserError(f"{path} has {ham} ham and {spam} spam messages: needed are at least 5 spam, and no fewer ham")
     return examples
 
 
@@ -58,8 +69,6 @@ def split(examples: list[TextExample]) -> dict[str, list[TextExample]]:
     """
     ham = [example for example in examples if example.label == 0]
     spam = [example for example in examples if example.label == 1]
-    if not 0 < len(spam) <= len(ham) or len(spam) < 5:
-        raise UserError(f"{len(ham)} ham and {len(spam)} spam messages: needed are at least 5 spam, and no fewer ham")
 
     def sample(pool: list[TextExample], size: int) -> list[TextExample]:
         return [pool[i] for i in np.random.RandomState(SPLIT_SEED).choice(len(pool), size, replace=False)]

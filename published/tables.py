@@ -1,12 +1,11 @@
 """Running the rows of a table and setting what was measured beside what was published."""
 
-import json
 import statistics
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from errors import UserError
-from job import DEFAULT_MODEL, Job, execute, prepare, write_json
+from job import DEFAULT_MODEL, Job, execute, identity, prepare, read_result, write_json
 from published import Row, Table
 from run import Run, command, override
 
@@ -75,12 +74,11 @@ def why_left_out(row: Row, said: Run) -> str:
 
 def finished(job: Job) -> dict | None:
     """The result of an earlier, complete run of exactly this configuration."""
-    try:
-        result = json.loads((job.directory / "result.json").read_text(encoding="utf-8"))
-        same = result["config"] | {"output_dir": None} == asdict(job.run) | {"output_dir": None}
-        return result if same and not result["interrupted"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+    result = read_result(job.directory)
+    if result is None or result["interrupted"]:
         return None
+    same = all(result["config"].get(name) == value for name, value in identity(job.run).items())
+    return result if same else None
 
 
 def write_table(table: Table, lines: list[dict], folder: Path) -> None:

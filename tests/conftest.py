@@ -7,7 +7,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("PEFT_SHARED", ROOT.parent / "shared"))  # real data sets and vocabularies, not in the repository
+SHARED = Path(
+    os.environ.get("PEFT_SHARED", ROOT.parent / "shared")
+)  # real data sets and vocabularies, not in the repository
 
 
 @pytest.fixture(scope="session")
