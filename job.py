@@ -13,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 import model as models
@@ -23,7 +22,7 @@ from data.batching import Batches, Example, published_order, seeded_order
 from errors import UserError
 from model import hub
 from model.tokenizer import GPT2Tokenizer, has_tokenizer_files
-from model.weights import write_safetensors
+from model.weights import read_safetensors, write_safetensors
 from run import Run, resolve, to_flags
 from train import Fitted, Metrics, evaluate, fit, pick_amp, pick_device
 
@@ -198,7 +197,7 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     prepare_directory(job)
     trained_file, state_file = job.directory / "trained.safetensors", job.directory / "training_state.safetensors"
     if run.resume:
-        peft.restore(model, load_file(trained_file))
+        peft.restore(model, read_safetensors(trained_file)[0])
     model.to(device)
     metrics = Metrics(job.directory / "metrics.jsonl", append=run.resume)
     fitted = fit(model, batches["train"], run, metrics, batches["validation"], state_file)

@@ -12,14 +12,13 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from data.batching import Batch, Batches
 from errors import UserError
-from model.weights import write_safetensors
+from model.weights import read_safetensors, write_safetensors
 from run import Run
 
 
@@ -240,15 +239,13 @@ def save_state(path: Path, trained: dict, optimizer: torch.optim.Optimizer, scal
 
 def load_state(path: Path, trained: dict, optimizer: torch.optim.Optimizer, scaler) -> int:
     """Puts everything of `save_state` back. Returns the number of optimizer steps done."""
+    tensors, metadata = read_safetensors(path)
+    keys = ("step", "exp_avg", "exp_avg_sq")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-        keys = ("step", "exp_avg", "exp_avg_sq")
         moments = [{key: tensors[f"{key}.{name}"] for key in keys} for name in trained]
         step, scale = int(metadata["step"]), json.loads(metadata["scaler"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} can't be resumed from: {error}; train anew without --resume") from None
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} lacks {error}; train anew without --resume") from None
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": dict(enumerate(moments)), "param_groups": groups})
     scaler.load_state_dict(scale)

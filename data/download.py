@@ -1,6 +1,8 @@
 """Fetching a data set: standard library only, checked by hash, and never half there."""
 
+import contextlib
 import hashlib
+import http.client
 import os
 import shutil
 import socket
@@ -8,6 +10,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,6 +21,13 @@ from network import in_time, offline
 
 PATIENCE = 2.5  # seconds to the first answer of any address, before the network counts as absent
 STALL = 30.0  # seconds without a byte before a download counts as broken off
+
+# What an address can do wrong: no answer, not HTTP, not an archive, not the right one (UserError is a ValueError).
+# RuntimeError and EOFError are zipfile's, for an encrypted and for a cut member.
+BAD_ANSWERS = (
+    *(urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError),
+    *(zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError),
+)
 
 
 def cache_dir() -> Path:
@@ -37,7 +47,7 @@ def download_from_zip(urls: tuple[str, ...], member: str, sha256: str, destinati
     if offline():
         raise UserError(f"{destination.name} isn't in {destination.parent} and HF_HUB_OFFLINE is set")
     hosts = {(parts.hostname, parts.port or (80 if parts.scheme == "http" else 443)) for parts in map(urlsplit, urls)}
-    if not in_time(lambda: [socket.getaddrinfo(*host) for host in hosts], PATIENCE):
+    if not in_time(lambda: _look_up_any(hosts), PATIENCE):
         raise UserError(f"{destination.name} isn't in {destination.parent} and none of {', '.join(urls)} can be reached")
     reasons = []
     try:
@@ -50,11 +60,20 @@ def download_from_zip(urls: tuple[str, ...], member: str, sha256: str, destinati
                     _check_hash(unpacked, sha256)
                     os.replace(unpacked, destination)
                     return destination
-                except (UserError, urllib.error.URLError, zipfile.BadZipFile, TimeoutError, ConnectionError) as error:
-                    reasons.append(f"{url}: {error}")
+                except BAD_ANSWERS as error:
+                    reasons.append(f"{url}: {' '.join(str(error).split())}")
     except OSError as error:
         raise UserError(f"can't store {destination}: {error}") from None
     raise UserError(f"{destination.name} can't be downloaded ({'; '.join(reasons)})")
+
+
+def _look_up_any(hosts: set[tuple[str, int]]) -> None:
+    """Returns once one of the hosts is found, and raises OSError if none is: the second address may work alone."""
+    for host in hosts:
+        with contextlib.suppress(OSError):
+            socket.getaddrinfo(*host)
+            return
+    raise OSError("no host is known")
 
 
 def _fetch(url: str, path: Path) -> Path:

@@ -186,6 +186,15 @@ def save_pretrained(model: GPT2, directory: Path, dtype: torch.dtype = torch.flo
     (directory / "config.json").write_text(config, encoding="utf-8")
 
 
+def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(tensors, metadata) of a file that `write_safetensors` wrote."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no dict)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} can't be read as safetensors: {error}") from None
+
+
 def write_safetensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Writes beside `path` first and moves into place, so that `path` never holds half a file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

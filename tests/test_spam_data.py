@@ -41,7 +41,7 @@ def test_the_split_is_the_published_one(shared: Path, name: str):
 
 def test_the_real_file_has_the_rows_that_csv_sees(shared: Path):
     examples = read_collection(shared / "data" / FILE)
-    assert len(examples) == 5572  # of 5,574 lines: two quotes swallow a line end each
+    assert len(examples) == 5572  # of 5,574 lines: csv lets quoted texts run over two line ends
     assert sum(example.label for example in examples) == 747
     assert TASKS["spam"].labels == LABELS and LABELS[1] == "spam"  # the golden hashes count spam as 1
 

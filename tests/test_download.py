@@ -1,0 +1,271 @@
+"""Fetching a data set, against a server on this machine: right or not there at all, and always with a reason."""
+
+import hashlib
+import io
+import os
+import socket
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from data.download import cache_dir, download_from_zip
+from data.spam import FILE, read_spam
+from errors import UserError
+
+MEMBER = "SMSSpamCollection"
+CONTENT = b"ham\thello\n" * 1000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as bundle:
+        for name, content in members.items():
+            bundle.writestr(name, content)
+    return buffer.getvalue()
+
+
+ARCHIVE = zipped({"readme": b"about", MEMBER: CONTENT})
+
+
+class Server:
+    """Answers each path with the raw bytes given for it (status line, headers and all), and remembers what was asked."""
+
+    def __init__(self):
+        self.answers: dict[str, bytes] = {}
+        self.asked: list[str] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                outer.asked.append(self.path)
+                self.wfile.write(outer.answers.get(self.path, b"HTTP/1.0 404 Not Found\r\nContent-Length: 0\r\n\r\n"))
+
+            def log_message(self, *_):
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        # a short poll, because shutting down waits for the next one
+        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def serve(self, path: str, body: bytes, length: int | None = None) -> str:
+        length = len(body) if length is None else length
+        return self.serve_raw(path, f"HTTP/1.0 200 OK\r\nContent-Length: {length}\r\n\r\n".encode() + body)
+
+    def serve_raw(self, path: str, answer: bytes) -> str:
+        self.answers[path] = answer
+        return self.url(path)
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self._http.server_port}{path}"
+
+    def close(self):
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "*")  # a proxy for the outside would be asked for 127.0.0.1 too
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    one = Server()
+    yield one
+    one.close()
+
+
+def fetch(folder: Path, *urls: str) -> Path:
+    return download_from_zip(urls, MEMBER, SHA256, folder / MEMBER)
+
+
+def complaint(folder: Path, *urls: str) -> str:
+    """The one line of the error; nothing may be left behind."""
+    with pytest.raises(UserError) as caught:
+        fetch(folder, *urls)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert not folder.is_dir() or list(folder.iterdir()) == []
+    return message
+
+
+def unused_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def test_a_good_archive_is_fetched_once(server: Server, tmp_path: Path):
+    folder = tmp_path / "not" / "there" / "yet"
+    url = server.serve("/good.zip", ARCHIVE)
+    assert fetch(folder, url) == folder / MEMBER
+    assert (folder / MEMBER).read_bytes() == CONTENT
+    assert fetch(folder, url) == folder / MEMBER
+    assert server.asked == ["/good.zip"]
+    assert [path.name for path in folder.iterdir()] == [MEMBER]
+
+
+def test_an_answer_without_a_length(server: Server, tmp_path: Path):
+    url = server.serve_raw("/good.zip", b"HTTP/1.0 200 OK\r\n\r\n" + ARCHIVE)
+    assert fetch(tmp_path, url).read_bytes() == CONTENT
+
+
+def broken_deflate() -> bytes:
+    """An archive whose table of contents is fine and whose compressed bytes aren't."""
+    start = ARCHIVE.rindex(MEMBER.encode(), 0, ARCHIVE.index(b"PK\x01\x02")) + len(MEMBER)
+    return ARCHIVE[:start] + b"\xff" * 20 + ARCHIVE[start + 20 :]
+
+
+def wrong_checksum() -> bytes:
+    plain = zipped({MEMBER: CONTENT}, zipfile.ZIP_STORED)
+    return plain.replace(CONTENT, CONTENT.replace(b"ham", b"HAM", 1))
+
+
+def encrypted() -> bytes:
+    """The flag that says so is bit 0 of the field at offset 6 of the file's header and at 8 of the directory's entry."""
+    plain = bytearray(zipped({MEMBER: CONTENT}))
+    plain[6] |= 1
+    plain[plain.index(b"PK\x01\x02") + 8] |= 1
+    return bytes(plain)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (zipped({MEMBER: CONTENT + b"!"}), "expected " + SHA256),
+        (zipped({"readme": b"about"}), f"the archive holds no {MEMBER}"),
+        (zipped({"folder/" + MEMBER: CONTENT}), f"the archive holds no {MEMBER}"),
+        (b"<html>please log in</html>", "not a zip file"),
+        (b"", "not a zip file"),
+        (ARCHIVE[:-30], "not a zip file"),
+        (broken_deflate(), "decompress"),
+        (wrong_checksum(), "CRC"),
+        (encrypted(), "encrypted"),
+    ],
+    ids=["sha256", "no member", "member in a folder", "page", "nothing", "cut", "deflate", "crc", "encrypted"],
+)
+def test_a_wrong_archive(server: Server, tmp_path: Path, body: bytes, reason: str):
+    url = server.serve("/bad.zip", body)
+    message = complaint(tmp_path, url)
+    assert MEMBER in message and url in message
+    assert reason in message
+
+
+def test_a_wrong_sha256_shows_both(server: Server, tmp_path: Path):
+    found = hashlib.sha256(b"other").hexdigest()
+    message = complaint(tmp_path, server.serve("/bad.zip", zipped({MEMBER: b"other"})))
+    assert f"sha256 is {found}, expected {SHA256}" in message
+
+
+def test_an_address_that_is_not_there(server: Server, tmp_path: Path):
+    url = server.url("/absent.zip")
+    message = complaint(tmp_path, url)
+    assert url in message and "404" in message
+
+
+def test_a_download_that_breaks_off(server: Server, tmp_path: Path):
+    url = server.serve("/short.zip", ARCHIVE[:100], length=len(ARCHIVE))
+    message = complaint(tmp_path, url)
+    assert url in message
+    assert f"broke off after 100 of {len(ARCHIVE)} bytes" in message
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nonly this",
+        b"this is no HTTP\r\n\r\n",
+        b"",
+        b"HTTP/1.0 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n",
+    ],
+    ids=["cut chunk", "no http", "silence", "too many headers"],
+)
+def test_a_server_that_speaks_nonsense(server: Server, tmp_path: Path, answer: bytes):
+    url = server.serve_raw("/odd.zip", answer)
+    assert url in complaint(tmp_path, url)
+
+
+def test_a_server_that_refuses(server: Server, tmp_path: Path):
+    url = f"http://127.0.0.1:{unused_port()}/good.zip"
+    message = complaint(tmp_path, url)
+    assert url in message and "refused" in message
+
+
+def test_the_second_address_is_tried(server: Server, tmp_path: Path):
+    good = server.serve("/good.zip", ARCHIVE)
+    assert fetch(tmp_path, server.url("/absent.zip"), good).read_bytes() == CONTENT
+    assert server.asked == ["/absent.zip", "/good.zip"]
+    assert [path.name for path in tmp_path.iterdir()] == [MEMBER]
+
+
+def test_each_address_has_its_own_reason(server: Server, tmp_path: Path):
+    page, absent = server.serve("/page.zip", b"a page"), server.url("/absent.zip")
+    message = complaint(tmp_path, page, absent)
+    assert message.index(page) < message.index("not a zip file") < message.index(absent) < message.index("404")
+
+
+@pytest.fixture
+def only_local_names(monkeypatch: pytest.MonkeyPatch):
+    """Name look-up as on a machine that knows 127.0.0.1 alone, and without asking any real server for a name."""
+    real = socket.getaddrinfo
+
+    def look_up(host, *args, **kwargs):
+        if host != "127.0.0.1":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return real(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
+@pytest.mark.usefixtures("only_local_names")
+def test_one_unknown_host_does_not_spoil_the_others(server: Server, tmp_path: Path):
+    good = server.serve("/good.zip", ARCHIVE)
+    assert fetch(tmp_path, "http://nowhere.invalid/good.zip", good).read_bytes() == CONTENT
+
+
+@pytest.mark.usefixtures("only_local_names")
+def test_no_network_at_all(server: Server, tmp_path: Path):
+    urls = ("http://nowhere.invalid/a.zip", "https://elsewhere.invalid/b.zip")
+    message = complaint(tmp_path, *urls)
+    assert "can be reached" in message and all(url in message for url in urls)
+
+
+def test_members_cannot_leave_the_directory(server: Server, tmp_path: Path):
+    folder = tmp_path / "a" / "b"
+    evil = {"../evil": b"1", "/tmp/../" + str(tmp_path) + "/evil": b"2", "../../evil": b"3", "b/" + MEMBER: b"4"}
+    url = server.serve("/evil.zip", zipped({**evil, MEMBER: CONTENT}))
+    assert fetch(folder, url).read_bytes() == CONTENT
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [folder / MEMBER]
+
+
+def test_offline_asks_nobody(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    url = server.serve("/good.zip", ARCHIVE)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: pytest.fail("looked a name up"))
+    message = complaint(tmp_path, url)
+    assert "HF_HUB_OFFLINE" in message and MEMBER in message and str(tmp_path) in message
+    assert server.asked == []
+    (tmp_path / MEMBER).write_bytes(b"kept")
+    assert fetch(tmp_path, url).read_bytes() == b"kept"  # what is there needs no network
+
+
+def test_a_cache_that_cannot_be_written(server: Server, tmp_path: Path):
+    """Below a regular file, since root may write anywhere else."""
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError) as caught:
+        fetch(tmp_path / "file" / "cache", server.serve("/good.zip", ARCHIVE))
+    assert str(tmp_path / "file" / "cache" / MEMBER) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PEFT_FROM_SCRATCH_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_dir() == tmp_path / "xdg" / "peft-from-scratch"
+    monkeypatch.setenv("PEFT_FROM_SCRATCH_CACHE", str(tmp_path / "ours"))
+    assert cache_dir() == tmp_path / "ours"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=f"isn't in {tmp_path / 'ours' / FILE.parent}{os.sep}? and HF_HUB_OFFLINE"):
+        read_spam(None)
