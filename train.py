@@ -82,16 +82,16 @@ def evaluate(model: nn.Module, batches: Batches, amp: str = "off", ignore_index:
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    loss, hits = torch.zeros((), device=device, dtype=torch.float64), torch.zeros((), device=device, dtype=torch.long)
-    targets = 0
+    losses, hits, targets = [], [], 0
     for batch in batches.epoch():
         targets += count_targets(batch, ignore_index)
         with autocast(amp, device):
             batch_loss, batch_hits = score(model, batch.to(device), ignore_index)
-        loss += batch_loss
-        hits += batch_hits
+        losses.append(batch_loss)  # read at the end, so that the device never waits
+        hits.append(batch_hits)
     model.train(was_training)
-    return {"loss": loss.item() / max(targets, 1), "accuracy": hits.item() / max(targets, 1), "targets": targets}
+    mean_loss, accuracy = (sum(value.item() for value in values) / max(targets, 1) for values in (losses, hits))
+    return {"loss": mean_loss, "accuracy": accuracy, "targets": targets}
 
 
 def schedule(kind: str, warmup_ratio: float, total_steps: int):
