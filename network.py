@@ -1,8 +1,12 @@
 """Is there a network? Shared by the downloads of weights and of data."""
 
 import os
+import queue
 import threading
-from collections.abc import Callable
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
 
 
 def offline() -> bool:
@@ -10,21 +14,27 @@ def offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}
 
 
-def in_time(call: Callable[[], object], seconds: float) -> bool:
-    """True if the call came back without an error in time.
+def any_answers(urls: Sequence[str], seconds: float) -> bool:
+    """True as soon as one of the addresses answers, False after `seconds` at the latest.
 
-    In a thread, because looking up a host's name has no time limit of its own; a late call ends in the background.
+    All are asked at once, each in its own thread, because looking up a host's name has no time limit of its own. A late
+    answer comes to nothing in the background. Proxies are those of the environment.
     """
-    done: list[bool] = []
+    answers: queue.Queue[bool] = queue.Queue()
 
-    def attempt() -> None:
+    def ask(url: str) -> None:
         try:
-            call()
-        except Exception:  # whatever goes wrong on the way there, the answer is "no"
-            return
-        done.append(True)
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
+            answers.put(True)
+        except urllib.error.HTTPError:  # an answer too: somebody is there
+            answers.put(True)
+        except Exception:  # whatever else goes wrong on the way there, the answer is "no"
+            answers.put(False)
 
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return bool(done)
+    for url in urls:
+        threading.Thread(target=ask, args=(url,), daemon=True).start()
+    deadline = time.monotonic() + seconds
+    try:
+        return any(answers.get(timeout=max(0.0, deadline - time.monotonic())) for _ in urls)
+    except queue.Empty:
+        return False

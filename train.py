@@ -159,6 +159,8 @@ def fit(
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=run.learning_rate, weight_decay=run.weight_decay, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=run.amp == "fp16")
+    if not len(train):
+        raise UserError(f"nothing to train on: fewer examples than --batch_size {run.batch_size}")
     steps_per_epoch = -(-len(train) // run.accumulation_steps)
     total_steps = run.num_epochs * steps_per_epoch
     total_steps = min(total_steps, run.max_steps) if run.max_steps else total_steps
@@ -188,6 +190,7 @@ def fit(
                 at_end_of_epoch = step % steps_per_epoch == 0 or step == total_steps
                 if validation and (at_end_of_epoch or (run.eval_steps and step % run.eval_steps == 0)):
                     meter.evaluation(step, epoch, evaluate(model, validation, run.amp, run.ignore_index))
+        step = max(step, done)  # Ctrl-C may come while a resumed run still skips what is done
         stopped = step < total_steps
         if stopped and state_file:
             save_state(state_file, trained, optimizer, scaler, step)
@@ -242,8 +245,8 @@ def load_state(path: Path, trained: dict, optimizer: torch.optim.Optimizer, scal
     tensors, metadata = read_safetensors(path)
     keys = ("step", "exp_avg", "exp_avg_sq")
     try:
-        moments = [{key: tensors[f"{key}.{name}"] for key in keys} for name in trained]
         step, scale = int(metadata["step"]), json.loads(metadata["scaler"])
+        moments = [{key: tensors[f"{key}.{name}"] for key in keys} for name in trained if step]  # none before step 1
     except (KeyError, ValueError) as error:
         raise UserError(f"{path} lacks {error}; train anew without --resume") from None
     groups = optimizer.state_dict()["param_groups"]

@@ -1,23 +1,20 @@
 """Fetching a data set: standard library only, checked by hash, and never half there."""
 
-import contextlib
 import hashlib
 import http.client
 import os
 import shutil
-import socket
 import tempfile
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from errors import UserError
-from network import in_time, offline
+from network import any_answers, offline
 
 PATIENCE = 2.5  # seconds to the first answer of any address, before the network counts as absent
 STALL = 30.0  # seconds without a byte before a download counts as broken off
@@ -25,8 +22,15 @@ STALL = 30.0  # seconds without a byte before a download counts as broken off
 # What an address can do wrong: no answer, not HTTP, not an archive, not the right one (UserError is a ValueError).
 # RuntimeError and EOFError are zipfile's, for an encrypted and for a cut member.
 BAD_ANSWERS = (
-    *(urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError),
-    *(zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError),
+    urllib.error.URLError,
+    http.client.HTTPException,
+    TimeoutError,
+    ConnectionError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    RuntimeError,
+    ValueError,
 )
 
 
@@ -46,8 +50,7 @@ def download_from_zip(urls: tuple[str, ...], member: str, sha256: str, destinati
         return destination
     if offline():
         raise UserError(f"{destination.name} isn't in {destination.parent} and HF_HUB_OFFLINE is set")
-    hosts = {(parts.hostname, parts.port or (80 if parts.scheme == "http" else 443)) for parts in map(urlsplit, urls)}
-    if not in_time(lambda: _look_up_any(hosts), PATIENCE):
+    if not any_answers(urls, PATIENCE):
         raise UserError(f"{destination.name} isn't in {destination.parent} and none of {', '.join(urls)} can be reached")
     reasons = []
     try:
@@ -65,15 +68,6 @@ def download_from_zip(urls: tuple[str, ...], member: str, sha256: str, destinati
     except OSError as error:
         raise UserError(f"can't store {destination}: {error}") from None
     raise UserError(f"{destination.name} can't be downloaded ({'; '.join(reasons)})")
-
-
-def _look_up_any(hosts: set[tuple[str, int]]) -> None:
-    """Returns once one of the hosts is found, and raises OSError if none is: the second address may work alone."""
-    for host in hosts:
-        with contextlib.suppress(OSError):
-            socket.getaddrinfo(*host)
-            return
-    raise OSError("no host is known")
 
 
 def _fetch(url: str, path: Path) -> Path:

@@ -28,7 +28,7 @@ class ClassifierHead(nn.Module):
 
     position  "first": index 0. "last": the last position the model attends to, so index -1 without an attention mask,
               even where a padding token sits there, as in the published spam rows. "flexible": the last real token,
-              known from `lengths`.
+              known from the attention mask or, without one, from `lengths`.
     average   the mean over all positions (over the real ones where an attention mask is given) instead of one of them.
     """
 
@@ -54,11 +54,11 @@ class ClassifierHead(nn.Module):
             return (hidden * real).sum(dim=1) / real.sum(dim=1)
         if self.position == "first":
             return hidden[:, 0]
-        if self.position == "flexible" and lengths is not None:
-            last = lengths - 1  # [B]
-        elif attention_mask is not None:
+        if attention_mask is not None:
             positions = torch.arange(hidden.shape[1], device=hidden.device)
             last = (positions * attention_mask).argmax(dim=1)  # [B]; right for padding on either side
+        elif self.position == "flexible" and lengths is not None:
+            last = lengths - 1  # [B]; without a mask, padding is on the right
         else:
             return hidden[:, -1]
         return hidden[torch.arange(len(hidden), device=hidden.device), last]

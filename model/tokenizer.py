@@ -78,5 +78,11 @@ def _read_ranks(vocab_file: Path, merges_file: Path) -> tuple[dict[bytes, int], 
                 f"{vocab_file} and {merges_file.name} don't belong together: token {rank} is {token!r} by the merges, "
                 f"but the vocabulary gives it the id {vocab.get(token)}"
             )
+    end_of_text = vocab[END_OF_TEXT]
+    if type(end_of_text) is not int or end_of_text not in range(len(tokens), 2**31):
+        raise UserError(f"{vocab_file} gives {END_OF_TEXT} the id {end_of_text!r}; the ids from {len(tokens)} on are free")
     byte_of = {character: byte for byte, character in byte_alphabet().items()}
-    return {bytes(byte_of[c] for c in token): rank for rank, token in enumerate(tokens)}, vocab[END_OF_TEXT]
+    try:
+        return {bytes(byte_of[c] for c in token): rank for rank, token in enumerate(tokens)}, end_of_text
+    except KeyError as error:
+        raise UserError(f"{merges_file} holds the character {error}, which stands for no byte") from None

@@ -50,9 +50,13 @@ def attach(model: nn.Module, method) -> nn.Module:
 
 
 def train_head(model: nn.Module, yes: bool) -> None:
-    """Every method has this switch: the head trains in full, or stays as it is."""
-    if model.head is not None:
-        model.head.requires_grad_(yes)
+    """Every method has this switch: the head trains in full, or stays as it is.
+
+    A language-model head has nothing of its own: its tied weight goes by the name of the token embedding.
+    """
+    for name, parameter in model.named_parameters():
+        if name.split(".")[0] == "head":
+            parameter.requires_grad_(yes)
 
 
 def merge(model: nn.Module) -> nn.Module:

@@ -111,4 +111,6 @@ class LoRA:
     def attach(self, model: nn.Module) -> None:
         train_head(model, self.train_head)
         for path, linear in find_sites(model, self.targets).items():
+            if isinstance(linear, LoRALinear):
+                raise UserError(f"{path} has LoRA already; merge(model) before attaching anew")
             replace_module(model, path, LoRALinear(linear, self))

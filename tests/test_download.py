@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import socket
 import threading
 import zipfile
@@ -190,7 +189,7 @@ def test_a_server_that_speaks_nonsense(server: Server, tmp_path: Path, answer: b
 def test_a_server_that_refuses(server: Server, tmp_path: Path):
     url = f"http://127.0.0.1:{unused_port()}/good.zip"
     message = complaint(tmp_path, url)
-    assert url in message and "refused" in message
+    assert url in message and "can be reached" in message
 
 
 def test_the_second_address_is_tried(server: Server, tmp_path: Path):
@@ -267,5 +266,6 @@ def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("PEFT_FROM_SCRATCH_CACHE", str(tmp_path / "ours"))
     assert cache_dir() == tmp_path / "ours"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match=f"isn't in {tmp_path / 'ours' / FILE.parent}{os.sep}? and HF_HUB_OFFLINE"):
+    with pytest.raises(UserError) as caught:
         read_spam(None)
+    assert f"isn't in {tmp_path / 'ours' / FILE.parent} and HF_HUB_OFFLINE" in str(caught.value)
