@@ -12,7 +12,7 @@ import re
 import sys
 from dataclasses import fields
 
-from errors import UserError
+from errors import UserError, run_program
 from published import TABLES, Row, get_table
 from run import Run, command, override
 
@@ -80,7 +80,7 @@ def parse_rows(text: str) -> list[int]:
     numbers: list[int] = []
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if not found:
+        if not found or int(found[2] or found[1]) < int(found[1]):
             raise UserError(f"--rows is {text!r}; write numbers and ranges such as 1,3-5")
         first, last = int(found[1]), int(found[2] or found[1])
         numbers += range(first, last + 1)
@@ -89,7 +89,7 @@ def parse_rows(text: str) -> list[int]:
 
 def find_row(text: str) -> Row:
     table, _, number = text.rpartition(":")
-    if not number.isdigit():
+    if not number.isdecimal():
         raise UserError(f"--row is {text!r}; write a number, or TABLE:NUMBER with a table of {', '.join(TABLES)}")
     return get_table(table or "spam").row(int(number))
 
@@ -122,6 +122,8 @@ def main(argv: list[str]) -> int:
         print_rows()
         return 0
     if "table" in options:
+        if said.resume:
+            raise UserError("--resume goes with one run; a table goes on by itself where it stopped")
         if "row" in options:
             raise UserError("--row runs one row and --table several; with --table use --rows")
         from published.tables import run_table
@@ -138,11 +140,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    run_program(lambda: main(sys.argv[1:]))

@@ -4,12 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -17,12 +13,24 @@ from torch import nn
 
 import model as models
 import peft
-from data import Task, get_task
+from data import Task, TextExample, get_task
 from data.batching import Batches, Example, published_order, seeded_order
 from errors import UserError
 from model import hub
 from model.tokenizer import GPT2Tokenizer, has_tokenizer_files
 from model.weights import read_safetensors, write_safetensors
+from record import (
+    count_parameters,
+    data_sha256,
+    device_name,
+    git_state,
+    peak_memory_bytes,
+    read_result,
+    reset_peak_memory,
+    versions,
+    weights_sha256,
+    write_json,
+)
 from run import Run, resolve, to_flags
 from train import Fitted, Metrics, evaluate, fit, pick_amp, pick_device
 
@@ -47,10 +55,14 @@ class Job:
     def directory(self) -> Path:
         return Path(self.run.output_dir)
 
+    def read(self) -> dict[str, list[TextExample]]:
+        return self.task.read(Path(self.run.data_dir) if self.run.data_dir else None)
+
 
 def prepare(run: Run) -> Job:
     """Chooses what wasn't named, fills in the recipe, and names the run after its configuration."""
-    run, model_reason = choose_model(run)
+    paths = {name: os.path.normpath(path) for name in ("checkpoint", "data_dir") if (path := getattr(run, name))}
+    run, model_reason = choose_model(replace(run, **paths))  # DIR and DIR/ are one
     run, data_reason = choose_dataset(run)
     task = get_task(run.dataset)
     resolved = resolve(run, task.recipe_for(run.model or ""))
@@ -71,7 +83,7 @@ def choose_model(run: Run) -> tuple[Run, str]:
         return run, "named with --checkpoint"
     if run.model:
         return replace(run, model=models.canonical_name(run.model)), "named"
-    if hub.cached(DEFAULT_MODEL):
+    if hub.cached(DEFAULT_MODEL) and hub.cached(DEFAULT_MODEL, hub.TOKENIZER_FILES):
         return replace(run, model=DEFAULT_MODEL), "the published default, from the Hugging Face cache"
     unreachable = hub.why_no_hub()
     if unreachable is None:
@@ -104,22 +116,32 @@ def identity(run: Run) -> dict:
     return {name: value for name, value in asdict(run).items() if name not in ("output_dir", "resume")}
 
 
-def find_tokenizer(run: Run) -> GPT2Tokenizer:
-    """--tokenizer, else the checkpoint's own files, else those of a `tokenizers/gpt2` in or beside the data directory,
-    else the hub's."""
-    if run.tokenizer:
-        return GPT2Tokenizer.from_directory(run.tokenizer)
-    candidates = [Path(run.checkpoint)] if run.checkpoint else [hub.POCKET_DIR / run.model]
-    if run.data_dir:
-        candidates += [Path(folder) / "tokenizers" / "gpt2" for folder in (run.data_dir, Path(run.data_dir).parent)]
-    for candidate in candidates:
-        if has_tokenizer_files(candidate):
-            return GPT2Tokenizer.from_directory(candidate)
-    try:
-        return GPT2Tokenizer.from_directory(hub.locate(run.model or DEFAULT_MODEL, files=hub.TOKENIZER_FILES))
-    except UserError as error:
-        looked = ", ".join(map(str, candidates))
-        raise UserError(f"no tokenizer files in {looked}: pass --tokenizer DIR ({error})") from None
+def find_tokenizer(run: Run, vocab_size: int) -> tuple[GPT2Tokenizer, Path]:
+    """The tokenizer and where it came from: --tokenizer, else the model's own files, else the hub.
+
+    The published models share one vocabulary, which is also taken from `tokenizers/gpt2` in or beside the data directory,
+    as it is for a checkpoint that comes without any.
+    """
+    own = [Path(run.tokenizer)] if run.tokenizer else filter(has_tokenizer_files, tokenizer_folders(run))
+    folder = next(iter(own), None)
+    if folder is None:
+        try:
+            folder = hub.locate(run.model or DEFAULT_MODEL, files=hub.TOKENIZER_FILES)
+        except UserError as error:
+            looked = ", ".join(map(str, tokenizer_folders(run))) or "the cache"
+            raise UserError(f"no tokenizer files in {looked}: pass --tokenizer DIR ({error})") from None
+    tokenizer = GPT2Tokenizer.from_directory(folder)
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model only {vocab_size}")
+    return tokenizer, folder
+
+
+def tokenizer_folders(run: Run) -> list[Path]:
+    own = Path(run.checkpoint) if run.checkpoint else hub.local(run.model) or hub.cached(run.model, hub.TOKENIZER_FILES)
+    folders = [own] if own else []
+    if run.data_dir and (run.checkpoint or run.model in hub.REPOSITORIES):
+        folders += [Path(folder) / "tokenizers" / "gpt2" for folder in (run.data_dir, Path(run.data_dir).parent)]
+    return folders
 
 
 def build_model(run: Run, n_labels: int) -> nn.Module:
@@ -161,9 +183,9 @@ def padded_length(run: Run, longest: int, limit: int) -> int:
     return length
 
 
-def make_batches(run: Run, task: Task, tokenizer: GPT2Tokenizer, limit: int) -> dict[str, Batches]:
+def make_batches(job: Job, tokenizer: GPT2Tokenizer, limit: int) -> dict[str, Batches]:
     """The splits as batches: "train" in its training order, "train_in_order", "validation" and "test" for evaluation."""
-    texts = task.read(Path(run.data_dir) if run.data_dir else None)
+    run, texts = job.run, job.read()
     ids = {name: [tokenizer.encode(example.text) for example in examples] for name, examples in texts.items()}
     length = padded_length(run, max(map(len, ids["train"])), limit)
     splits = {
@@ -184,32 +206,34 @@ def make_batches(run: Run, task: Task, tokenizer: GPT2Tokenizer, limit: int) -> 
 
 def execute(job: Job, argv: list[str] | None = None) -> dict:
     """Trains, evaluates, and fills the run's directory. Returns what `result.json` holds."""
-    run, device = job.run, torch.device(job.run.device)
+    run, device, directory = job.run, torch.device(job.run.device), job.directory
     started = time.perf_counter()
-    reset_peak_memory(device)
-    model = build_model(run, len(job.task.labels))
-    tokenizer = find_tokenizer(run)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: not a pair")
-    batches = make_batches(run, job.task, tokenizer, model.config.context_length)
-    trainable, total = count_parameters(model)
-    print_header(job, trainable, total, batches)
     prepare_directory(job)
-    trained_file, state_file = job.directory / "trained.safetensors", job.directory / "training_state.safetensors"
+    reset_peak_memory(device)
+    inputs = fingerprint(job)
+    model = build_model(run, len(job.task.labels))
+    tokenizer, tokenizer_folder = find_tokenizer(run, model.config.vocab_size)
+    batches = make_batches(job, tokenizer, model.config.context_length)
+    trainable, total = count_parameters(model)
+    print_header(job, tokenizer_folder, trainable, total, batches)
+    trained_file, state_file = directory / "trained.safetensors", directory / "training_state.safetensors"
     if run.resume:
         peft.restore(model, read_safetensors(trained_file)[0])
-    model.to(device)
-    metrics = Metrics(job.directory / "metrics.jsonl", append=run.resume)
-    fitted = fit(model, batches["train"], run, metrics, batches["validation"], state_file)
-    write_safetensors(peft.export(model), trained_file, {"method": json.dumps(asdict(peft.method_of(run)))})
-    if not fitted.interrupted:
-        state_file.unlink(missing_ok=True)
-    accuracies = {} if fitted.interrupted else final_accuracies(peft.merge(model), batches, run, metrics, fitted)
+    else:
+        (directory / "result.json").unlink(missing_ok=True)  # an earlier run's: it would tell of other tensors
+    metrics = Metrics(directory / "metrics.jsonl", append=run.resume)
+    with advice_when_out_of_memory(run):
+        fitted = fit(model.to(device), batches["train"], run, metrics, batches["validation"], state_file)
+        write_safetensors(peft.export(model), trained_file, {"format": "pt"})
+        if not fitted.interrupted:
+            state_file.unlink(missing_ok=True)
+        accuracies = {} if fitted.interrupted else final_accuracies(peft.merge(model), batches, run, metrics, fitted)
     metrics.close()
     result = {
         "model": job.model_source,
         "model_reason": job.model_reason,
         "weights": run.weights,
+        "tokenizer": str(tokenizer_folder),
         "dataset": run.dataset,
         "data_reason": job.data_reason,
         "method": run.trainable_layers,
@@ -226,11 +250,31 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
         "amp": run.amp,
         "argv": argv if argv is not None else to_flags(run),
         "config": asdict(run),
+        **inputs,
         "versions": versions(),
         "git": git_state(),
     }
-    write_json(job.directory / "result.json", result)
+    write_json(directory / "result.json", result)
     return result
+
+
+def fingerprint(job: Job) -> dict[str, str | None]:
+    """Hashes of what goes in: an earlier result counts as this run's only if they are the same."""
+    weights = None if job.run.weights == "random" else weights_sha256(hub.locate(job.model_source))
+    return {"weights_sha256": weights, "data_sha256": data_sha256(job.read())}
+
+
+@contextlib.contextmanager
+def advice_when_out_of_memory(run: Run):
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator has no class of its own
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise UserError(
+            f"out of memory on {run.device}: choose a --batch_size below {run.batch_size} with more "
+            f"--accumulation_steps, an --eval_batch_size below {run.eval_batch_size}, or a smaller --model"
+        ) from None
 
 
 def final_accuracies(model: nn.Module, batches: dict[str, Batches], run: Run, metrics: Metrics, fitted: Fitted) -> dict:
@@ -242,107 +286,47 @@ def final_accuracies(model: nn.Module, batches: dict[str, Batches], run: Run, me
     return accuracies
 
 
-def print_header(job: Job, trainable: int, total: int, batches: dict[str, Batches]) -> None:
+def print_header(job: Job, tokenizer: Path, trainable: int, total: int, batches: dict[str, Batches]) -> None:
     """Everything that was decided, before anything is trained."""
     run, method = job.run, peft.method_of(job.run)
-    train = batches["train"]
-    width = f"{train.pad_to} tokens each" if train.pad_to else "no padding"
+    width = f"{batches['train'].pad_to} tokens each" if batches["train"].pad_to else "no padding"
     sizes = " / ".join(str(len(batches[name].examples)) for name in ("train", "validation", "test"))
-    print(f"model    {job.model_source}, {run.weights} weights ({job.model_reason})")
+    print(f"model    {job.model_source}, {run.weights} weights ({job.model_reason}); tokenizer from {tokenizer}")
     print(f"dataset  {run.dataset}, {sizes} texts to train / validate / test, {width} ({job.data_reason})")
     print(f"method   {method}: {trainable:,} of {total:,} parameters train")
     if hasattr(method, "scale"):
         print(f"         the LoRA product is multiplied by {method.scale:g}")
-    print(f"run      {' '.join(to_flags(replace(run, model=None, checkpoint=None, dataset=None)))}", flush=True)
+    settings = " ".join(f"{name}={value}" for name, value in asdict(run).items() if value is not None)
+    print(f"settings {settings}", flush=True)
 
 
 def prepare_directory(job: Job) -> None:
     """Makes sure that results can be written, before any time is spent on them, and that a resumed run is the same run."""
-    directory, result = job.directory, job.directory / "result.json"
     if job.run.resume:
         check_resumable(job)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".writable.{os.getpid()}"
+        job.directory.mkdir(parents=True, exist_ok=True)
+        probe = job.directory / f".writable.{os.getpid()}"
         probe.touch()
         probe.unlink()
-        result.unlink(missing_ok=True)  # of an earlier run: from here on it would tell of other tensors
     except OSError as error:
-        raise UserError(f"--output_dir {directory} can't be written: {error.strerror}") from None
+        raise UserError(f"--output_dir {job.directory} can't be written: {error.strerror}") from None
 
 
 def check_resumable(job: Job) -> None:
     earlier = read_result(job.directory)
     if earlier is None or not (job.directory / "training_state.safetensors").is_file():
         raise UserError(f"--resume: {job.directory} holds no interrupted run; train anew without --resume")
-    changed = [name for name, value in identity(job.run).items() if earlier["config"].get(name) != value]
+    now = identity(job.run) | fingerprint(job)
+    changed = [name for name, value in now.items() if (earlier["config"] | earlier).get(name) != value]
     if changed:
         raise UserError(f"--resume: the run in {job.directory} had other values of {', '.join(changed)}")
 
 
-def read_result(directory: Path) -> dict | None:
-    """An earlier run's result.json, or None where there is none to be read."""
-    try:
-        result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def finished(job: Job) -> dict | None:
+    """The result of an earlier, complete run of exactly this configuration on exactly these weights and data."""
+    result = read_result(job.directory)
+    if result is None or result.get("interrupted", True):
         return None
-    return result if isinstance(result, dict) and isinstance(result.get("config"), dict) else None
-
-
-def write_json(path: Path, content: object) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(trainable, all); a tied tensor counts once."""
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif sys.platform == "linux":
-        with contextlib.suppress(OSError):  # where it isn't allowed, the peak is that of the whole process so far
-            Path("/proc/self/clear_refs").write_text("5")  # resets the resident set's high-water mark
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Of the GPU's memory; on the CPU of the process's resident set, the interpreter and libraries included."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "linux":
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def versions() -> dict[str, str]:
-    packages = ("torch", "tiktoken", "numpy", "safetensors", "huggingface_hub")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def git_state() -> str | None:
-    """The commit, with "-dirty" where tracked files differ from it; None outside a git checkout."""
-    here = Path(__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
+    now = identity(job.run) | fingerprint(job)
+    return result if all((result["config"] | result).get(name) == value for name, value in now.items()) else None

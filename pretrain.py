@@ -18,14 +18,14 @@ import torch
 
 from data import get_task
 from data.batching import IGNORED, Batches, Example, seeded_order
-from errors import UserError
+from errors import run_program
 from model.bpe import learn_merges, save_tokenizer
 from model.gpt2 import GPT2, GPT2Config, init_gpt2
 from model.heads import LanguageModelHead
 from model.hub import POCKET_DIR
 from model.tokenizer import GPT2Tokenizer
 from model.weights import save_pretrained
-from run import DEFAULTS, Run
+from run import Run, resolve
 from train import Metrics, evaluate, fit, pick_amp, pick_device
 
 HELD_OUT_EVERY = 50  # each 50th document is held out
@@ -79,7 +79,7 @@ def bits_per_byte(model: GPT2, held_out: Batches, n_bytes: int, amp: str) -> flo
     return result["loss"] * result["targets"] / math.log(2) / n_bytes
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, default=POCKET_DIR / "gpt2-pocket")
@@ -111,7 +111,7 @@ def main() -> None:
     device = pick_device("auto")
     settings = {name: getattr(args, name) for name in ("num_epochs", "batch_size", "learning_rate", "max_steps", "seed")}
     recipe = {"weight_decay": 0.1, "lr_scheduler_type": "cosine", "warmup_ratio": 0.02, "max_grad_norm": 1.0}
-    run = Run(**DEFAULTS | settings | recipe | {"amp": pick_amp("auto", device), "logging_steps": 50})
+    run = resolve(Run(**settings, amp=pick_amp("auto", device), logging_steps=50), recipe)
     torch.manual_seed(args.seed)
     model = init_gpt2(GPT2(config)).to(device)
     model.head = LanguageModelHead(model.token_embedding)
@@ -137,10 +137,8 @@ def main() -> None:
     save_pretrained(model, args.output_dir, torch.float16)
     (args.output_dir / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2))
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    run_program(main)

@@ -4,16 +4,24 @@ A field that is None hasn't been said. `resolve` fills it: an explicit flag, els
 task (which may depend on the model), else DEFAULTS. No torch here, so that `--help` answers at once.
 """
 
+import math
 import shlex
 from dataclasses import dataclass, field, fields, replace
 
 from errors import UserError
 
 
-def flag(kind: type, help: str, *, choices: tuple = (), least: float | None = None, aliases: tuple[str, ...] = ()):
-    return field(
-        default=None, metadata={"kind": kind, "help": help, "choices": choices, "least": least, "aliases": aliases}
-    )
+def flag(
+    kind: type,
+    help: str,
+    *,
+    choices: tuple = (),
+    least: float | None = None,
+    below: float | None = None,
+    aliases: tuple[str, ...] = (),
+):
+    limits = {"choices": choices, "least": least, "below": below}
+    return field(default=None, metadata={"kind": kind, "help": help, "aliases": aliases, **limits})
 
 
 YES_NO = ("yes", "no")
@@ -34,7 +42,7 @@ class Run:
         str, "random: PyTorch's default initialisation of every layer", choices=("pretrained", "random")
     )
     disable_causal_mask: bool | None = flag(bool, "let every token attend to every other")
-    dropout: float | None = flag(float, "dropout in the model", least=0)
+    dropout: float | None = flag(float, "dropout in the model", least=0, below=1)
     # what is trained
     trainable_layers: str | None = flag(
         str, "last_layer (the head), last_block, last_two_blocks, all, lora, lora_alternative, or a method of your own"
@@ -43,7 +51,7 @@ class Run:
     lora_rank: int | None = flag(int, "rank of the LoRA matrices", least=1)
     lora_alpha: float | None = flag(float, "alpha of LoRA, see --lora_scaling")
     lora_target: str | None = flag(str, "all, or whole path components such as attn.q,attn.v or 11.mlp")
-    lora_dropout: float | None = flag(float, "dropout on the input of the LoRA matrices", least=0)
+    lora_dropout: float | None = flag(float, "dropout on the input of the LoRA matrices", least=0, below=1)
     lora_scaling: str | None = flag(str, "what multiplies the LoRA product", choices=("alpha", "alpha/r"))
     lora_init: str | None = flag(
         str, "bound of LoRA's A: kaiming 1/sqrt(in), wide 1/sqrt(rank)", choices=("kaiming", "wide")
@@ -59,7 +67,7 @@ class Run:
         str, "pad or cut texts to: longest_training_example, model_context_length, or a number of tokens"
     )
     no_padding: bool | None = flag(bool, "no influence of padding (masked where a batch needs some)")
-    ignore_index: int | None = flag(int, "label that the loss leaves out")
+    ignore_index: int | None = flag(int, "label that the loss leaves out", least=-(2**63), below=2**63)
     # the loop
     num_epochs: int | None = flag(int, "passes over the training data", least=1, aliases=("num_train_epochs",))
     max_steps: int | None = flag(int, "stop after this many optimizer steps (0: no limit)", least=0)
@@ -71,9 +79,9 @@ class Run:
     learning_rate: float | None = flag(float, "peak learning rate of AdamW", least=0)
     weight_decay: float | None = flag(float, "decoupled weight decay, on everything that trains", least=0)
     lr_scheduler_type: str | None = flag(str, "schedule of the learning rate", choices=("constant", "linear", "cosine"))
-    warmup_ratio: float | None = flag(float, "part of the steps in which the learning rate rises from 0", least=0)
+    warmup_ratio: float | None = flag(float, "part of the steps in which the learning rate rises from 0", least=0, below=1)
     max_grad_norm: float | None = flag(float, "clip the gradient's norm to this (0: don't)", least=0)
-    seed: int | None = flag(int, "of weights, order and dropout", least=0)
+    seed: int | None = flag(int, "of weights, order and dropout", least=0, below=2**63)
     data_order: str | None = flag(
         str,
         "seeded, or published: the spam script's own shuffles, its dropped last batch too",
@@ -94,15 +102,19 @@ class Run:
             _check(one.name, getattr(self, one.name), **one.metadata)
 
 
-def _check(name: str, value, kind: type, choices: tuple, least: float | None, **_) -> None:
+def _check(name: str, value, kind: type, choices: tuple, least: float | None, below: float | None, **_) -> None:
     if value is None:
         return
+    if value == "" and kind is str:
+        raise UserError(f"--{name} is empty; leave the flag out or give it a value")
     if choices and value not in choices:
         raise UserError(f"--{name} is {value!r}; choose {', '.join(choices)}")
-    if kind in (int, float) and not value == value:
-        raise UserError(f"--{name} is {value}; it must be a number")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"--{name} is {value}; it must be a finite number")
     if least is not None and value < least:
         raise UserError(f"--{name} is {value}; it must be at least {least}")
+    if below is not None and value >= below:
+        raise UserError(f"--{name} is {value}; it must be below {below}")
 
 
 # What no recipe says otherwise.
@@ -143,13 +155,13 @@ def resolve(run: Run, recipe: dict) -> Run:
 
 
 def to_flags(run: Run) -> list[str]:
-    """The flags that make this run: the inverse of the command line's parser."""
+    """The flags that make this run. A switch that is off has none: it can't be switched off by a flag."""
     words = []
     for name, value in said(run).items():
         if value is True:
             words.append(f"--{name}")
         elif value is not False:
-            words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
+            words += [f"--{name}", str(value).removesuffix(".0") if isinstance(value, float) else str(value)]
     return words
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data.batching import Batch, Batches
+from data.batching import IGNORED, Batch, Batches
 from errors import UserError
 from model.weights import read_safetensors, write_safetensors
 from run import Run
@@ -77,7 +77,7 @@ def count_targets(batch: Batch, ignore_index: int) -> int:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Batches, amp: str = "off", ignore_index: int = -100) -> dict[str, float]:
+def evaluate(model: nn.Module, batches: Batches, amp: str = "off", ignore_index: int = IGNORED) -> dict[str, float]:
     """Mean loss and accuracy over every target of every example. Draws no random number and leaves the mode as it was."""
     device = next(model.parameters()).device
     was_training = model.training
@@ -201,9 +201,10 @@ def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, rate:
     """One optimizer step with the gradients that have been summed up, and a clean slate for the next."""
     for group in optimizer.param_groups:
         group["lr"] = rate
-        if max_grad_norm:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(group["params"], max_grad_norm)
+    if max_grad_norm:
+        scaler.unscale_(optimizer)
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        nn.utils.clip_grad_norm_(trained, max_grad_norm)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)

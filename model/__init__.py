@@ -70,6 +70,8 @@ def from_pretrained(
         model.head = ClassifierHead(config.dim, num_labels, position, average)
     if not random_weights:
         kept = weights.load(model, hub.locate(name), weights.GPT2_NAMES, weights.GPT2_PREFIX)
+        uncovered = [path for path in kept if path.split(".")[0] != "head"]
+        assert not uncovered, f"the table of names doesn't cover {uncovered}"  # else they would be arbitrary memory
         if "head.classifier.bias" in kept and "head.classifier.weight" not in kept:
             torch.nn.init.zeros_(model.head.classifier.bias)  # their classifier has none
     return model

@@ -25,6 +25,10 @@ class GPT2Config:
     layer_norm_eps: float = 1e-5
     causal: bool = True  # False lets every position attend to every other (row 17 of the spam table)
 
+    def __post_init__(self):
+        if self.dim % self.n_heads:
+            raise UserError(f"the width {self.dim} isn't divisible by the number of heads, {self.n_heads}")
+
 
 # Table 2 of the paper; the parameter counts are those of the published checkpoints, tied head counted once.
 GPT2_SIZES = {
@@ -163,11 +167,11 @@ def init_gpt2(model: GPT2) -> GPT2:
 
     In place, from torch's global generator. `pretrain.py` starts here; PyTorch's default (see the class) trains worse.
     """
-    for name, parameter in model.named_parameters():
-        if parameter.dim() == 2:
-            residual_output = name.endswith(("attn.out.weight", "mlp.down.weight"))
-            std = 0.02 / (2 * model.config.n_layers) ** 0.5 if residual_output else 0.02
-            nn.init.normal_(parameter, std=std)
-        elif name.endswith("bias"):
-            nn.init.zeros_(parameter)
+    residual_outputs = {linear for block in model.blocks for linear in (block.attn.out, block.mlp.down)}
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            std = 0.02 / (2 * model.config.n_layers) ** 0.5 if module in residual_outputs else 0.02
+            nn.init.normal_(module.weight, std=std)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
     return model

@@ -1,6 +1,7 @@
 """Where a checkpoint is found: a directory, one shipped with the project, the Hugging Face cache, or the hub."""
 
 import hashlib
+import json
 import os
 import sys
 from functools import cache
@@ -22,7 +23,7 @@ REPOSITORIES = {
     "gpt2-large": ("openai-community/gpt2-large", "gpt2-large"),
     "gpt2-xl": ("openai-community/gpt2-xl", "gpt2-xl"),
 }
-TOKENIZER_FILES = ["vocab.json", "merges.txt"]
+TOKENIZER_FILES = ["vocab.json", "merges.txt"]  # every published GPT-2 has these two
 CHECKPOINT_FILES = ["config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
 
 HUB_PATIENCE = 2.5  # seconds to wait for the hub's first answer before it counts as out of reach
@@ -39,10 +40,9 @@ def locate(name: str, *, files: list[str] | None = None) -> Path:
     there, else downloaded with huggingface_hub, which honours HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE.
     Raises UserError, saying what to do, where it can't be had.
     """
-    if (POCKET_DIR / name / "config.json").is_file():
-        return POCKET_DIR / name
-    if Path(name).is_dir():
-        return Path(name)
+    here = local(name)
+    if here is not None:
+        return here
     if name not in REPOSITORIES and "/" not in name:
         raise UserError(
             f"unknown model {name!r}: choose {', '.join([*REPOSITORIES, *pocket_names()])}, a repository on the hub "
@@ -61,21 +61,37 @@ def locate(name: str, *, files: list[str] | None = None) -> Path:
     return _download(REPOSITORIES.get(name, (name,))[0], files)
 
 
+def local(name: str) -> Path | None:
+    """The directory of a shipped model, or the directory that `name` is; a published name is never one."""
+    if name in REPOSITORIES:
+        return None
+    return next((folder for folder in (POCKET_DIR / name, Path(name)) if folder.is_dir()), None)
+
+
 def cached(name: str, files: list[str] | None = None) -> Path | None:
-    """The cached snapshot of a model if it has weights (or, where other `files` are asked for, all of those)."""
-    files = files or CHECKPOINT_FILES + TOKENIZER_FILES  # never None: a repository also holds files for other libraries
+    """The cached snapshot of a model if it has the weights (or, where other `files` are asked for, all of those)."""
     for repository in REPOSITORIES.get(name, (name,)):
         try:
             folder = Path(snapshot_download(repository, allow_patterns=files, local_files_only=True))
         except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError):
             continue
-        if files == TOKENIZER_FILES:
-            complete = all((folder / file).is_file() for file in files)
-        else:
-            complete = (folder / "config.json").is_file() and any(folder.glob("model*.safetensors"))
+        complete = all((folder / file).is_file() for file in files) if files == TOKENIZER_FILES else _whole(folder)
         if complete:
             return folder
     return None
+
+
+def _whole(folder: Path) -> bool:
+    """An interrupted download leaves a part of the shards, or no index."""
+    if not (folder / "config.json").is_file():
+        return False
+    if (folder / "model.safetensors").is_file():
+        return True
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return all((folder / shard).is_file() for shard in index["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
 
 
 @cache

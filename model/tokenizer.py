@@ -12,8 +12,8 @@ END_OF_TEXT = "<|endoftext|>"
 # How GPT-2 cuts text into words before BPE (openai/gpt-2, src/encoder.py).
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
-# Vocabulary and merges, under the Hugging Face names and under OpenAI's.
-GPT2_FILE_PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+# Vocabulary and merges: under the Hugging Face names, under OpenAI's, and both in the one file that newer tools write.
+FILE_SETS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("tokenizer.json",))
 
 
 def byte_alphabet() -> dict[int, str]:
@@ -46,43 +46,60 @@ class GPT2Tokenizer:
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> "GPT2Tokenizer":
-        """Reads vocab.json + merges.txt, or encoder.json + vocab.bpe. Raises UserError where they are absent or broken."""
+        """Reads the files of FILE_SETS, the first set that is there. Raises UserError if none is, or one is broken."""
         directory = Path(directory)
-        for names in GPT2_FILE_PAIRS:
-            vocab_file, merges_file = (directory / name for name in names)
-            if vocab_file.is_file() and merges_file.is_file():
-                return cls(*_read_ranks(vocab_file, merges_file))
-        pairs = " or ".join(" + ".join(names) for names in GPT2_FILE_PAIRS)
-        raise UserError(f"{directory} has no GPT-2 tokenizer files ({pairs})")
+        for names in FILE_SETS:
+            files = [directory / name for name in names]
+            if all(file.is_file() for file in files):
+                try:
+                    vocab, merged = _read_json(*files) if len(files) == 1 else _read_pair(*files)
+                except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise UserError(f"{directory}: can't read {' + '.join(names)}: {error}") from None
+                return cls(*_ranks(vocab, merged, files[0]))
+        choices = " or ".join(" + ".join(names) for names in FILE_SETS)
+        raise UserError(f"{directory} has no GPT-2 tokenizer files ({choices})")
 
 
 def has_tokenizer_files(directory: Path) -> bool:
-    return any(all((directory / name).is_file() for name in names) for names in GPT2_FILE_PAIRS)
+    return any(all((directory / name).is_file() for name in names) for names in FILE_SETS)
 
 
-def _read_ranks(vocab_file: Path, merges_file: Path) -> tuple[dict[bytes, int], int]:
-    """tiktoken's table: the bytes of each token -> its id. BPE joins the pair with the lowest id first, so ids must follow
-    the order of the merges; that is checked here against the merges file."""
-    try:
-        vocab = json.loads(vocab_file.read_text(encoding="utf-8"))
-        lines = merges_file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{vocab_file.parent}: can't read the tokenizer files: {error}") from None
+def _read_pair(vocab_file: Path, merges_file: Path) -> tuple[dict[str, int], list[str]]:
+    """(token -> id, what each merge makes), the merges as lines of two symbols."""
+    lines = merges_file.read_text(encoding="utf-8").splitlines()
     merged = ["".join(line.split()) for line in lines if line and not line.startswith("#version")]
+    return dict(json.loads(vocab_file.read_text(encoding="utf-8")).items()), merged
+
+
+def _read_json(file: Path) -> tuple[dict[str, int], list[str]]:
+    """The same from tokenizer.json, where a merge is a pair or a line, and special tokens may stand apart."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if content["model"]["type"] != "BPE":
+        raise ValueError(f"it holds a tokenizer of type {content['model']['type']!r}, not BPE")
+    apart = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+    merged = ["".join(merge.split() if isinstance(merge, str) else merge) for merge in content["model"]["merges"]]
+    return content["model"]["vocab"] | apart, merged
+
+
+def _ranks(vocab: dict[str, int], merged: list[str], file: Path) -> tuple[dict[bytes, int], int]:
+    """tiktoken's table (the bytes of each token -> its id), and the id of <|endoftext|>.
+
+    tiktoken joins the pair with the lowest id first, so ids must follow the order of the merges; that is checked here.
+    """
     tokens = [*byte_alphabet().values(), *merged]
-    if not isinstance(vocab, dict) or END_OF_TEXT not in vocab:
-        raise UserError(f"{vocab_file} is no GPT-2 vocabulary: it has no entry {END_OF_TEXT}")
+    if END_OF_TEXT not in vocab:
+        raise UserError(f"{file} is no GPT-2 vocabulary: it has no entry {END_OF_TEXT}")
     for rank, token in enumerate(tokens):
         if vocab.get(token) != rank:
             raise UserError(
-                f"{vocab_file} and {merges_file.name} don't belong together: token {rank} is {token!r} by the merges, "
-                f"but the vocabulary gives it the id {vocab.get(token)}"
+                f"{file}: vocabulary and merges don't belong together: token {rank} is {token!r} by the merges, but the "
+                f"vocabulary gives it the id {vocab.get(token)}"
             )
     end_of_text = vocab[END_OF_TEXT]
     if type(end_of_text) is not int or end_of_text not in range(len(tokens), 2**31):
-        raise UserError(f"{vocab_file} gives {END_OF_TEXT} the id {end_of_text!r}; the ids from {len(tokens)} on are free")
+        raise UserError(f"{file} gives {END_OF_TEXT} the id {end_of_text!r}; the ids from {len(tokens)} on are free")
     byte_of = {character: byte for byte, character in byte_alphabet().items()}
     try:
         return {bytes(byte_of[c] for c in token): rank for rank, token in enumerate(tokens)}, end_of_text
     except KeyError as error:
-        raise UserError(f"{merges_file} holds the character {error}, which stands for no byte") from None
+        raise UserError(f"{file}: the merges hold the character {error}, which stands for no byte") from None

@@ -6,7 +6,6 @@ the number of the layer. One table serves both directions.
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +23,7 @@ class Entry(NamedTuple):
     ours: tuple[str, ...]  # several: theirs is their concatenation along the output dimension (fused query, key, value)
     transposed: bool = False  # their Conv1D stores (in, out), our Linear (out, in)
     optional: bool = False
+    head: bool = False  # theirs stands outside the body's prefix
 
 
 def _linear(theirs: str, *ours: str) -> list[Entry]:
@@ -48,10 +48,11 @@ GPT2_NAMES = [
     *_linear("h.{}.mlp.c_fc", "blocks.{}.mlp.up"),
     *_linear("h.{}.mlp.c_proj", "blocks.{}.mlp.down"),
     *_norm("ln_f", "final_norm"),
-    Entry("score.weight", ("head.classifier.weight",), optional=True),
+    Entry("score.weight", ("head.classifier.weight",), optional=True, head=True),
+    Entry("score.bias", ("head.classifier.bias",), optional=True, head=True),  # theirs has none; ours is kept
     Entry("h.{}.attn.bias", (), optional=True),  # the causal mask, stored as a buffer by old versions
     Entry("h.{}.attn.masked_bias", (), optional=True),
-    Entry("lm_head.weight", (), optional=True),  # tied to wte.weight
+    Entry("lm_head.weight", (), optional=True, head=True),  # tied to wte.weight
 ]
 
 
@@ -165,25 +166,31 @@ def _shorten(problems: list[str], most: int = 12) -> str:
 
 
 def to_hugging_face(model: nn.Module, table: list[Entry], prefix: str) -> dict[str, torch.Tensor]:
-    """The model's tensors under their names and in their layout (the inverse of `load`)."""
+    """The model's tensors under their names and in their layout: the inverse of `load`.
+
+    Raises UserError for a model that holds more than that layout knows (an attached method).
+    """
     parameters = dict(model.named_parameters())
+    known = {name for entry in expand(table, model.config.n_layers) for name in entry.ours}
+    if unknown := [name for name in parameters if name not in known]:
+        raise UserError(f"can't save {_shorten(unknown, 3)} in Hugging Face layout; merge(model) first")
     tensors = {}
     for entry in expand(table, model.config.n_layers):
         if entry.ours and all(name in parameters for name in entry.ours):
             tensor = torch.cat([parameters[name].detach() for name in entry.ours])
-            outside = entry.optional  # heads stand outside the body's prefix
-            tensors[entry.theirs if outside else prefix + entry.theirs] = tensor.T if entry.transposed else tensor
+            name = entry.theirs if entry.head else prefix + entry.theirs
+            tensors[name] = tensor.T if entry.transposed else tensor
     return tensors
 
 
 def save_pretrained(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Writes config.json and model.safetensors in Hugging Face layout; each file appears whole or not at all."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Writes config.json and then model.safetensors in Hugging Face layout."""
     tensors = to_hugging_face(model, GPT2_NAMES, GPT2_PREFIX)
     tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
-    write_safetensors(tensors, directory / "model.safetensors", {"format": "pt"})
+    directory.mkdir(parents=True, exist_ok=True)
     config = json.dumps(write_gpt2_config(model.config), indent=2) + "\n"
     (directory / "config.json").write_text(config, encoding="utf-8")
+    write_safetensors(tensors, directory / "model.safetensors", {"format": "pt"})
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -242,13 +249,14 @@ def read_gpt2_config(directory: Path) -> GPT2Config:
         if settings.get(name, value) != value:
             raise UserError(f"{path} sets {name} to {settings[name]!r}; GPT-2 has {value!r}")
     values = {ours: settings[theirs] for ours, theirs in GPT2_FIELDS.items() if theirs in settings}
-    config = GPT2Config(**values)
-    for name, value in asdict(config).items():
-        expected = float if name == "layer_norm_eps" else type(getattr(GPT2Config, name))
-        if type(value) is not expected or (expected is not bool and name != "dropout" and value <= 0):
-            raise UserError(f"{path} sets {GPT2_FIELDS[name]} to {value!r}; it must be a positive {expected.__name__}")
-    if config.dim % config.n_heads:
-        raise UserError(f"{path}: n_embd {config.dim} isn't divisible by n_head {config.n_heads}")
+    for ours, value in values.items():
+        expected = type(getattr(GPT2Config, ours))
+        if type(value) is not expected or not value > 0:
+            raise UserError(f"{path} sets {GPT2_FIELDS[ours]} to {value!r}; it must be a positive {expected.__name__}")
+    try:
+        config = GPT2Config(**values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     if settings.get("n_inner") not in (None, 4 * config.dim):
         raise UserError(f"{path} sets n_inner to {settings['n_inner']!r}; GPT-2 has 4 x n_embd = {4 * config.dim}")
     return config

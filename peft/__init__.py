@@ -45,7 +45,7 @@ def attach(model: nn.Module, method) -> nn.Module:
     model.requires_grad_(False)
     method.attach(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError(f"{method} leaves nothing to train")
+        raise UserError(f"{method} leaves nothing to train; is --train_head no meant?")
     return model
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from errors import UserError
 from peft import method, train_head
 
 BLOCKS = {"last_layer": 0, "last_block": 1, "last_two_blocks": 2, "all": None}  # how many blocks train, from the top
@@ -19,6 +20,10 @@ class Freeze:
 
     layers: str = "last_block"
     train_head: bool = True
+
+    def __post_init__(self):
+        if self.layers not in BLOCKS:
+            raise UserError(f"unknown layers {self.layers!r}: choose {', '.join(BLOCKS)}")
 
     @classmethod
     def from_run(cls, name: str, run) -> "Freeze":

@@ -19,7 +19,7 @@ INITS = ("kaiming", "wide")
 
 
 class LoRALinear(nn.Linear):
-    """y = x Wᵀ + b + scale · dropout(x) Aᵀ Bᵀ, with W and b frozen under the names they had before.
+    """y = x Wᵀ + b + scale · dropout(x) Aᵀ Bᵀ. W and b keep their names, and stay frozen except in a head that trains.
 
     lora_a is A [r, in], lora_b is B [out, r]. B starts at zero, so that the layer starts as the one it replaces.
     """

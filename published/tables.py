@@ -5,36 +5,53 @@ from dataclasses import replace
 from pathlib import Path
 
 from errors import UserError
-from job import DEFAULT_MODEL, Job, execute, identity, prepare, read_result, write_json
+from job import execute, finished, prepare
+from model import canonical_name, hub
 from published import Row, Table
+from record import read_json, write_json, write_text
 from run import Run, command, override
 
 SPLITS = ("train", "validation", "test")
 
 
 def run_table(table: Table, rows: list[Row], said: Run, n_seeds: int) -> int:
-    """Runs each row with each seed unless that run is finished, and writes table-NAME.md and .json after every row."""
+    """Runs each row with each seed unless that run is finished, and writes table-NAME.md and .json after every row.
+
+    Rows measured earlier with the same flags stay in the table, so that it can be filled in pieces.
+    """
     if n_seeds < 1:
         raise UserError(f"--seeds is {n_seeds}; it must be at least 1")
     folder = Path(said.output_dir or "runs")
     said = replace(said, output_dir=None)
-    lines = []
+    lines = earlier_lines(table, said, folder)
     for row in rows:
         print(f"row {row.number}: {row.title}", flush=True)
         line = measure(row, said, n_seeds, folder)
-        if line is None:  # interrupted
+        if line is None:
+            print("interrupted; the same command goes on from here")
             return 130
-        lines.append(line)
-        write_table(table, lines, folder)
-    print(markdown(table, lines))
+        lines[row.number] = line
+        write_table(table, [lines[number] for number in sorted(lines)], folder)
+    print((folder / f"table-{table.name}.md").read_text(encoding="utf-8"))
     print(f"saved {folder}/table-{table.name}.md and .json")
     return 0
+
+
+def earlier_lines(table: Table, said: Run, folder: Path) -> dict[int, dict]:
+    """What an earlier call with the same flags measured, by row number."""
+    lines = read_json(folder / f"table-{table.name}.json")
+    commands = {row.number: command_of(row, said) for row in table.rows}
+    return {line["row"]: line for line in lines or [] if commands.get(line["row"]) == line["command"]}
+
+
+def command_of(row: Row, said: Run) -> str:
+    return command(row.run if why_left_out(row, said) else override(row.run, said))
 
 
 def measure(row: Row, said: Run, n_seeds: int, folder: Path) -> dict | None:
     """One line of the table, or None after Ctrl-C."""
     line = {"row": row.number, "title": row.title, "published": row.published, "measured": None, "std": None}
-    line |= {"seeds": [], "seconds": None, "command": command(override(row.run, said)), "note": row.note}
+    line |= {"seeds": [], "seconds": None, "command": command_of(row, said), "note": row.note}
     left_out = why_left_out(row, said)
     if left_out:
         return line | {"note": "; ".join(filter(None, (left_out, row.note)))}
@@ -43,14 +60,15 @@ def measure(row: Row, said: Run, n_seeds: int, folder: Path) -> dict | None:
     for seed in range(first, first + n_seeds):
         job = prepare(replace(override(row.run, said), seed=seed))
         job = replace(job, run=replace(job.run, output_dir=str(folder / job.directory.name)))
-        result = finished(job) or execute(job)
+        interrupted = (job.directory / "training_state.safetensors").is_file()
+        result = finished(job) or execute(replace(job, run=replace(job.run, resume=interrupted)))
         if result["interrupted"]:
             return None
         results.append(result)
-    accuracies = {split: [100 * result[f"{split}_accuracy"] for result in results] for split in SPLITS}
+    values = {split: [100 * result[f"{split}_accuracy"] for result in results] for split in SPLITS}
     return line | {
-        "measured": {split: round(statistics.mean(values), 2) for split, values in accuracies.items()},
-        "std": {split: round(statistics.stdev(values), 2) if n_seeds > 1 else None for split, values in accuracies.items()},
+        "measured": {split: round(statistics.mean(values[split]), 2) for split in SPLITS},
+        "std": {split: round(statistics.stdev(values[split]), 2) if n_seeds > 1 else None for split in SPLITS},
         "seeds": [result["seed"] for result in results],
         "seconds": round(statistics.mean(result["total_seconds"] for result in results), 1),
         "model": results[0]["model"],
@@ -62,28 +80,17 @@ def why_left_out(row: Row, said: Run) -> str:
     """A row about the size of the model says nothing on another one, so it isn't run on a stand-in."""
     if row.run.model is None:
         return ""
-    if said.model or said.checkpoint:
+    if said.checkpoint or canonical_name(said.model or row.run.model) != row.run.model:
         return f"left out: it is about {row.run.model}, and this table was asked for with another model"
-    if row.run.model != DEFAULT_MODEL:
-        from model import hub
-
-        if not hub.cached(row.run.model) and (unreachable := hub.why_no_hub()):
-            return f"left out: {row.run.model} isn't in the cache and {unreachable}"
-    return ""
-
-
-def finished(job: Job) -> dict | None:
-    """The result of an earlier, complete run of exactly this configuration."""
-    result = read_result(job.directory)
-    if result is None or result["interrupted"]:
-        return None
-    same = all(result["config"].get(name) == value for name, value in identity(job.run).items())
-    return result if same else None
+    if said.model or hub.cached(row.run.model) or not (unreachable := hub.why_no_hub()):
+        return ""  # what was named is run, or an error
+    return f"left out: {row.run.model} isn't in the cache and {unreachable}"
 
 
 def write_table(table: Table, lines: list[dict], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)  # not there where every row so far was left out
     write_json(folder / f"table-{table.name}.json", lines)
-    (folder / f"table-{table.name}.md").write_text(markdown(table, lines) + "\n", encoding="utf-8")
+    write_text(folder / f"table-{table.name}.md", markdown(table, lines) + "\n")
 
 
 def markdown(table: Table, lines: list[dict]) -> str:

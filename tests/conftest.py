@@ -1,10 +1,22 @@
 """What the tests share: where the outside files are, and small models."""
 
+import json
 import os
+import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file
+
+import experiments
+import train
+from model import hub
+from model.bpe import learn_merges, save_tokenizer
+from model.gpt2 import GPT2, GPT2Config
+from model.weights import save_pretrained
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(
@@ -22,3 +34,120 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+HAM_WORDS = ("home", "later", "see", "you", "tonight", "lunch", "ok", "sorry", "bus", "love", "mum", "work", "soon", "me")
+SPAM_WORDS = (
+    "free",
+    "win",
+    "prize",
+    "claim",
+    "now",
+    "text",
+    "cash",
+    "urgent",
+    "offer",
+    "call",
+    "0800",
+    "code",
+    "txt",
+    "you",
+)
+
+
+def write_messages(path: Path, n: int, seed: int = 0) -> Path:
+    """n ham and n spam messages of 4 to 20 words, in the collection's format."""
+    words = {"ham": HAM_WORDS, "spam": SPAM_WORDS}
+    draw = random.Random(seed)
+    lines = [f"{kind}\t{' '.join(draw.choices(words[kind], k=draw.randint(4, 20)))}" for kind in words for _ in range(n)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory) -> Path:
+    """A --data_dir with 60 ham and 60 spam messages: 84 to train, 12 to validate, 24 to test."""
+    folder = tmp_path_factory.mktemp("data")
+    write_messages(folder / "sms_spam" / "SMSSpamCollection", 60)
+    return folder
+
+
+def make_checkpoint(directory: Path, text: str, n_merges: int = 100, n_layers: int = 2) -> Path:
+    """A --checkpoint directory: a random GPT-2 32 wide with a context of 256 tokens, and its tokenizer."""
+    merges = learn_merges([text], n_merges)
+    save_tokenizer(merges, directory)
+    torch.manual_seed(1)
+    save_pretrained(GPT2(GPT2Config(256 + len(merges) + 1, 256, 32, 4, n_layers)), directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory, small_data) -> Path:
+    text = (small_data / "sms_spam" / "SMSSpamCollection").read_text(encoding="utf-8")
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", text)
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch) -> Path:
+    """Offline, with empty caches, in an empty directory of its own."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("PEFT_FROM_SCRATCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))  # huggingface_hub read HF_HOME long ago
+    hub.why_no_hub.cache_clear()
+    yield tmp_path
+    hub.why_no_hub.cache_clear()
+
+
+@dataclass
+class Outcome:
+    """All that one run left behind."""
+
+    code: int
+    out: str
+    directory: Path
+    result: dict
+    metrics: list[dict]
+    tensors: dict[str, torch.Tensor]
+    forwards: list[tuple[bool, torch.Size, bool]]  # (in training, shape of the batch, masked)
+
+    def logged(self, key: str, split: str = "train") -> list[float]:
+        return [record[key] for record in self.metrics if record["split"] == split]
+
+    def widths(self, training: bool) -> list[int]:
+        return [shape[1] for trains, shape, _ in self.forwards if trains is training]
+
+    def sizes(self, training: bool) -> list[int]:
+        return [shape[0] for trains, shape, _ in self.forwards if trains is training]
+
+
+@pytest.fixture
+def experiment(alone, small_checkpoint, small_data, monkeypatch, capsys):
+    """experiment("--flag", value, ...): the command line in this process, on the small model and data, for two steps."""
+    forwards, score = [], train.score
+
+    def spy(model, batch, ignore_index):
+        forwards.append((model.training, batch.input_ids.shape, batch.attention_mask is not None))
+        return score(model, batch, ignore_index)
+
+    monkeypatch.setattr(train, "score", spy)
+
+    def run(*flags, **replaced) -> Outcome:
+        base = {"checkpoint": small_checkpoint, "data_dir": small_data, "max_steps": 2, "logging_steps": 1}
+        base |= {"learning_rate": 1e-3, "amp": "off", "device": "cpu", "output_dir": alone / "out"}
+        argv = [
+            str(word) for name, value in (base | replaced).items() if value is not None for word in (f"--{name}", value)
+        ]
+        forwards.clear()
+        capsys.readouterr()
+        code = experiments.main([*argv, *map(str, flags)])
+        out = capsys.readouterr().out
+        directory = Path(out.split("saved    ")[1].split("\n")[0])
+        result = json.loads((directory / "result.json").read_text())
+        metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+        return Outcome(code, out, directory, result, metrics, load_file(directory / "trained.safetensors"), [*forwards])
+
+    return run

@@ -15,7 +15,7 @@ from model.heads import ClassifierHead, LanguageModelHead
 
 TOLERANCE = 1e-5  # times the largest absolute value of the reference
 LAYERS, DIM, HEADS, VOCAB, CONTEXT = 3, 96, 4, 500, 64
-TINY = GPT2Config(vocab_size=60, context_length=16, dim=32, n_heads=4, n_layers=3)
+TINY = GPT2Config(vocab_size=60, context_length=20, dim=32, n_heads=4, n_layers=3)
 SQUARE_WEIGHTS = ["attn.q", "attn.k", "attn.v", "attn.out"]
 
 
@@ -121,7 +121,9 @@ def test_loss_and_every_gradient_equal_theirs(pair, ids, side):
     translated = weights.to_hugging_face(gradients, weights.GPT2_NAMES, weights.GPT2_PREFIX)
     expected_gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     assert translated.keys() == expected_gradients.keys()
-    too_far = {name: d for name in translated if not (d := distance(translated[name], expected_gradients[name])) <= TOLERANCE}
+    too_far = {
+        name: d for name in translated if not (d := distance(translated[name], expected_gradients[name])) <= TOLERANCE
+    }
     assert not too_far
 
 
@@ -179,9 +181,8 @@ def tiny():
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
-def test_a_later_token_reaches_earlier_positions_only_without_causal_mask(tiny, causal, masked):
-    model = GPT2(replace(TINY, causal=causal)).eval()
-    model.load_state_dict(tiny.state_dict())
+def test_a_later_token_reaches_earlier_positions_only_without_causal_mask(causal, masked):
+    model = init_gpt2(GPT2(replace(TINY, causal=causal))).eval()
     before = torch.randint(30, (2, 10))
     after = before.clone()
     after[:, 7] = 59
@@ -193,9 +194,8 @@ def test_a_later_token_reaches_earlier_positions_only_without_causal_mask(tiny, 
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_padding_content_cannot_reach_real_positions(tiny, causal, side):
-    model = GPT2(replace(TINY, causal=causal, context_length=20))
-    init_gpt2(model).eval()
+def test_padding_content_cannot_reach_real_positions(causal, side):
+    model = init_gpt2(GPT2(replace(TINY, causal=causal))).eval()
     mask = padding_mask(side)
     one, other = (torch.randint(60, (3, 20)) for _ in range(2))
     other = torch.where(mask.bool(), one, other)
@@ -215,9 +215,9 @@ def test_run_blocks_is_a_seam(tiny):
 
 
 def test_an_input_beyond_the_context_names_both_numbers(tiny):
-    tiny.encode(torch.zeros(1, 16, dtype=torch.long))
-    with pytest.raises(UserError, match=r"\b17\b.*\b16\b"):
-        tiny.encode(torch.zeros(1, 17, dtype=torch.long))
+    tiny.encode(torch.zeros(1, 20, dtype=torch.long))
+    with pytest.raises(UserError, match=r"\b21\b.*\b20\b"):
+        tiny.encode(torch.zeros(1, 21, dtype=torch.long))
 
 
 def test_a_model_without_head_says_so(tiny):
@@ -228,21 +228,14 @@ def test_a_model_without_head_says_so(tiny):
 # Heads
 
 
-def last_hidden(model: GPT2, captured: torch.Tensor) -> torch.Tensor:
-    """The head's logits for hidden states computed by hand."""
-    return F.linear(captured, model.head.classifier.weight, model.head.classifier.bias)
-
-
 @pytest.mark.parametrize("side", [None, "right", "left"])
 @pytest.mark.parametrize("position", ["first", "last", "flexible", "average"])
 def test_classifier_reads_the_position_it_names(tiny, position, side):
-    model = GPT2(replace(TINY, context_length=20))
-    init_gpt2(model).eval()
     average = position == "average"
-    model.head = ClassifierHead(TINY.dim, 3, "last" if average else position, average)
+    tiny.head = ClassifierHead(TINY.dim, 3, "last" if average else position, average)
     ids, real_counts = torch.randint(60, (3, 20)), [20, 13, 6]
     mask = None if side is None else padding_mask(side)
-    hidden = model.encode(ids, mask)
+    hidden = tiny.encode(ids, mask)
     expected = []
     for row, count in enumerate(real_counts):
         start, end = (20 - count, 20) if side == "left" else (0, count)  # the real tokens of this row
@@ -254,14 +247,15 @@ def test_classifier_reads_the_position_it_names(tiny, position, side):
             expected.append(hidden[row, -1])  # nothing says which tokens are padding, as in the published spam rows
         else:
             expected.append(hidden[row, end - 1])
-    logits = model(ids, mask, torch.tensor(real_counts))
-    torch.testing.assert_close(logits, last_hidden(model, torch.stack(expected)), rtol=1e-5, atol=1e-6)
+    logits = torch.stack(expected) @ tiny.head.classifier.weight.T + tiny.head.classifier.bias
+    torch.testing.assert_close(tiny(ids, mask, torch.tensor(real_counts)), logits, rtol=1e-5, atol=1e-6)
 
 
 def test_flexible_reads_the_mask_where_no_lengths_are_given(tiny):
     tiny.head = ClassifierHead(TINY.dim, 3, "flexible")
-    ids, mask = torch.randint(60, (3, 16)), (torch.arange(16) < torch.tensor([16, 9, 2])[:, None]).long()
-    torch.testing.assert_close(tiny(ids, mask), tiny(ids, mask, torch.tensor([16, 9, 2])))
+    ids, mask = torch.randint(60, (3, 20)), padding_mask("right")
+    assert torch.equal(tiny(ids, mask), tiny(ids, mask, torch.tensor([20, 13, 6])))
+    assert not torch.equal(tiny(ids, mask)[1:], tiny.head.classifier(tiny.encode(ids, mask)[1:, -1]))
 
 
 # Dropout and initialisation
@@ -273,19 +267,21 @@ def test_dropout_acts_only_in_training():
     without.load_state_dict(model.state_dict())
     ids = torch.randint(60, (2, 10))
     hidden = without.embed(ids)
-    attention = model.blocks[0].attn
+    # Blocks in which only the dropout before one of the two residual additions can show.
+    after_attention, after_mlp = (copy.deepcopy(model.blocks[0]) for _ in range(2))
+    for block, silent in ((after_attention, after_attention.mlp.down), (after_mlp, after_mlp.attn.out)):
+        block.attn.dropout = 0.0
+        nn.init.zeros_(silent.weight)
+    parts = nn.ModuleList([model, after_attention, after_mlp])
 
-    def parts():
-        attention.dropout = 0.5
-        yield model.embed(ids)
-        yield attention(hidden, None, True)
-        attention.dropout = 0.0  # what is left in a block is the dropout before the residual additions
-        yield model.run_blocks(hidden, stop=1)
+    def outputs():
+        attention = model.blocks[0].attn(hidden, None, True)
+        return [model.embed(ids), attention, after_attention(hidden, None, True), after_mlp(hidden, None, True)]
 
-    model.train()
-    assert [torch.equal(*both) for both in zip(parts(), parts(), strict=True)] == [False] * 3
-    model.eval()
-    assert [torch.equal(*both) for both in zip(parts(), parts(), strict=True)] == [True] * 3
+    parts.train()
+    assert [torch.equal(*both) for both in zip(outputs(), outputs(), strict=True)] == [False] * 4
+    parts.eval()
+    assert [torch.equal(*both) for both in zip(outputs(), outputs(), strict=True)] == [True] * 4
     assert torch.equal(model.encode(ids), without.train().encode(ids))
 
 

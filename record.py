@@ -1,0 +1,112 @@
+"""What `result.json` says of the machine and of what went in, and how it is written and read."""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from data import TextExample
+
+
+def write_json(path: Path, content: object) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes beside `path` first and moves into place, so that `path` never holds half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> object:
+    """The content of an earlier file of ours, or None where there is none to be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def read_result(directory: Path) -> dict | None:
+    result = read_json(directory / "result.json")
+    return result if isinstance(result, dict) and isinstance(result.get("config"), dict) else None
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(trainable, all); a tied tensor counts once."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+
+
+def weights_sha256(checkpoint: Path) -> str:
+    """Of the bytes of a checkpoint's safetensors files, in the order of their names."""
+    files = sorted(checkpoint.glob("*.safetensors"))
+    return _sha256_of_files(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@cache  # a table asks once per run; size and time are there to notice a change
+def _sha256_of_files(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for file, _, _ in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def data_sha256(splits: dict[str, Iterable[TextExample]]) -> str:
+    return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        with contextlib.suppress(OSError):  # where it isn't allowed, the peak is that of the whole process so far
+            Path("/proc/self/clear_refs").write_text("5")  # resets the resident set's high-water mark
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Of the GPU's memory; on the CPU of the process's resident set, the interpreter and libraries included."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    import resource  # not there on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def versions() -> dict[str, str]:
+    packages = ("torch", "tiktoken", "numpy", "safetensors", "huggingface_hub")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def git_state() -> str | None:
+    """The commit, with "-dirty" where tracked files differ from it; None outside a git checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

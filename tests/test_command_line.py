@@ -1,0 +1,323 @@
+"""The command line from outside: what it prints, writes and chooses, and how it says no."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, write_messages
+from safetensors.torch import load_file, save_file
+
+import experiments
+import job
+import model.weights
+import peft
+from data import get_task
+from errors import UserError
+from model import hub
+from model.tokenizer import GPT2Tokenizer
+from run import Run
+from train import evaluate
+
+# --- in a process of its own
+
+
+def shell(*argv, **options) -> subprocess.CompletedProcess:
+    # As many threads as this process has: the order of a sum depends on it.
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    words = [sys.executable, ROOT / "experiments.py", *map(str, argv)]
+    return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300, **options)
+
+
+@pytest.mark.parametrize("flag, expected", [("--help", "--trainable_layers"), ("--list", "19  mean of all positions")])
+def test_help_and_list_answer_at_once_without_torch(flag, expected):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['experiments.py', '{flag}']\n"
+        "try:\n    runpy.run_path('experiments.py', run_name='__main__')\n"
+        "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules)\n"
+    )
+    seconds = []
+    for _ in range(3):  # the best of three: this machine may be busy
+        started = time.perf_counter()
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+        seconds.append(time.perf_counter() - started)
+    assert expected in found.stdout and found.stdout.splitlines()[-1] == "0 False" and found.stderr == ""
+    assert min(seconds) < 1
+
+
+BAD = {
+    "an unknown flag": (["--trainable_layer_s", "all"], "unrecognized arguments: --trainable_layer_s all"),
+    "an unknown value": (["--weights", "zero"], "--weights is 'zero'; choose pretrained, random"),
+    "an unknown model": (["--model", "gpt3"], "unknown model 'gpt3': choose gpt2-small, gpt2-medium, gpt2-large, gpt2-xl"),
+    "a named model that can't be had": (["--model", "gpt2-xl"], "gpt2-xl isn't in the Hugging Face cache"),
+}
+
+
+@pytest.mark.parametrize("argv, said", BAD.values(), ids=BAD)
+def test_an_error_is_one_line_and_exit_code_2(argv, said, alone):
+    found = shell(*argv, "--dataset", "spam-pocket", "--output_dir", "out", cwd=alone)
+    assert found.returncode == 2
+    assert re.fullmatch(rf"error: .*{re.escape(said)}.*\n", found.stderr)
+    assert found.stdout == "" and not (alone / "out").exists()
+
+
+def test_ctrl_c_and_resume_in_processes_of_their_own(alone, small_checkpoint, small_data):
+    flags = ["--checkpoint", small_checkpoint, "--data_dir", small_data, "--trainable_layers", "all", "--dropout", 0.1]
+    flags += ["--num_epochs", 20, "--logging_steps", 1, "--amp", "off", "--device", "cpu"]  # 220 steps
+    words = [sys.executable, ROOT / "experiments.py", *map(str, flags), "--output_dir", "half"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        metrics, patience = Path("half/metrics.jsonl"), time.monotonic() + 200
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < patience:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=200)
+    assert process.returncode == 130, err
+    assert "--resume goes on from there" in out and "Traceback" not in err
+    names = {path.name for path in Path("half").iterdir()}
+    assert names == {"result.json", "metrics.jsonl", "trained.safetensors", "training_state.safetensors"}
+    result = json.loads(Path("half/result.json").read_text())
+    assert result["interrupted"] and 0 < result["steps"] < 220
+    assert shell(*flags, "--output_dir", "half", "--resume").returncode == 0
+    assert shell(*flags, "--output_dir", "whole").returncode == 0
+    assert Path("half/trained.safetensors").read_bytes() == Path("whole/trained.safetensors").read_bytes()
+
+
+# --- what a run leaves behind
+
+KEYS = """model weights dataset method seed train_accuracy validation_accuracy test_accuracy train_seconds total_seconds
+trainable_parameters total_parameters peak_memory_bytes device amp argv config versions git"""
+
+
+@pytest.mark.parametrize("layers", ["last_block", "lora"])
+def test_a_run_and_its_record(layers, experiment, small_checkpoint, small_data):
+    found = experiment("--trainable_layers", layers, learning_rate=1e-2, max_steps=30, num_epochs=3)
+    result, run = found.result, Run(**found.result["config"])
+    assert found.code == 0 and set(KEYS.split()) <= result.keys()
+    assert (result["model"], result["dataset"], result["seed"]) == (str(small_checkpoint), "spam", 123)
+    assert result["argv"][:2] == ["--checkpoint", str(small_checkpoint)]
+    assert run == job.prepare(experiments.parse(result["argv"])[0]).run  # the recorded words give the recorded run
+    assert 0 < result["train_seconds"] < result["total_seconds"]
+    assert 50e6 < result["peak_memory_bytes"] < 64e9 and result["versions"]["torch"] == torch.__version__
+    assert result["git"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", result["git"])
+    for split, targets in (("train", 84), ("validation", 12), ("test", 24)):
+        (final,) = (record for record in found.metrics if record["split"] == f"final {split}")
+        assert final["accuracy"] == result[f"{split}_accuracy"] and final["targets"] == targets
+    assert found.logged("step") == list(range(1, 31)) and found.logged("step", "validation") == [11, 22, 30]
+    # The saved tensors, put into a fresh model, are the model that was measured.
+    model, task = job.build_model(run, 2), get_task(run.dataset)
+    batches = job.make_batches(run, task, GPT2Tokenizer.from_directory(small_checkpoint), 256)
+    (loss,) = found.logged("loss", "final test")
+    assert evaluate(model, batches["test"])["loss"] != pytest.approx(loss, rel=0.01)
+    measured = evaluate(peft.restore(model, found.tensors), batches["test"])
+    assert measured["loss"] == pytest.approx(loss, rel=1e-4) and measured["accuracy"] == result["test_accuracy"]
+
+
+def test_the_header_says_first_what_was_chosen_and_why(experiment, small_checkpoint, small_data):
+    lines = experiment("--learning_rate", "0.00012345678").out.splitlines()
+    assert lines[0] == f"model    {small_checkpoint}, pretrained weights (named with --checkpoint)"
+    assert lines[1].startswith("dataset  spam, 84 / 12 / 24 texts to train / validate / test, ")
+    assert lines[1].endswith(f"(the published data, from {small_data})")
+    assert re.fullmatch(r"method   Freeze\(.*\): 12,834 of [\d,]+ parameters train", lines[2])
+    assert "--learning_rate 0.00012345678 " in lines[3]
+    recipe = asdict(Run(learning_rate=0.00012345678, batch_size=8, weight_decay=0.1, seed=123, num_epochs=5))
+    assert all(f"--{name} {value:g}" in lines[3] for name, value in recipe.items() if isinstance(value, int))
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["--average_embeddings"], ["--disable_causal_mask"], ["--trainable_token_pos", "first"]]
+)
+def test_without_padding_the_size_of_a_batch_has_no_influence(flags, experiment):
+    one = experiment("--no_padding", "--batch_size", 1, "--accumulation_steps", 8, "--eval_batch_size", 1, *flags)
+    many = experiment("--no_padding", "--batch_size", 8, "--eval_batch_size", 64, *flags)
+    assert max(many.sizes(False)) == 64 and any(masked for _, _, masked in many.forwards)
+    for split in ("train", "validation", "final train", "final test"):
+        assert one.logged("loss", split) == pytest.approx(many.logged("loss", split), rel=1e-5)
+
+
+# --- what is chosen where nothing is named
+
+
+@pytest.fixture
+def shipped(alone, small_checkpoint, monkeypatch):
+    monkeypatch.setattr(hub, "POCKET_DIR", small_checkpoint.parent)
+    monkeypatch.setattr(job, "SHIPPED_MODEL", "tiny")
+    return alone
+
+
+def test_offline_with_empty_caches_the_shipped_ones_are_taken(shipped, capsys):
+    assert experiments.main(["--context_length", "8", "--max_steps", "1", "--output_dir", "out"]) == 0
+    result, lines = json.loads(Path("out/result.json").read_text()), capsys.readouterr().out.splitlines()
+    assert (result["model"], result["dataset"]) == ("tiny", "spam-pocket")
+    assert result["model_reason"] == "shipped; gpt2-small isn't in the cache and HF_HUB_OFFLINE is set"
+    assert result["data_reason"].startswith("shipped; SMSSpamCollection isn't in ")
+    assert result["model_reason"] in lines[0] and result["data_reason"] in lines[1]
+
+
+def test_the_published_ones_where_they_can_be_had(shipped, small_checkpoint, monkeypatch):
+    monkeypatch.setattr(hub, "why_no_hub", lambda: None)
+    run, reason = job.choose_model(Run())
+    assert (run.model, reason) == ("gpt2-small", "the published default, from the hub")
+    monkeypatch.undo()
+    monkeypatch.setenv("PEFT_FROM_SCRATCH_CACHE", str(shipped / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(shipped / "hub"))
+    repository = shipped / "hub" / "models--openai-community--gpt2"
+    shutil.copytree(small_checkpoint, repository / "snapshots" / "0123")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    run, reason = job.choose_model(Run())
+    assert (run.model, reason) == ("gpt2-small", "the published default, from the Hugging Face cache")
+    write_messages(shipped / "cache" / "sms_spam" / "SMSSpamCollection", 10)
+    run, reason = job.choose_dataset(Run())
+    assert (run.dataset, reason) == ("spam", "the published data, from the cache")
+
+
+@pytest.mark.parametrize("flags", [["--model", "gpt2-small"], ["--model_size", "gpt2-small (124M)"], ["--dataset", "spam"]])
+def test_what_is_named_is_never_replaced(flags, shipped):
+    said = (
+        "SMSSpamCollection isn't in" if "--dataset" in flags else r"gpt2-small isn't in .* choose a shipped model \(tiny\)"
+    )
+    with pytest.raises(UserError, match=said):
+        experiments.main([*flags, "--context_length", "8", "--output_dir", "out"])
+    assert not Path("out").exists()
+
+
+# --- what is refused
+
+REFUSED = {
+    "trainable_layers": (
+        ["--trainable_layers", "some"],
+        "unknown --trainable_layers 'some': choose last_layer, last_block,",
+    ),
+    "rank": (["--trainable_layers", "lora", "--lora_rank", "0"], "--lora_rank is 0; it must be at least 1"),
+    "no number": (
+        ["--batch_size", "many"],
+        "argument --batch_size/--per_device_train_batch_size: invalid int value: 'many'",
+    ),
+    "dropout": (["--dropout", "1.5"], "--dropout is 1.5; it must be below 1"),
+    "lora_dropout": (["--trainable_layers", "lora", "--lora_dropout", "1"], "--lora_dropout is 1.0; it must be"),
+    "seed": (["--seed", str(2**64)], f"--seed is {2**64}; it must be below"),
+    "warmup": (["--warmup_ratio", "nan"], "--warmup_ratio is nan; it must be a number"),
+    "context_length too long": (["--context_length", "257"], "--context_length is 257, the model's context 256; choose"),
+    "context_length no number": (
+        ["--context_length", "long"],
+        "--context_length is 'long'; choose longest_training_example,",
+    ),
+    "context_length 0": (["--context_length", "0"], "or a number of tokens from 1 to 256"),
+    "two models": (["--model", "gpt2-small"], "both name a model; give one of them"),
+    "dataset": (["--dataset", "ham"], "unknown dataset 'ham': choose spam, spam-pocket"),
+    "nothing to train": (["--trainable_layers", "last_layer", "--train_head", "no"], "leaves nothing to train"),
+    "seeds": (["--table", "spam", "--seeds", "0"], "--seeds is 0; it must be at least 1"),
+    "resuming a table": (["--table", "spam", "--resume"], "--resume goes with one run"),
+    "rows": (["--table", "spam", "--rows", "x"], "--rows is 'x'; write numbers and ranges such as 1,3-5"),
+    "resume": (["--resume"], "holds no interrupted run; train anew without --resume"),
+}
+
+
+@pytest.mark.parametrize("flags, said", REFUSED.values(), ids=REFUSED)
+def test_bad_values(flags, said, experiment, alone):
+    refused(experiment, alone, said, *flags)
+
+
+def refused(experiment, alone, said, *flags, **replaced):
+    """One line that names the matter, and no file left behind."""
+    with pytest.raises((UserError, OSError)) as found:  # both end as `error: ...` and exit code 2
+        experiment(*flags, **replaced)
+    assert said in str(found.value) and "\n" not in str(found.value)
+    assert not (alone / "out").exists() or [*(alone / "out").iterdir()] == []
+
+
+def edit_config(folder, **changes):
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | changes))
+
+
+def edit_tensor(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.h.1.mlp.c_fc.weight"] = torch.zeros(32, 127)
+    save_file(tensors, folder / "model.safetensors")
+
+
+DAMAGE = {
+    "missing": (lambda folder: (folder / "model.safetensors").unlink(), "has neither model.safetensors nor"),
+    "truncated": (lambda folder: os.truncate(folder / "model.safetensors", 9000), "can't be read as safetensors"),
+    "wrong shape": (edit_tensor, "h.1.mlp.c_fc.weight has shape [32, 127], expected [32, 128]"),
+    "other architecture": (lambda folder: edit_config(folder, model_type="bert"), "a model of type 'bert'; the types"),
+    "no tokenizer": (lambda folder: (folder / "merges.txt").unlink(), "pass --tokenizer DIR"),
+    "no directory": (shutil.rmtree, "is no directory"),
+}
+
+
+@pytest.mark.parametrize("damage, said", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_checkpoints(damage, said, experiment, alone, small_checkpoint):
+    folder = Path(shutil.copytree(small_checkpoint, alone / "damaged"))
+    damage(folder)
+    refused(experiment, alone, said, checkpoint=folder)
+
+
+DATA = {
+    "empty": ("", "0 ham and 0 spam messages"),
+    "another label": ("ham\thello\nmaybe\tperhaps\n", "line 2: expected ham or spam, a tab and a text"),
+    "no tab": ("ham hello\n", "line 1: expected ham or spam"),
+    "no text": ("spam\t \n", "line 1: expected ham or spam"),
+    "absent": (None, "has no sms_spam"),
+}
+
+
+@pytest.mark.parametrize("content, said", DATA.values(), ids=DATA)
+def test_malformed_data(content, said, experiment, alone):
+    (alone / "data" / "sms_spam").mkdir(parents=True)
+    if content is not None:
+        (alone / "data" / "sms_spam" / "SMSSpamCollection").write_text(content)
+    refused(experiment, alone, said, data_dir=alone / "data")
+
+
+def test_an_epoch_without_a_batch(experiment):
+    with pytest.raises(UserError, match="fewer examples than --batch_size 85"):  # the published order drops a short batch
+        experiment("--data_order", "published", "--batch_size", 85)
+
+
+def test_an_output_dir_below_a_file(experiment, alone):
+    (alone / "file").write_text("kept")
+    refused(experiment, alone, "can't be written", output_dir=alone / "file" / "out")
+    assert (alone / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("target", ["trained.safetensors", "result.json"])
+def test_a_full_disk_leaves_no_half_file(target, experiment, alone, monkeypatch):
+    real_text = Path.write_text
+
+    def full(path):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    if target == "result.json":
+        monkeypatch.setattr(Path, "write_text", lambda p, *a, **k: full(p) if target in p.name else real_text(p, *a, **k))
+    else:
+        monkeypatch.setattr(model.weights, "save_file", lambda tensors, path, metadata: full(path))
+    with pytest.raises((UserError, OSError), match="No space left on device"):
+        experiment()
+    assert {path.name for path in (alone / "out").iterdir()} <= {"metrics.jsonl", "trained.safetensors"} - {target}
+
+
+def test_only_the_same_run_can_be_resumed(experiment, alone, monkeypatch):
+    fit = job.fit
+    monkeypatch.setattr(job, "fit", lambda *args: replace(fit(*args), interrupted=True))  # as if by Ctrl-C
+    assert experiment().code == 130
+    (alone / "out" / "training_state.safetensors").write_bytes(b"")
+    before = {path.name: path.read_bytes() for path in (alone / "out").iterdir()}
+    with pytest.raises(UserError, match=r"had other values of lora_rank, batch_size$"):
+        experiment("--resume", "--batch_size", 4, "--lora_rank", 2)
+    with pytest.raises(UserError, match="can't be read as safetensors"):
+        experiment("--resume")  # a broken state; what there was is kept
+    assert before.items() <= {path.name: path.read_bytes() for path in (alone / "out").iterdir()}.items()

@@ -1,0 +1,347 @@
+"""Every flag changes what it says. One check per field of `Run`; a field without one fails the last test."""
+
+import math
+import re
+import signal
+from dataclasses import fields
+
+import pytest
+import torch
+from conftest import make_checkpoint, write_messages
+from safetensors.torch import load_file
+
+import train
+from errors import UserError
+from model import hub
+from run import Run
+
+CHECKS = {}
+LORA = ("--trainable_layers", "lora", "--lora_rank", 4)
+
+
+def check(*names):
+    """Registers a check (of the fixture `experiment`, and of `fixtures`, which holds what few of them need)."""
+
+    def register(function):
+        CHECKS.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+@pytest.fixture
+def fixtures(alone, small_checkpoint, small_data, monkeypatch):
+    return {"alone": alone, "checkpoint": small_checkpoint, "data": small_data, "monkeypatch": monkeypatch}
+
+
+def differ(one, other):
+    return any(not torch.equal(one[name], other[name]) for name in one)
+
+
+# --- the model
+
+
+@check("model")
+def model(experiment, fixtures):
+    fixtures["monkeypatch"].setattr(hub, "POCKET_DIR", fixtures["checkpoint"].parent)
+    found = experiment(checkpoint=None, model="tiny")
+    assert found.result["model"] == "tiny" and found.result["model_reason"] == "named"
+    assert not differ(found.tensors, experiment().tensors)  # the same files by another way
+
+
+@check("checkpoint")
+def checkpoint(experiment, fixtures):
+    other = make_checkpoint(fixtures["alone"] / "deeper", "see you later " * 9, n_layers=3)
+    found = experiment(checkpoint=other)
+    assert (found.result["model"], found.result["model_reason"]) == (str(other), "named with --checkpoint")
+    assert "blocks.2.attn.q.weight" in found.tensors and "blocks.2.attn.q.weight" not in experiment().tensors
+
+
+@check("tokenizer")
+def tokenizer(experiment, fixtures):
+    coarse = make_checkpoint(fixtures["alone"] / "coarse", "text", n_merges=1)  # hardly a merge: more tokens
+    assert experiment("--tokenizer", coarse).widths(True)[0] > 1.5 * experiment().widths(True)[0]
+
+
+@check("weights")
+def weights(experiment, fixtures):
+    stored = load_file(fixtures["checkpoint"] / "model.safetensors")["transformer.wte.weight"]
+    flags = ("--trainable_layers", "all", "--weights")
+    pretrained, random = (experiment(*flags, choice, learning_rate=0) for choice in ("pretrained", "random"))
+    assert torch.equal(pretrained.tensors["token_embedding.weight"], stored)
+    assert (random.tensors["token_embedding.weight"] - stored).std() > 1  # two draws of N(0, 1)
+    assert (pretrained.result["weights"], random.result["weights"]) == ("pretrained", "random")
+
+
+@check("disable_causal_mask")
+def disable_causal_mask(experiment, fixtures):
+    # The first token sees the others only without the mask.
+    flags = ("--trainable_token_pos", "first", "--context_length", 8)
+    causal, free = experiment(*flags), experiment(*flags, "--disable_causal_mask")
+    assert causal.logged("loss")[0] != free.logged("loss")[0]
+
+
+@check("dropout")
+def dropout(experiment, fixtures):
+    without, with_dropout = experiment(learning_rate=0), experiment("--dropout", 0.5, learning_rate=0)
+    assert without.logged("loss") != with_dropout.logged("loss")
+    assert without.logged("loss", "validation") == with_dropout.logged("loss", "validation")  # only in training
+
+
+# --- what is trained
+
+
+@check("trainable_layers")
+def trainable_layers(experiment, fixtures):
+    block = 12 * 32 * 32 + 13 * 32  # four D x D and two D x 4D matrices, their biases, two norms
+    head, norm = 2 * 32 + 2, 2 * 32
+    counts = {"last_layer": head, "last_block": head + norm + block, "last_two_blocks": head + norm + 2 * block}
+    counts["lora"] = counts["lora_alternative"] = head + 2 * 8 * (4 * 64 + 2 * 160) + 8 * 34  # rank 8 on every Linear
+    for choice, expected in counts.items():
+        found = experiment("--trainable_layers", choice)
+        assert found.result["trainable_parameters"] == sum(t.numel() for t in found.tensors.values()) == expected
+        assert found.result["method"] == choice
+    everything = experiment("--trainable_layers", "all").result
+    assert everything["trainable_parameters"] == everything["total_parameters"] > counts["last_two_blocks"]
+
+
+@check("train_head")
+def train_head(experiment, fixtures):
+    with_head, without = experiment("--train_head", "yes"), experiment("--train_head", "no")
+    head = {"head.classifier.weight", "head.classifier.bias"}
+    assert with_head.tensors.keys() - without.tensors.keys() == head
+
+
+@check("lora_rank")
+def lora_rank(experiment, fixtures):
+    for rank in (2, 5):
+        shapes = {tuple(t.shape) for name, t in experiment(*LORA, "--lora_rank", rank).tensors.items() if "lora_a" in name}
+        assert shapes == {(rank, 32), (rank, 128)}
+
+
+@check("lora_alpha", "lora_scaling")
+def lora_alpha(experiment, fixtures):
+    # The product starts at zero, so the first loss can't depend on its factor, and the second must.
+    seen = []
+    for alpha, scaling, scale in ((2, "alpha", "2"), (2, "alpha/r", "0.5"), (8, "alpha/r", "2"), (8, "alpha", "8")):
+        found = experiment(*LORA, "--lora_alpha", alpha, "--lora_scaling", scaling)
+        assert f"the LoRA product is multiplied by {scale}\n" in found.out
+        seen.append(found.logged("loss"))
+    assert len({first for first, _ in seen}) == 1
+    assert seen[0] == seen[2] and len({second for _, second in seen}) == 3
+
+
+@check("lora_target")
+def lora_target(experiment, fixtures):
+    found = experiment(*LORA, "--lora_target", "attn.q,1.mlp.up").tensors
+    adapted = {name.removesuffix(".lora_a") for name in found if name.endswith(".lora_a")}
+    assert adapted == {"blocks.0.attn.q", "blocks.1.attn.q", "blocks.1.mlp.up"}
+    with pytest.raises(UserError, match=r"the target 'attn.x' matches no Linear layer: choose all, attn.k, attn.out"):
+        experiment(*LORA, "--lora_target", "attn.x")
+
+
+@check("lora_dropout")
+def lora_dropout(experiment, fixtures):
+    without, with_dropout = experiment(*LORA), experiment(*LORA, "--lora_dropout", 0.5)
+    assert without.logged("loss")[0] == with_dropout.logged("loss")[0]  # while the product is zero
+    assert without.logged("loss")[1] != with_dropout.logged("loss")[1]
+
+
+@check("lora_init")
+def lora_init(experiment, fixtures):
+    for choice, bound in (("kaiming", 1 / math.sqrt(32)), ("wide", 1 / math.sqrt(4))):
+        found = experiment(*LORA, "--lora_init", choice, "--lora_target", "attn.q", learning_rate=0)
+        assert 0.9 * bound < found.tensors["blocks.0.attn.q.lora_a"].abs().max() <= bound
+
+
+# --- the data
+
+
+@check("dataset")
+def dataset(experiment, fixtures):
+    found = experiment("--dataset", "spam-pocket", "--context_length", 8)
+    assert (found.result["dataset"], found.result["data_reason"]) == ("spam-pocket", "named")
+    assert "84 / 12 / 24 texts" in experiment().out and "84 / 12 / 24 texts" not in found.out
+
+
+@check("data_dir")
+def data_dir(experiment, fixtures):
+    write_messages(fixtures["alone"] / "more" / "sms_spam" / "SMSSpamCollection", 100)
+    found = experiment(data_dir=fixtures["alone"] / "more")
+    assert "140 / 20 / 40 texts" in found.out and found.logged("targets", "final test") == [40]
+
+
+@check("trainable_token_pos")
+def trainable_token_pos(experiment, fixtures):
+    losses = {experiment("--trainable_token_pos", choice).logged("loss")[0] for choice in ("first", "last", "flexible")}
+    assert len(losses) == 3
+
+
+@check("average_embeddings")
+def average_embeddings(experiment, fixtures):
+    assert experiment("--average_embeddings").logged("loss")[0] != experiment().logged("loss")[0]
+
+
+@check("context_length")
+def context_length(experiment, fixtures):
+    assert set(experiment("--context_length", "model_context_length").widths(True)) == {256}
+    assert set(experiment("--context_length", 7).widths(False)) == {7}
+    longest = experiment("--context_length", "longest_training_example").widths(True)[0]
+    assert 7 < longest < 256 and f"{longest} tokens each" in experiment().out  # the recipe's choice
+
+
+@check("no_padding")
+def no_padding(experiment, fixtures):
+    assert len(set(experiment(max_steps=5).widths(True))) == 1
+    found = experiment("--no_padding", max_steps=5)
+    assert len(set(found.widths(True))) > 1 and any(masked for _, _, masked in found.forwards)
+    alone = experiment("--no_padding", "--batch_size", 1, "--eval_batch_size", 1)
+    assert not any(masked for _, _, masked in alone.forwards)
+
+
+@check("ignore_index")
+def ignore_index(experiment, fixtures):
+    spam, ham = (experiment("--ignore_index", choice).logged("targets", "final test")[0] for choice in (0, 1))
+    assert spam + ham == 24 and spam > 0 and ham > 0
+
+
+# --- the loop
+
+
+@check("num_epochs", "max_steps", "batch_size", "accumulation_steps")
+def how_many_steps(experiment, fixtures):
+    # 84 examples: 11 batches of 8 (the last has 4), 6 windows of two.
+    assert experiment(max_steps=0, num_epochs=1).result["steps"] == 11
+    assert experiment(max_steps=0, num_epochs=2).result["steps"] == 22
+    assert experiment(max_steps=13, num_epochs=2).result["steps"] == 13
+    wider = experiment("--batch_size", 30, max_steps=0, num_epochs=1)
+    assert wider.result["steps"] == 3 and wider.sizes(True) == [30, 30, 24]
+    accumulated = experiment("--accumulation_steps", 2, max_steps=0, num_epochs=1)
+    assert accumulated.result["steps"] == 6 and accumulated.sizes(True) == [8] * 10 + [4]
+
+
+@check("eval_batch_size")
+def eval_batch_size(experiment, fixtures):
+    assert max(experiment().sizes(False)) == 64
+    assert experiment("--eval_batch_size", 10).sizes(False)[-3:] == [10, 10, 4]  # the test set
+
+
+@check("learning_rate")
+def learning_rate(experiment, fixtures):
+    assert experiment(learning_rate=2e-4).logged("learning_rate") == [2e-4, 2e-4]
+    before, slow, fast = (experiment(learning_rate=rate).tensors["head.classifier.weight"] for rate in (0, 1e-4, 1e-2))
+    assert (slow - before).abs().max() == pytest.approx(2e-4, rel=0.3)  # two steps of Adam, each about the rate long
+    assert (fast - before).abs().max() == pytest.approx(2e-2, rel=0.3)
+
+
+@check("weight_decay")
+def weight_decay(experiment, fixtures):
+    without, decayed = (experiment("--weight_decay", value, max_steps=1).tensors for value in (0, 100))
+    start = experiment(max_steps=1, learning_rate=0).tensors
+    for name in start:  # everything decays, norms and biases too: by rate x decay = 0.1 in a step
+        torch.testing.assert_close(decayed[name], without[name] - 0.1 * start[name], rtol=0, atol=1e-6)
+
+
+@check("lr_scheduler_type", "warmup_ratio")
+def schedule(experiment, fixtures):
+    def rates(*flags):
+        return experiment(*flags, max_steps=4, learning_rate=1).logged("learning_rate")
+
+    assert rates("--lr_scheduler_type", "constant") == [1, 1, 1, 1]
+    assert rates("--lr_scheduler_type", "linear") == [1, 0.75, 0.5, 0.25]
+    assert rates("--lr_scheduler_type", "cosine") == pytest.approx([1, 0.853553, 0.5, 0.146447], rel=1e-5)
+    assert rates("--warmup_ratio", 0.5) == [0, 0.5, 1, 1]
+
+
+@check("max_grad_norm")
+def max_grad_norm(experiment, fixtures):
+    start = experiment(learning_rate=0).tensors["head.classifier.weight"]
+    free, clipped = (
+        experiment("--max_grad_norm", bound, "--weight_decay", 0).tensors["head.classifier.weight"] for bound in (0, 1e-10)
+    )
+    assert (clipped - start).abs().max() < 0.1 * (free - start).abs().max()  # far below Adam's epsilon of 1e-8
+
+
+@check("seed")
+def seed(experiment, fixtures):
+    heads = [experiment("--seed", value, learning_rate=0).tensors["head.classifier.weight"] for value in (1, 1, 2)]
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+@check("data_order")
+def data_order(experiment, fixtures):
+    assert experiment("--data_order", "seeded", max_steps=0, num_epochs=1).sizes(True) == [8] * 10 + [4]
+    assert experiment("--data_order", "published", max_steps=0, num_epochs=1).sizes(True) == [8] * 10  # drops the last
+
+
+# --- the machine and the record
+
+
+@check("amp")
+def amp(experiment, fixtures):
+    full, half = experiment(amp="off"), experiment(amp="bf16")
+    assert (full.result["amp"], half.result["amp"]) == ("off", "bf16")
+    assert full.logged("loss") != half.logged("loss") == pytest.approx(full.logged("loss"), rel=0.05)
+    with pytest.raises(UserError, match="--amp fp16 needs a GPU"):
+        experiment(amp="fp16")
+
+
+@check("device")
+def device(experiment, fixtures):
+    fixtures["monkeypatch"].setattr(torch.cuda, "is_available", lambda: False)
+    assert experiment(device="cpu").result["device"].startswith("cpu (")
+    with pytest.raises(UserError, match="--device cuda isn't available here; choose auto,"):
+        experiment(device="cuda")
+
+
+@check("logging_steps")
+def logging_steps(experiment, fixtures):
+    assert experiment(logging_steps=3, max_steps=7).logged("step") == [3, 6, 7]
+
+
+@check("eval_steps")
+def eval_steps(experiment, fixtures):
+    assert experiment(max_steps=7).logged("step", "validation") == [7]
+    assert experiment("--eval_steps", 3, max_steps=7).logged("step", "validation") == [3, 6, 7]
+
+
+@check("output_dir")
+def output_dir(experiment, fixtures):
+    folder = fixtures["alone"] / "some" / "where"
+    assert experiment(output_dir=folder).directory == folder
+    assert {path.name for path in folder.iterdir()} == {"result.json", "metrics.jsonl", "trained.safetensors"}
+    # Without it the configuration names the directory: another one for another configuration, never for the same.
+    plain, same, other = experiment(output_dir=None), experiment(output_dir=None), experiment("--seed", 7, output_dir=None)
+    assert re.fullmatch(r"runs/spam-tiny-last_block-seed123-[0-9a-f]{8}", str(plain.directory))
+    assert plain.directory == same.directory != other.directory
+
+
+@check("resume")
+def resume(experiment, fixtures):
+    whole = experiment("--dropout", 0.1, max_steps=5)
+    score, calls = train.score, []
+
+    def interrupted(*args):
+        calls.append(0)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return score(*args)
+
+    fixtures["monkeypatch"].setattr(train, "score", interrupted)
+    half = experiment("--dropout", 0.1, max_steps=5)
+    assert (half.code, half.result["interrupted"], half.result["steps"]) == (130, True, 3)
+    assert half.result["test_accuracy"] is None and "--resume goes on from there" in half.out
+    rest = experiment("--dropout", 0.1, "--resume", max_steps=5)
+    assert (rest.code, rest.result["interrupted"], rest.result["steps"]) == (0, False, 5)
+    assert rest.logged("step") == [1, 2, 3, 4, 5] and rest.logged("loss") == whole.logged("loss")
+    assert not differ(rest.tensors, whole.tensors)
+    assert not (rest.directory / "training_state.safetensors").exists()
+
+
+@pytest.mark.parametrize("checks", dict.fromkeys(CHECKS.values()), ids=lambda function: function.__name__)
+def test_flag(checks, experiment, fixtures):
+    checks(experiment, fixtures)
+
+
+def test_every_flag_is_checked():
+    assert {one.name for one in fields(Run)} == CHECKS.keys()

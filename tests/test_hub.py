@@ -1,0 +1,288 @@
+"""Where checkpoints come from: shipped, cached, downloaded from a hub that speaks on 127.0.0.1, or nowhere.
+
+huggingface_hub reads its environment once, when it is imported; so each situation runs in a process of its own.
+"""
+
+import hashlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from errors import UserError
+from model import from_pretrained, hub, weights
+from model.bpe import save_tokenizer
+from model.gpt2 import GPT2, GPT2Config
+
+ROOT = Path(__file__).parent.parent
+CONFIG = GPT2Config(vocab_size=257, context_length=16, dim=32, n_heads=4, n_layers=2)
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NOWHERE = "http://127.0.0.1:9"  # nothing listens on the port of the discard service
+
+# Prints what became of `{call}` as JSON. The first lines keep model/__init__.py, and so PyTorch, from being imported.
+SCRIPT = """
+import json, sys, time, types
+sys.modules["model"] = package = types.ModuleType("model")
+package.__path__ = ["model"]
+from errors import UserError
+from model import hub
+started, result = time.time(), dict(value=None, error=None)
+try:
+    result["value"] = str({call})
+except UserError as error:
+    result["error"] = str(error)
+print(json.dumps(result | dict(seconds=time.time() - started)))
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs Python code with a cache of its own."""
+
+    def start(code: str, endpoint: str = NOWHERE, offline: bool = False) -> str:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        environment |= {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": endpoint, "NO_PROXY": "127.0.0.1"}
+        if offline:
+            environment["HF_HUB_OFFLINE"] = "1"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout
+
+    return start
+
+
+@pytest.fixture
+def attempt(run):
+    """What became of a call to hub: value, error, seconds."""
+
+    def start(call: str, endpoint: str = NOWHERE, offline: bool = False) -> dict:
+        result = json.loads(run(SCRIPT.replace("{call}", call), endpoint, offline))
+        assert result["error"] is None or len(result["error"].splitlines()) == 1
+        return result
+
+    return start
+
+
+# A hub
+
+
+class FakeHub:
+    """Serves one repository. Tests change what it says about the files (`etags`, `xet`) and when it hangs up."""
+
+    def __init__(self, files: dict[str, bytes]):
+        self.files = files
+        self.etags = {
+            name: (hashlib.sha256 if name.endswith(".safetensors") else hashlib.sha1)(content).hexdigest()
+            for name, content in files.items()
+        }
+        self.xet: dict[str, str] = {}
+        self.hang_up_on = None  # a regular expression of paths
+        self.requests: list[str] = []
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                owner.answer(self)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        path = request.path.split("?")[0]
+        self.requests.append(f"{request.command} {path}")
+        if self.hang_up_on and re.search(self.hang_up_on, path):
+            request.close_connection = True
+            return
+        if re.fullmatch("/api/models/[^/]+/[^/]+(/revision/[^/]+)?", path):
+            about = {"id": "owner/tiny", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files]}
+            self.send(request, json.dumps(about).encode())
+        elif re.fullmatch(f"/api/models/[^/]+/[^/]+/tree/{COMMIT}", path):
+            self.send(request, json.dumps([self.tree_entry(name) for name in self.files]).encode())
+        elif (found := re.fullmatch(f"/[^/]+/[^/]+/resolve/{COMMIT}/(.+)", path)) and found[1] in self.files:
+            self.send(request, self.files[found[1]], {"ETag": f'"{self.etags[found[1]]}"', "X-Repo-Commit": COMMIT})
+        else:
+            request.send_error(404)
+
+    def tree_entry(self, name: str) -> dict:
+        size, etag = len(self.files[name]), self.etags[name]
+        entry = {"type": "file", "path": name, "size": size, "oid": hashlib.sha1(self.files[name]).hexdigest()}
+        if len(etag) == 64:
+            entry["lfs"] = {"oid": etag, "size": size, "pointerSize": 130}
+        return entry | ({"xetHash": self.xet[name]} if name in self.xet else {})
+
+    @staticmethod
+    def send(request: BaseHTTPRequestHandler, content: bytes, headers: dict[str, str] | None = None) -> None:
+        request.send_response(200)
+        for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
+            request.send_header(name, value)
+        request.end_headers()
+        if request.command == "GET":
+            request.wfile.write(content)
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    directory = tmp_path / "checkpoint"
+    weights.save_pretrained(GPT2(CONFIG), directory)
+    save_tokenizer([], directory)
+    return directory
+
+
+@pytest.fixture
+def fake_hub(checkpoint):
+    files = {file.name: file.read_bytes() for file in checkpoint.iterdir()}
+    serving = FakeHub(files | {"README.md": b"# tiny", "pytorch_model.bin": b"pickled", "onnx/model.onnx": b"0"})
+    yield serving
+    serving.server.shutdown()
+    serving.server.server_close()
+
+
+def test_a_download_is_whole_and_then_served_without_network(fake_hub, run, attempt, checkpoint):
+    code = 'from model import from_pretrained\nprint(from_pretrained("owner/tiny").token_embedding.weight.sum().item())'
+    downloaded = run(code, fake_hub.endpoint)
+    assert float(downloaded) == pytest.approx(from_pretrained(checkpoint).token_embedding.weight.sum().item())
+    fetched = {line.rsplit("/", 1)[1] for line in fake_hub.requests if line.startswith("GET") and "/resolve/" in line}
+    assert fetched == {"config.json", "model.safetensors", "vocab.json", "merges.txt"}  # and nothing for other libraries
+
+    asked = len(fake_hub.requests)
+    for how in ({"endpoint": fake_hub.endpoint}, {"endpoint": NOWHERE}, {"offline": True}):
+        found = attempt("hub.locate('owner/tiny')", **how)["value"]
+        assert Path(found, "model.safetensors").read_bytes() == fake_hub.files["model.safetensors"]
+    assert attempt("hub.locate('owner/tiny', files=hub.TOKENIZER_FILES)", offline=True)["value"] == found
+    # Whether the default model is cached decides between it and the shipped one.
+    assert attempt("hub.cached('owner/tiny')", offline=True)["value"] == found
+    assert len(fake_hub.requests) == asked  # what is in the cache costs no request
+
+
+def test_a_published_name_is_a_repository_under_its_new_or_old_name(fake_hub, attempt):
+    call = "(hub.REPOSITORIES.update({'gpt2-small': (%r, 'owner/old')}), hub.locate('gpt2-small'))[1]"
+    assert attempt(call % "owner/tiny", fake_hub.endpoint)["value"]
+    assert any("/owner/tiny/resolve/" in request for request in fake_hub.requests)
+    assert not any("/owner/old/" in request for request in fake_hub.requests)  # only looked up in the cache
+    attempt("hub.locate('owner/old')", fake_hub.endpoint)
+    assert "owner--old" in attempt(call % "owner/elsewhere", offline=True)["value"]
+
+
+def test_content_that_differs_from_its_sha256_is_refused_and_removed(fake_hub, attempt, tmp_path):
+    fake_hub.etags["model.safetensors"] = "ab" * 32
+    first = attempt("hub.locate('owner/tiny')", fake_hub.endpoint)
+    assert "model.safetensors" in first["error"] and "ab" * 32 in first["error"]
+    assert not list((tmp_path / "home").rglob("*ab" * 32))
+    assert not list((tmp_path / "home").rglob("model.safetensors"))
+    assert attempt("hub.cached('owner/tiny')", offline=True)["value"] == "None"
+    del fake_hub.etags["model.safetensors"]
+    fake_hub.etags["model.safetensors"] = hashlib.sha256(fake_hub.files["model.safetensors"]).hexdigest()
+    assert attempt("hub.locate('owner/tiny')", fake_hub.endpoint)["value"]  # "try again" is good advice
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_blob_that_the_client_shares_between_repositories(fake_hub, attempt, tmp_path, damaged):
+    """Since huggingface_hub 2 blobs/<sha256> may be a link into a store with names that are other hashes (Xet's)."""
+    content, xet_hash = fake_hub.files["model.safetensors"], "cd" * 32
+    store = tmp_path / "home/hub/blobs"
+    (store / "cd").mkdir(parents=True)
+    (store / ".huggingface-shared-blobs").write_text("1\n")
+    (store / "cd" / xet_hash).write_bytes(bytes(len(content)) if damaged else content)
+    fake_hub.xet["model.safetensors"] = xet_hash
+    result = attempt("hub.locate('owner/tiny')", fake_hub.endpoint)
+    assert not any("resolve" in line and "safetensors" in line for line in fake_hub.requests)  # it did take the store's
+    if damaged:
+        assert fake_hub.etags["model.safetensors"] in result["error"]
+        assert not (store / "cd" / xet_hash).exists()
+    else:
+        assert Path(result["value"], "model.safetensors").read_bytes() == content
+
+
+def test_a_connection_lost_on_the_way_is_an_error_in_one_line(fake_hub, attempt):
+    fake_hub.hang_up_on = "/resolve/.*safetensors"
+    error = attempt("hub.locate('owner/tiny')", fake_hub.endpoint)["error"]
+    assert "owner/tiny" in error and fake_hub.endpoint in error
+    fake_hub.hang_up_on = None
+    assert attempt("hub.locate('owner/tiny')", fake_hub.endpoint)["value"]  # half a download doesn't count as cached
+
+
+def test_a_repository_that_does_not_exist(fake_hub, attempt):
+    fake_hub.files.clear()
+    error = attempt("hub.locate('owner/tiny/deep')", fake_hub.endpoint)["error"]
+    assert "owner/tiny/deep" in error
+
+
+# No hub
+
+
+def test_offline_says_at_once_what_to_do(attempt, tmp_path):
+    result = attempt("hub.locate('gpt2-small')", offline=True)
+    assert result["seconds"] < 1
+    for said in ("gpt2-small", "HF_HUB_OFFLINE", str(tmp_path / "home"), "--checkpoint"):
+        assert said in result["error"]
+
+
+@pytest.fixture
+def silent_endpoint():
+    """Accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_an_endpoint_that_is_not_there(attempt):
+    result = attempt("hub.locate('gpt2-small')")
+    assert result["seconds"] < 5
+    assert NOWHERE in result["error"]
+
+
+def test_an_endpoint_that_never_answers(attempt, silent_endpoint):
+    result = attempt("(hub.why_no_hub(), hub.locate('gpt2-small'))", silent_endpoint)  # asked twice, waited for once
+    assert 1 < result["seconds"] < 5
+    assert silent_endpoint in result["error"]
+
+
+# No network needed
+
+
+def test_unknown_names_list_the_choices(monkeypatch, tmp_path, checkpoint):
+    monkeypatch.setattr(hub, "POCKET_DIR", tmp_path / "pocket")
+    with pytest.raises(UserError, match=r"unknown model 'gpt3'.*gpt2-small.*gpt2-xl.*--checkpoint") as caught:
+        from_pretrained("gpt3")
+    assert "my-pocket" not in str(caught.value)
+    (tmp_path / "pocket").mkdir()
+    checkpoint.rename(tmp_path / "pocket/my-pocket")
+    with pytest.raises(UserError, match="gpt2-xl, my-pocket"):
+        from_pretrained("gpt3")
+
+
+def test_shipped_models_come_first_and_directories_second(monkeypatch, tmp_path, checkpoint):
+    monkeypatch.setattr(hub, "POCKET_DIR", tmp_path / "pocket")
+    (tmp_path / "pocket").mkdir()
+    shipped = checkpoint.rename(tmp_path / "pocket/my-pocket")
+    (tmp_path / "my-pocket").mkdir()  # a directory of the same name where the user stands
+    monkeypatch.chdir(tmp_path)
+    assert hub.locate("my-pocket") == shipped
+    assert hub.pocket_names() == ["my-pocket"]
+    assert from_pretrained("my-pocket").config == CONFIG
+    assert hub.locate(str(shipped)) == shipped
+    (tmp_path / "other").mkdir()
+    assert hub.locate("other") == Path("other")
+
+
+def test_the_published_commands_name_a_model_with_its_size(monkeypatch, checkpoint, tmp_path):
+    monkeypatch.setattr(hub, "POCKET_DIR", tmp_path)
+    named = checkpoint.rename(tmp_path / "gpt2-tiny")
+    model = from_pretrained("gpt2-tiny (124M)")
+    assert torch.equal(model.token_embedding.weight, from_pretrained(named).token_embedding.weight)

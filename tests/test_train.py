@@ -1,0 +1,355 @@
+"""The loop: what a step's gradient is, what reaches the optimizer, and what leaves the training untouched."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+import peft
+from data import spam
+from data.batching import IGNORED, Batches, Example, seeded_order
+from errors import UserError
+from model.gpt2 import GPT2, GPT2Config
+from model.heads import ClassifierHead, LanguageModelHead
+from run import Run, resolve
+from train import Metrics, evaluate, fit, pick_amp, pick_device, schedule
+
+CONFIG = GPT2Config(vocab_size=40, context_length=16, dim=32, n_heads=4, n_layers=2)
+WIDTH = 12
+
+
+def make_model(head="classifier", dropout=0.0, layers="all"):
+    torch.manual_seed(5)
+    model = GPT2(replace(CONFIG, dropout=dropout))
+    model.head = ClassifierHead(CONFIG.dim, 2) if head == "classifier" else LanguageModelHead(model.token_embedding)
+    return peft.attach(model, peft.Freeze(layers))
+
+
+def make_examples(n, labels="class"):
+    """Texts of 3 to 12 tokens. labels "token": the last k tokens are targets, another k in each text."""
+    draw = torch.Generator().manual_seed(2)
+    examples = []
+    for i in range(n):
+        length = int(torch.randint(3, WIDTH + 1, (), generator=draw))
+        ids = torch.randint(0, CONFIG.vocab_size, (length,), generator=draw).tolist()
+        targets = 1 + i % (length - 1)
+        shifted = [*ids[1:], 0]
+        examples.append(
+            Example(ids, i % 2 if labels == "class" else [IGNORED] * (length - targets) + shifted[length - targets :])
+        )
+    return examples
+
+
+def make_batches(examples, batch_size, pad_to=WIDTH, order=None):
+    return Batches(examples, batch_size, CONFIG.vocab_size - 1, pad_to, order)
+
+
+def settings(**changes) -> Run:
+    base = {"learning_rate": 1e-3, "batch_size": 4, "num_epochs": 1, "amp": "off", "device": "cpu", "logging_steps": 1}
+    return resolve(Run(**(base | changes)), spam.RECIPE)
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def differ(one, other):
+    return any(not torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def seen_by_optimizer():
+    """What each optimizer step is given: its learning rate and its gradients."""
+    steps = []
+
+    def look(optimizer, args, kwargs):
+        group = optimizer.param_groups[0]
+        steps.append({"rate": group["lr"], "gradients": [p.grad.clone() for p in group["params"]]})
+
+    handle = register_optimizer_step_pre_hook(look)
+    yield steps
+    handle.remove()
+
+
+# --- the gradient of a window
+
+
+@pytest.mark.parametrize("labels", ["class", "token"])
+def test_eight_times_one_equals_one_times_eight(labels, seen_by_optimizer):
+    # 20 examples: windows of 8, 8 and a short one of 4. Per-token labels weigh by their number, which differs per text.
+    examples = make_examples(20, labels)
+    ends = []
+    for batch_size, accumulation in ((8, 1), (1, 8)):
+        model = make_model("lm" if labels == "token" else "classifier")
+        run = settings(batch_size=batch_size, accumulation_steps=accumulation)
+        pad_to = WIDTH if labels == "class" else None
+        fit(model, make_batches(examples, batch_size, pad_to, seeded_order(20, 7)), run, Metrics())
+        ends.append(weights(model))
+    whole, pieces = seen_by_optimizer[:3], seen_by_optimizer[3:]
+    assert len(pieces) == 3
+    for one, other in zip(whole, pieces, strict=True):
+        for left, right in zip(one["gradients"], other["gradients"], strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-3, atol=2e-6)
+    for name in ends[0]:
+        if "attn.k.bias" not in name:  # softmax doesn't see it: its gradient is pure rounding, which Adam blows up
+            torch.testing.assert_close(ends[0][name], ends[1][name], rtol=0, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("n", [8, 5])
+def test_a_window_weighs_targets_not_batches(n, seen_by_optimizer):
+    # The gradient is that of the mean over all targets; the mean of the batches' means would be another one.
+    examples, model = make_examples(n, "token"), make_model("lm")
+    reference = make_model("lm")
+    losses = []
+    for example in examples:
+        logits = reference(torch.tensor([example.ids]))[0]
+        losses.append(F.cross_entropy(logits, torch.tensor(example.label), reduction="none")[-count(example) :])
+    gradients = torch.autograd.grad(torch.cat(losses).mean(), list(reference.parameters()), retain_graph=True)
+    per_batch = torch.autograd.grad(torch.stack([loss.mean() for loss in losses]).mean(), list(reference.parameters()))
+    fit(model, make_batches(examples, 1, None), settings(batch_size=1, accumulation_steps=8), Metrics())
+    (step,) = seen_by_optimizer
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(step["gradients"], gradients, strict=True))
+    assert not all(torch.allclose(a, b, rtol=1e-2, atol=1e-4) for a, b in zip(per_batch, gradients, strict=True))
+
+
+def count(example):
+    return sum(label != IGNORED for label in example.label)
+
+
+def test_an_ignored_class_is_as_if_its_examples_were_absent(seen_by_optimizer):
+    examples = make_examples(8)
+    fit(make_model(), make_batches(examples, 8), settings(batch_size=8, ignore_index=1), Metrics())
+    zeros = [example for example in examples if example.label == 0]
+    fit(make_model(), make_batches(zeros, 8), settings(batch_size=8), Metrics())
+    fit(make_model(), make_batches(examples, 8), settings(batch_size=8), Metrics())
+    ignoring, absent, present = (step["gradients"] for step in seen_by_optimizer)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(ignoring, absent, strict=True))
+    assert not all(torch.allclose(a, b, rtol=1e-2, atol=1e-4) for a, b in zip(ignoring, present, strict=True))
+    assert evaluate(make_model(), make_batches(examples, 3), ignore_index=1)["targets"] == len(zeros)
+
+
+def test_a_window_with_nothing_but_ignored_labels_moves_nothing_but_by_decay():
+    model = make_model()
+    before = weights(model)
+    only_zeros = [Example([1, 2, 3], 0)] * 4
+    fit(model, make_batches(only_zeros, 4), settings(ignore_index=0, weight_decay=0.0), Metrics())
+    assert_equal(weights(model), before)
+
+
+def test_ignore_index_50256_changes_nothing():
+    # Row 18: no label of this task is 50256.
+    ends = []
+    for ignore_index in (-100, 50256):
+        model = make_model()
+        fit(model, make_batches(make_examples(10), 4), settings(ignore_index=ignore_index), Metrics())
+        ends.append(weights(model))
+    assert_equal(*ends)
+
+
+# --- the learning rate
+
+
+@pytest.mark.parametrize(
+    "kind, warmup, expected",
+    [
+        ("constant", 0.0, [1, 1, 1, 1, 1]),
+        ("constant", 0.4, [0, 1 / 2, 1, 1, 1]),
+        ("linear", 0.0, [1, 4 / 5, 3 / 5, 2 / 5, 1 / 5]),
+        ("linear", 0.4, [0, 1 / 2, 1, 2 / 3, 1 / 3]),
+        ("cosine", 0.0, [(1 + math.cos(math.pi * k / 5)) / 2 for k in range(5)]),
+        ("cosine", 0.2, [0, 1, (2 + math.sqrt(2)) / 4, 1 / 2, (2 - math.sqrt(2)) / 4]),
+        ("linear", 0.21, [0, 1 / 2, 1, 2 / 3, 1 / 3]),  # a part of a step of warmup is a step
+    ],
+)
+def test_the_schedule_reaches_the_optimizer(kind, warmup, expected, seen_by_optimizer):
+    factor = schedule(kind, warmup, 5)
+    assert [factor(step) for step in range(5)] == pytest.approx(expected)
+    metrics = Metrics()
+    run = settings(lr_scheduler_type=kind, warmup_ratio=warmup, learning_rate=0.01)
+    fit(make_model(), make_batches(make_examples(20), 4), run, metrics)
+    assert [step["rate"] for step in seen_by_optimizer] == pytest.approx([0.01 * value for value in expected])
+    assert [record["learning_rate"] for record in metrics.records] == [step["rate"] for step in seen_by_optimizer]
+
+
+def test_max_steps_shortens_the_schedule_and_the_run(seen_by_optimizer):
+    run = settings(max_steps=7, num_epochs=3, lr_scheduler_type="linear", learning_rate=0.07)
+    fitted = fit(make_model(), make_batches(make_examples(20), 4), run, Metrics())
+    assert (fitted.steps, fitted.interrupted) == (7, False)
+    assert [step["rate"] for step in seen_by_optimizer] == pytest.approx([0.01 * k for k in (7, 6, 5, 4, 3, 2, 1)])
+
+
+def test_clipping_bounds_the_gradient(seen_by_optimizer):
+    for bound in (0.0, 0.05):
+        fit(make_model(), make_batches(make_examples(8), 4), settings(max_grad_norm=bound), Metrics())
+    norms = [torch.cat([g.flatten() for g in step["gradients"]]).norm().item() for step in seen_by_optimizer]
+    assert min(norms[:2]) > 0.1
+    assert norms[2:] == pytest.approx([0.05, 0.05], rel=1e-3)
+
+
+# --- what may not change anything, and what must
+
+
+def trained_with(order_seed=3, validation=None, **changes):
+    model = make_model(dropout=0.2)
+    fit(
+        model,
+        make_batches(make_examples(14), 4, order=seeded_order(14, order_seed)),
+        settings(**changes),
+        Metrics(),
+        validation,
+    )
+    return weights(model)
+
+
+def test_evaluation_between_the_steps_changes_nothing():
+    validation = make_batches(make_examples(5), 2)
+    often = trained_with(validation=validation, eval_steps=1, num_epochs=2)
+    assert_equal(often, trained_with(validation=validation, eval_steps=0, num_epochs=2))
+    assert_equal(often, trained_with(validation=None, num_epochs=2))
+
+
+def test_the_seed_decides_everything():
+    assert_equal(trained_with(seed=1), trained_with(seed=1))
+    assert differ(trained_with(seed=1), trained_with(seed=2))  # by dropout
+    assert differ(trained_with(order_seed=3), trained_with(order_seed=4))
+
+
+def test_each_epoch_has_its_own_order():
+    model, seen = make_model(), []
+    model.register_forward_pre_hook(lambda module, args: seen.extend(map(tuple, args[0].tolist())))
+    fit(model, make_batches(make_examples(14), 4, order=seeded_order(14, 3)), settings(num_epochs=3), Metrics())
+    epochs = [seen[start : start + 14] for start in (0, 14, 28)]
+    assert len(seen) == 42 and sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluate_counts_everything_and_leaves_no_trace(training):
+    model, examples = make_model(dropout=0.3).train(training), make_examples(10)
+    before, state = weights(model), torch.get_rng_state()
+    found = evaluate(model, make_batches(examples, 4))  # batches of 4, 4 and 2
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training is training for module in model.modules())
+    assert_equal(weights(model), before)
+    ids = torch.tensor([[*example.ids, *[39] * (WIDTH - len(example.ids))] for example in examples])
+    labels = torch.tensor([example.label for example in examples])
+    logits = model.eval()(ids)
+    assert found["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert found["accuracy"] == pytest.approx((logits.argmax(-1) == labels).float().mean().item())
+    assert found["targets"] == 10
+
+
+# --- the record
+
+
+def test_metrics_are_written_as_they_come(tmp_path):
+    def records(name, **changes):
+        metrics = Metrics(tmp_path / name)
+        fit(
+            make_model(),
+            make_batches(make_examples(18), 4),
+            settings(**changes),
+            metrics,
+            make_batches(make_examples(3), 2),
+        )
+        metrics.close()
+        lines = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        assert lines == metrics.records
+        return lines
+
+    each, pairs = records("each"), records("pairs", logging_steps=2, eval_steps=3)
+    assert [(r["step"], r["split"]) for r in pairs] == [
+        (2, "train"), (3, "validation"), (4, "train"), (5, "train"), (5, "validation"),
+    ]  # fmt: skip
+    keys = {"step", "epoch", "split", "loss", "accuracy", "seconds"}
+    assert [set(r) - keys for r in pairs if r["split"] == "train"] == [{"learning_rate"}] * 3
+    assert [set(r) - keys for r in pairs if r["split"] == "validation"] == [{"targets"}] * 2
+    # What is logged is the mean over the targets since the last record; the last step of the epoch has 2, not 4.
+    losses = [r["loss"] for r in each if r["split"] == "train"]
+    logged = [r["loss"] for r in pairs if r["split"] == "train"]
+    assert logged == pytest.approx([(losses[0] + losses[1]) / 2, (losses[2] + losses[3]) / 2, losses[4]], rel=1e-6)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_advice():
+    with pytest.raises(UserError, match=r"the loss is nan at step \d+; try a smaller --learning_rate"):
+        fit(make_model(), make_batches(make_examples(20), 4), settings(learning_rate=1e30), Metrics())
+
+
+# --- the machine
+
+
+@pytest.mark.parametrize("avx512, amx", [(False, False), (True, False), (False, True)])
+def test_amp_on_a_cpu(monkeypatch, avx512, amx):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    cpu = torch.device("cpu")
+    assert pick_amp("auto", cpu) == ("bf16" if avx512 or amx else "off")
+    assert (pick_amp("off", cpu), pick_amp("bf16", cpu)) == ("off", "bf16")
+    with pytest.raises(UserError, match="choose auto, off or bf16"):
+        pick_amp("fp16", cpu)
+
+
+def test_bf16_trains_float32_tensors():
+    ends = []
+    for amp in ("off", "bf16"):
+        model = make_model()
+        metrics = Metrics()
+        fit(model, make_batches(make_examples(16), 4), settings(amp=amp), metrics)
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        ends.append([record["loss"] for record in metrics.records])
+    assert ends[0] != ends[1]  # it did compute in bf16
+    assert ends[0] == pytest.approx(ends[1], rel=0.05)
+
+
+def test_an_absent_device_lists_the_others(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")
+    for absent in ("cuda", "mps"):
+        with pytest.raises(UserError, match=f"--device {absent} isn't available here; choose auto, cpu$"):
+            pick_device(absent)
+
+
+# --- the whole loop against transformers and a hand-written one
+
+
+def test_twenty_steps_equal_a_plain_loop_on_transformers():
+    transformers = pytest.importorskip("transformers")
+    from model.weights import GPT2_NAMES, GPT2_PREFIX, to_hugging_face
+
+    ours, examples = make_model(), make_examples(40)
+    config = transformers.GPT2Config(
+        vocab_size=40, n_positions=16, n_embd=32, n_head=4, n_layer=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    )
+    theirs, head = transformers.GPT2Model(config), torch.nn.Linear(32, 2)
+    tensors = to_hugging_face(ours, GPT2_NAMES, GPT2_PREFIX)
+    tensors.pop("score.weight")
+    theirs.load_state_dict({name.removeprefix(GPT2_PREFIX): tensor for name, tensor in tensors.items()})
+    head.load_state_dict(ours.head.classifier.state_dict())
+    optimizer = torch.optim.AdamW(
+        [*theirs.parameters(), *head.parameters()], lr=1e-3, weight_decay=0.1, fused=False, foreach=False
+    )
+    losses = []
+    for epoch in range(2):
+        for batch in make_batches(examples, 4, order=seeded_order(40, 9)).epoch(epoch):
+            logits = head(theirs(batch.input_ids).last_hidden_state[:, -1])
+            loss = F.cross_entropy(logits, batch.labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    metrics = Metrics()
+    fit(ours, make_batches(examples, 4, order=seeded_order(40, 9)), settings(num_epochs=2, weight_decay=0.1), metrics)
+    found = [record["loss"] for record in metrics.records]
+    assert len(found) == len(losses) == 20
+    assert found == pytest.approx(losses, rel=0, abs=1e-4)
+    assert abs(losses[-1] - losses[0]) > 0.01  # the steps did something
