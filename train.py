@@ -161,7 +161,7 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=run.amp == "fp16")
     if not len(train):
         raise UserError(f"nothing to train on: fewer examples than --batch_size {run.batch_size}")
-    steps_per_epoch = -(-len(train) // run.accumulation_steps)
+    steps_per_epoch = math.ceil(len(train) / run.accumulation_steps)
     total_steps = run.num_epochs * steps_per_epoch
     total_steps = min(total_steps, run.max_steps) if run.max_steps else total_steps
     factor = schedule(run.lr_scheduler_type, run.warmup_ratio, total_steps)
@@ -171,7 +171,7 @@ def fit(
     model.train()
     step = 0
     with interrupt_flag() as interrupted:
-        for epoch in range(-(-total_steps // steps_per_epoch)):
+        for epoch in range(math.ceil(total_steps / steps_per_epoch)):
             for window in windows(train.epoch(epoch), run.accumulation_steps):
                 if step == total_steps or interrupted.is_set():
                     break

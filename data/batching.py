@@ -1,5 +1,6 @@
 """Token ids -> batches of tensors: padding, masks, order."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -106,7 +107,7 @@ class Batches:
 
     def __len__(self) -> int:
         """How many batches an epoch has; the last may be short."""
-        return -(-self.n_examples() // self.batch_size)
+        return math.ceil(self.n_examples() / self.batch_size)
 
     def epoch(self, number: int = 0) -> Iterator[Batch]:
         order = self._order(number)

@@ -70,6 +70,7 @@ def local(name: str) -> Path | None:
 
 def cached(name: str, files: list[str] | None = None) -> Path | None:
     """The cached snapshot of a model if it has the weights (or, where other `files` are asked for, all of those)."""
+    files = files or CHECKPOINT_FILES  # never None: the client would miss what the repository holds for other libraries
     for repository in REPOSITORIES.get(name, (name,)):
         try:
             folder = Path(snapshot_download(repository, allow_patterns=files, local_files_only=True))

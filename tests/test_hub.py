@@ -55,6 +55,7 @@ def run(tmp_path):
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
+        assert not re.search(r"\d%\|", done.stderr)  # no progress bars where standard error is no terminal
         return done.stdout
 
     return start
