@@ -220,7 +220,8 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     if run.resume:
         peft.restore(model, read_safetensors(trained_file)[0])
     else:
-        (directory / "result.json").unlink(missing_ok=True)  # an earlier run's: it would tell of other tensors
+        state_file.unlink(missing_ok=True)  # an earlier run's, as the next: they would tell of other tensors
+        (directory / "result.json").unlink(missing_ok=True)
     metrics = Metrics(directory / "metrics.jsonl", append=run.resume)
     with advice_when_out_of_memory(run):
         fitted = fit(model.to(device), batches["train"], run, metrics, batches["validation"], state_file)
@@ -318,7 +319,7 @@ def check_resumable(job: Job) -> None:
     if earlier is None or not (job.directory / "training_state.safetensors").is_file():
         raise UserError(f"--resume: {job.directory} holds no interrupted run; train anew without --resume")
     now = identity(job.run) | fingerprint(job)
-    changed = [name for name, value in now.items() if (earlier["config"] | earlier).get(name) != value]
+    changed = [name for name, value in now.items() if (earlier | earlier["config"]).get(name) != value]
     if changed:
         raise UserError(f"--resume: the run in {job.directory} had other values of {', '.join(changed)}")
 
@@ -329,4 +330,4 @@ def finished(job: Job) -> dict | None:
     if result is None or result.get("interrupted", True):
         return None
     now = identity(job.run) | fingerprint(job)
-    return result if all((result["config"] | result).get(name) == value for name, value in now.items()) else None
+    return result if all((result | result["config"]).get(name) == value for name, value in now.items()) else None
