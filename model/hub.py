@@ -65,7 +65,9 @@ def local(name: str) -> Path | None:
     """The directory of a shipped model, or the directory that `name` is; a published name is never one."""
     if name in REPOSITORIES:
         return None
-    return next((folder for folder in (POCKET_DIR / name, Path(name)) if folder.is_dir()), None)
+    if name in pocket_names():
+        return POCKET_DIR / name
+    return Path(name) if Path(name).is_dir() else None
 
 
 def cached(name: str, files: list[str] | None = None) -> Path | None:

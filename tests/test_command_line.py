@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,6 @@ import experiments
 import job
 import model.weights
 import peft
-from data import get_task
 from errors import UserError
 from model import hub
 from model.tokenizer import GPT2Tokenizer
@@ -36,6 +35,10 @@ def shell(*argv, **options) -> subprocess.CompletedProcess:
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     words = [sys.executable, ROOT / "experiments.py", *map(str, argv)]
     return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300, **options)
+
+
+def left_in(folder: Path) -> list[Path]:
+    return [*folder.iterdir()] if folder.exists() else []
 
 
 @pytest.mark.parametrize("flag, expected", [("--help", "--trainable_layers"), ("--list", "19  mean of all positions")])
@@ -68,7 +71,7 @@ def test_an_error_is_one_line_and_exit_code_2(argv, said, alone):
     found = shell(*argv, "--dataset", "spam-pocket", "--output_dir", "out", cwd=alone)
     assert found.returncode == 2
     assert re.fullmatch(rf"error: .*{re.escape(said)}.*\n", found.stderr)
-    assert found.stdout == "" and not (alone / "out").exists()
+    assert found.stdout == "" and left_in(alone / "out") == []
 
 
 def test_ctrl_c_and_resume_in_processes_of_their_own(alone, small_checkpoint, small_data):
@@ -115,8 +118,8 @@ def test_a_run_and_its_record(layers, experiment, small_checkpoint, small_data):
         assert final["accuracy"] == result[f"{split}_accuracy"] and final["targets"] == targets
     assert found.logged("step") == list(range(1, 31)) and found.logged("step", "validation") == [11, 22, 30]
     # The saved tensors, put into a fresh model, are the model that was measured.
-    model, task = job.build_model(run, 2), get_task(run.dataset)
-    batches = job.make_batches(run, task, GPT2Tokenizer.from_directory(small_checkpoint), 256)
+    prepared, model = job.prepare(run), job.build_model(run, 2)
+    batches = job.make_batches(prepared, GPT2Tokenizer.from_directory(small_checkpoint), 256)
     (loss,) = found.logged("loss", "final test")
     assert evaluate(model, batches["test"])["loss"] != pytest.approx(loss, rel=0.01)
     measured = evaluate(peft.restore(model, found.tensors), batches["test"])
@@ -125,13 +128,17 @@ def test_a_run_and_its_record(layers, experiment, small_checkpoint, small_data):
 
 def test_the_header_says_first_what_was_chosen_and_why(experiment, small_checkpoint, small_data):
     lines = experiment("--learning_rate", "0.00012345678").out.splitlines()
-    assert lines[0] == f"model    {small_checkpoint}, pretrained weights (named with --checkpoint)"
+    assert (
+        lines[0]
+        == f"model    {small_checkpoint}, pretrained weights (named with --checkpoint); tokenizer from {small_checkpoint}"
+    )
     assert lines[1].startswith("dataset  spam, 84 / 12 / 24 texts to train / validate / test, ")
     assert lines[1].endswith(f"(the published data, from {small_data})")
     assert re.fullmatch(r"method   Freeze\(.*\): 12,834 of [\d,]+ parameters train", lines[2])
-    assert "--learning_rate 0.00012345678 " in lines[3]
-    recipe = asdict(Run(learning_rate=0.00012345678, batch_size=8, weight_decay=0.1, seed=123, num_epochs=5))
-    assert all(f"--{name} {value:g}" in lines[3] for name, value in recipe.items() if isinstance(value, int))
+    # Every resolved value: of a flag, of the recipe, and of no flag at all.
+    assert lines[3].startswith("settings ")
+    expected = {"learning_rate=0.00012345678", "batch_size=8", "weight_decay=0.1", "seed=123", "no_padding=False"}
+    assert expected <= set(lines[3].split())
 
 
 @pytest.mark.parametrize(
@@ -189,7 +196,7 @@ def test_what_is_named_is_never_replaced(flags, shipped):
     )
     with pytest.raises(UserError, match=said):
         experiments.main([*flags, "--context_length", "8", "--output_dir", "out"])
-    assert not Path("out").exists()
+    assert left_in(Path("out")) == []
 
 
 # --- what is refused
@@ -207,7 +214,7 @@ REFUSED = {
     "dropout": (["--dropout", "1.5"], "--dropout is 1.5; it must be below 1"),
     "lora_dropout": (["--trainable_layers", "lora", "--lora_dropout", "1"], "--lora_dropout is 1.0; it must be"),
     "seed": (["--seed", str(2**64)], f"--seed is {2**64}; it must be below"),
-    "warmup": (["--warmup_ratio", "nan"], "--warmup_ratio is nan; it must be a number"),
+    "warmup": (["--warmup_ratio", "nan"], "--warmup_ratio is nan; it must be a finite number"),
     "context_length too long": (["--context_length", "257"], "--context_length is 257, the model's context 256; choose"),
     "context_length no number": (
         ["--context_length", "long"],
@@ -234,7 +241,7 @@ def refused(experiment, alone, said, *flags, **replaced):
     with pytest.raises((UserError, OSError)) as found:  # both end as `error: ...` and exit code 2
         experiment(*flags, **replaced)
     assert said in str(found.value) and "\n" not in str(found.value)
-    assert not (alone / "out").exists() or [*(alone / "out").iterdir()] == []
+    assert left_in(alone / "out") == []
 
 
 def edit_config(folder, **changes):
@@ -321,3 +328,16 @@ def test_only_the_same_run_can_be_resumed(experiment, alone, monkeypatch):
     with pytest.raises(UserError, match="can't be read as safetensors"):
         experiment("--resume")  # a broken state; what there was is kept
     assert before.items() <= {path.name: path.read_bytes() for path in (alone / "out").iterdir()}.items()
+
+
+def test_a_run_that_starts_anew_forgets_the_interrupted_one(experiment, alone, monkeypatch):
+    # If it is killed then, nothing may look as if the old run could be resumed: a table would try to.
+    fit = job.fit
+    monkeypatch.setattr(job, "fit", lambda *args: replace(fit(*args), interrupted=True))
+    experiment()
+    (alone / "out" / "training_state.safetensors").write_bytes(b"")
+    monkeypatch.setattr(job, "fit", lambda *args: signal.default_int_handler(signal.SIGINT, None))
+    with pytest.raises(KeyboardInterrupt):
+        experiment()
+    names = {path.name for path in left_in(alone / "out")}
+    assert not names & {"result.json", "training_state.safetensors"}

@@ -287,3 +287,11 @@ def test_the_published_commands_name_a_model_with_its_size(monkeypatch, checkpoi
     named = checkpoint.rename(tmp_path / "gpt2-tiny")
     model = from_pretrained("gpt2-tiny (124M)")
     assert torch.equal(model.token_embedding.weight, from_pretrained(named).token_embedding.weight)
+
+
+@pytest.mark.parametrize("name", [".", "..", "../checkpoint"])
+def test_a_relative_directory_is_taken_from_where_the_user_stands(monkeypatch, checkpoint, name):
+    (checkpoint / "inside").mkdir()
+    monkeypatch.chdir(checkpoint if name != ".." else checkpoint / "inside")
+    assert hub.locate(name).resolve() == checkpoint
+    assert from_pretrained(name).config == CONFIG
