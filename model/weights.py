@@ -188,7 +188,8 @@ def save_pretrained(model: GPT2, directory: Path, dtype: torch.dtype = torch.flo
     tensors = to_hugging_face(model, GPT2_NAMES, GPT2_PREFIX)
     tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     directory.mkdir(parents=True, exist_ok=True)
-    config = json.dumps(write_gpt2_config(model.config), indent=2) + "\n"
+    architecture = "GPT2ForSequenceClassification" if "score.weight" in tensors else "GPT2LMHeadModel"
+    config = json.dumps(write_gpt2_config(model.config, architecture), indent=2) + "\n"
     (directory / "config.json").write_text(config, encoding="utf-8")
     write_safetensors(tensors, directory / "model.safetensors", {"format": "pt"})
 
@@ -262,11 +263,11 @@ def read_gpt2_config(directory: Path) -> GPT2Config:
     return config
 
 
-def write_gpt2_config(config: GPT2Config) -> dict:
+def write_gpt2_config(config: GPT2Config, architecture: str) -> dict:
     end_of_text = config.vocab_size - 1
     return {
         "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
+        "architectures": [architecture],
         **{theirs: getattr(config, ours) for ours, theirs in GPT2_FIELDS.items()},
         **GPT2_FIXED,
         **dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), config.dropout),
