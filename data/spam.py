@@ -103,7 +103,8 @@ RECIPE = {
     "lora_dropout": 0.0,
     "seed": 123,
 }
-MODEL_RECIPES = {"gpt2-pocket": {"learning_rate": 1e-3}}
+# Chosen on the shipped validation split, for row 1: a model this small wants larger steps, and steps this large a decay.
+MODEL_RECIPES = {"gpt2-pocket": {"learning_rate": 1e-3, "lr_scheduler_type": "linear"}}
 
 SPAM = Task("spam", LABELS, read_spam, RECIPE, MODEL_RECIPES, shipped="spam-pocket")
 SPAM_POCKET = Task("spam-pocket", LABELS, read_pocket, RECIPE, MODEL_RECIPES)
