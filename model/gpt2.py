@@ -51,10 +51,13 @@ class SelfAttention(nn.Module):
         self.v = nn.Linear(config.dim, config.dim)
         self.out = nn.Linear(config.dim, config.dim)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, is_causal: bool) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None, is_causal: bool, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        queries = x if rows is None else take(x, rows)  # [B, T, D], or [B, 1, D]: everything is looked at, but by one
         q, k, v = (
-            linear(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # [B, T, D] -> [B, T, H, D/H] -> [B, H, T, D/H]
-            for linear in (self.q, self.k, self.v)
+            linear(of).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # [B, T, D] -> [B, T, H, D/H] -> [B, H, T, D/H]
+            for linear, of in ((self.q, queries), (self.k, x), (self.v, x))
         )
         dropout = self.dropout if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
@@ -84,9 +87,18 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, is_causal: bool) -> torch.Tensor:
-        x = x + self.dropout(self.attn(self.attn_norm(x), mask, is_causal))  # [B, T, D]
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))  # [B, T, D]
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None, is_causal: bool, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[B, T, D] -> [B, T, D], or with `rows` [B], the one position wanted of each text, -> [B, 1, D]."""
+        attended = self.attn(self.attn_norm(x), mask, is_causal, rows)
+        x = (x if rows is None else take(x, rows)) + self.dropout(attended)
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+def take(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """One position of each text: [B, T, D] and [B] -> [B, 1, D]."""
+    return x[torch.arange(len(x), device=x.device), rows].unsqueeze(1)
 
 
 class GPT2(nn.Module):
@@ -147,7 +159,21 @@ class GPT2(nn.Module):
         """
         if self.head is None:
             raise UserError('this GPT-2 has no head: use encode(), or build it with head="lm" or "classifier"')
-        return self.head(self.encode(input_ids, attention_mask), attention_mask, lengths)
+        rows = self.head.rows(input_ids, attention_mask, lengths)  # [B], or None where every position is read
+        if rows is None:
+            return self.head(self.encode(input_ids, attention_mask), attention_mask)
+        # The same, without the last block's output at the positions that nothing reads.
+        hidden = self.run_blocks(self.embed(input_ids), attention_mask, stop=-1)
+        hidden = self.blocks[-1](hidden, self._visible_to(rows, hidden.shape[1], attention_mask), False, rows)
+        return self.head(self.final_norm(hidden))  # [B, 1, D] -> [B, C]
+
+    def _visible_to(self, rows: torch.Tensor, length: int, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """What one position of each text, `rows` [B], may attend to: a boolean mask [B, 1, 1, T]."""
+        keys = torch.arange(length, device=rows.device)
+        visible = keys <= rows[:, None] if self.config.causal else (keys >= 0).expand(len(rows), -1)  # [B, T]
+        if attention_mask is not None:
+            visible = visible & attention_mask.bool()
+        return visible[:, None, None, :]
 
     def _attention_rule(self, attention_mask: torch.Tensor | None, length: int) -> tuple[torch.Tensor | None, bool]:
         """What SDPA needs: a boolean mask (True = may attend) that broadcasts to [B, H, T, T], and its causal switch.

@@ -1,4 +1,8 @@
-"""What turns final hidden states [B, T, D] into logits. Every head has the same call: (hidden, attention_mask, lengths)."""
+"""What turns final hidden states [B, T, D] into logits. Every head has the same two calls.
+
+rows(input_ids, attention_mask, lengths)   the one position [B] that it reads of each text, or None for all of them
+head(hidden, attention_mask)               the logits, from the hidden states of the positions it reads
+"""
 
 import torch
 from torch import nn
@@ -14,12 +18,10 @@ class LanguageModelHead(nn.Module):
         super().__init__()
         self.weight = token_embedding.weight  # [V, D]
 
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        lengths: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def rows(self, input_ids, attention_mask=None, lengths=None) -> None:
+        return None
+
+    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         return F.linear(hidden, self.weight)  # [B, T, D] -> [B, T, V]
 
 
@@ -38,27 +40,28 @@ class ClassifierHead(nn.Module):
         self.position = position
         self.average = average
 
-    def forward(
+    def rows(
         self,
-        hidden: torch.Tensor,
+        input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        return self.classifier(self.pool(hidden, attention_mask, lengths))  # [B, T, D] -> [B, D] -> [B, C]
-
-    def pool(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None, lengths: torch.Tensor | None) -> torch.Tensor:
+    ) -> torch.Tensor | None:
+        """Index [B] of the position that `position` means, or None for the mean over all."""
         if self.average:
-            if attention_mask is None:
-                return hidden.mean(dim=1)  # [B, T, D] -> [B, D]
-            real = attention_mask.to(hidden.dtype).unsqueeze(-1)  # [B, T, 1]
-            return (hidden * real).sum(dim=1) / real.sum(dim=1)
+            return None
+        n_texts, length = input_ids.shape
         if self.position == "first":
-            return hidden[:, 0]
+            return torch.zeros(n_texts, dtype=torch.long, device=input_ids.device)
         if attention_mask is not None:
-            positions = torch.arange(hidden.shape[1], device=hidden.device)
-            last = (positions * attention_mask).argmax(dim=1)  # [B]; right for padding on either side
-        elif self.position == "flexible" and lengths is not None:
-            last = lengths - 1  # [B]; without a mask, padding is on the right
-        else:
-            return hidden[:, -1]
-        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+            positions = torch.arange(length, device=input_ids.device)
+            return (positions * attention_mask).argmax(dim=1)  # right for padding on either side
+        if self.position == "flexible" and lengths is not None:
+            return lengths - 1  # without a mask, padding is on the right
+        return torch.full((n_texts,), length - 1, device=input_ids.device)
+
+    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states [B, T, D] of the positions read (T = 1 for a single one) -> logits [B, C]."""
+        if attention_mask is None:
+            return self.classifier(hidden.mean(dim=1))  # [B, T, D] -> [B, D] -> [B, C]
+        real = attention_mask.to(hidden.dtype).unsqueeze(-1)  # [B, T, 1]
+        return self.classifier((hidden * real).sum(dim=1) / real.sum(dim=1))
