@@ -315,19 +315,28 @@ def prepare_directory(job: Job) -> None:
 
 
 def check_resumable(job: Job) -> None:
+    reason = why_not_resumable(job)
+    if reason:
+        raise UserError(f"--resume: {job.directory} {reason}; train anew without --resume")
+
+
+def why_not_resumable(job: Job) -> str:
+    """Empty where --resume would work: the directory holds this very run, interrupted."""
     earlier = read_result(job.directory)
     if earlier is None or not (job.directory / "training_state.safetensors").is_file():
-        raise UserError(f"--resume: {job.directory} holds no interrupted run; train anew without --resume")
-    now = identity(job.run) | fingerprint(job)
-    changed = [name for name, value in now.items() if (earlier | earlier["config"]).get(name) != value]
-    if changed:
-        raise UserError(f"--resume: the run in {job.directory} had other values of {', '.join(changed)}")
+        return "holds no interrupted run"
+    changed = changes_since(job, earlier)
+    return f"holds a run with other values of {', '.join(changed)}" if changed else ""
 
 
 def finished(job: Job) -> dict | None:
     """The result of an earlier, complete run of exactly this configuration on exactly these weights and data."""
     result = read_result(job.directory)
-    if result is None or result.get("interrupted", True):
-        return None
+    complete = result is not None and not result.get("interrupted", True)
+    return result if complete and not changes_since(job, result) else None
+
+
+def changes_since(job: Job, earlier: dict) -> list[str]:
+    """What an earlier result was made with other values of: settings, weights, data."""
     now = identity(job.run) | fingerprint(job)
-    return result if all((result | result["config"]).get(name) == value for name, value in now.items()) else None
+    return [name for name, value in now.items() if (earlier | earlier["config"]).get(name) != value]

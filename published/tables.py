@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from errors import UserError
-from job import execute, finished, prepare
+from job import execute, finished, prepare, why_not_resumable
 from model import canonical_name, hub
 from published import Row, Table
 from record import read_json, write_json, write_text
@@ -60,8 +60,7 @@ def measure(row: Row, said: Run, n_seeds: int, folder: Path) -> dict | None:
     for seed in range(first, first + n_seeds):
         job = prepare(replace(override(row.run, said), seed=seed))
         job = replace(job, run=replace(job.run, output_dir=str(folder / job.directory.name)))
-        interrupted = (job.directory / "training_state.safetensors").is_file()
-        result = finished(job) or execute(replace(job, run=replace(job.run, resume=interrupted)))
+        result = finished(job) or execute(replace(job, run=replace(job.run, resume=not why_not_resumable(job))))
         if result["interrupted"]:
             return None
         results.append(result)
