@@ -323,7 +323,7 @@ def test_only_the_same_run_can_be_resumed(experiment, alone, monkeypatch):
     assert experiment().code == 130
     (alone / "out" / "training_state.safetensors").write_bytes(b"")
     before = {path.name: path.read_bytes() for path in (alone / "out").iterdir()}
-    with pytest.raises(UserError, match=r"had other values of lora_rank, batch_size$"):
+    with pytest.raises(UserError, match=r"other values of lora_rank, batch_size; train anew"):
         experiment("--resume", "--batch_size", 4, "--lora_rank", 2)
     with pytest.raises(UserError, match="can't be read as safetensors"):
         experiment("--resume")  # a broken state; what there was is kept

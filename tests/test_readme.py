@@ -1,14 +1,20 @@
 """What the README says can be typed, can be typed."""
 
+import json
 import re
 import shlex
+import statistics
 from dataclasses import asdict
 
 import pytest
 from conftest import ROOT
 
 import experiments
+from data import get_task
+from published.tables import accuracies_of
+from run import resolve
 
+RESULTS = ROOT / "published" / "results" / "spam-shipped"
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(set(re.findall(r"python experiments\.py[^\n`|&]*", README)))
 
@@ -41,3 +47,24 @@ def test_run_time_dependencies_are_the_five_and_pinned():
     lines = (ROOT / "requirements.txt").read_text().split()
     assert {line.split("==")[0] for line in lines} == {"torch", "tiktoken", "numpy", "safetensors", "huggingface_hub"}
     assert all("==" in line for line in lines) and "torch==2.13.0" in lines
+
+
+def test_measured_numbers_of_the_table_are_those_of_the_logs():
+    """Each measured cell equals the table's JSON, and that the results of its runs."""
+    rows = re.findall(r"^\| (\d+) \| [^|]+ \| ([^|]+) \| ([^|]+) \|", README, flags=re.MULTILINE)
+    assert [int(number) for number, _, _ in rows] == list(range(1, 20))
+    lines = {line["row"]: line for line in json.loads((RESULTS / "table-spam.json").read_text())}
+    logs = [json.loads(path.read_text()) for path in RESULTS.glob("*/result.json")]
+    for number, published, measured in rows:
+        line = lines[int(number)]
+        assert published.strip() == accuracies_of(line["published"])
+        assert measured.strip() == (accuracies_of(line["measured"], line["std"]) if line["measured"] else "–")
+        if line["measured"]:
+            run = experiments.parse(shlex.split(line["command"])[2:])[0]
+            config = resolve(run, get_task(run.dataset).recipe_for(run.model))
+            apart = {"seed", "device", "amp", "output_dir"}  # resolved on the machine, or varied within the row
+            wanted = {name: value for name, value in asdict(config).items() if name not in apart}
+            logs_of_row = [log for log in logs if wanted.items() <= log["config"].items()]
+            assert sorted(log["seed"] for log in logs_of_row) == line["seeds"]
+            mean = statistics.mean(100 * log["test_accuracy"] for log in logs_of_row)
+            assert mean == pytest.approx(line["measured"]["test"], abs=0.005)
