@@ -61,37 +61,60 @@ def autocast(amp: str, device: torch.device):
 
 
 def score(model: nn.Module, batch: Batch, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of the cross-entropy over the batch's targets, and how many of them the model ranks first.
+    """Sum of the cross-entropy over the batch's targets, and the class [N] that the model ranks first for each label.
 
     One rule for both tasks: classification [B, C] against [B], language modelling [B, T, V] against [B, T].
     """
-    logits = model(batch.input_ids, batch.attention_mask, batch.lengths)
+    logits = model(*batch.inputs())
     logits, labels = logits.flatten(0, -2).float(), batch.labels.flatten()  # [N, C], [N]
     loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-    hits = ((logits.argmax(dim=-1) == labels) & (labels != ignore_index)).sum()
-    return loss, hits
+    return loss, logits.argmax(dim=-1)
+
+
+def count_hits(guesses: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
+    labels = labels.flatten()
+    return ((guesses == labels) & (labels != ignore_index)).sum()
 
 
 def count_targets(batch: Batch, ignore_index: int) -> int:
     return int((batch.labels != ignore_index).sum())
 
 
+def macro_f1(guesses: torch.Tensor, labels: torch.Tensor) -> float:
+    """Mean over the classes of 2 TP / (2 TP + FP + FN). A class counts if it is anyone's label or anyone's guess."""
+    scores = []
+    for one in torch.cat([guesses, labels]).unique():
+        right = ((guesses == one) & (labels == one)).sum().item()
+        scores.append(2 * right / ((guesses == one).sum().item() + (labels == one).sum().item()))
+    return sum(scores) / len(scores)
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Batches, amp: str = "off", ignore_index: int = IGNORED) -> dict[str, float]:
-    """Mean loss and accuracy over every target of every example. Draws no random number and leaves the mode as it was."""
+    """Mean loss and accuracy over every target of every example, and of a classifier the macro-F1.
+
+    Draws no random number and leaves the mode as it was.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    losses, hits, targets = [], [], 0
+    losses, hits, targets, answers = [], [], 0, []
     for batch in batches.epoch():
         targets += count_targets(batch, ignore_index)
+        batch = batch.to(device)
         with autocast(amp, device):
-            batch_loss, batch_hits = score(model, batch.to(device), ignore_index)
+            batch_loss, guesses = score(model, batch, ignore_index)
         losses.append(batch_loss)  # read at the end, so that the device never waits
-        hits.append(batch_hits)
+        hits.append(count_hits(guesses, batch.labels, ignore_index))
+        if batch.labels.ndim == 1:
+            known = batch.labels != ignore_index
+            answers.append((guesses[known], batch.labels[known]))
     model.train(was_training)
     mean_loss, accuracy = (sum(value.item() for value in values) / max(targets, 1) for values in (losses, hits))
-    return {"loss": mean_loss, "accuracy": accuracy, "targets": targets}
+    result = {"loss": mean_loss, "accuracy": accuracy, "targets": targets}
+    if answers and targets:
+        result["macro_f1"] = macro_f1(*(torch.cat(part) for part in zip(*answers, strict=True)))
+    return result
 
 
 def schedule(kind: str, warmup_ratio: float, total_steps: int):
@@ -181,10 +204,11 @@ def fit(
                 rate = run.learning_rate * factor(step - 1)
                 targets = sum(count_targets(batch, run.ignore_index) for batch in window)
                 for batch in window:
+                    batch = batch.to(device)
                     with autocast(run.amp, device):
-                        loss, hits = score(model, batch.to(device), run.ignore_index)
+                        loss, guesses = score(model, batch, run.ignore_index)
                     scaler.scale(loss / max(targets, 1)).backward()
-                    meter.add(loss, hits, len(batch.labels))
+                    meter.add(loss, count_hits(guesses, batch.labels, run.ignore_index), len(batch.labels))
                 update(optimizer, scaler, rate, run.max_grad_norm)
                 meter.step(step, epoch, targets, rate)
                 at_end_of_epoch = step % steps_per_epoch == 0 or step == total_steps

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ IGNORED = -100  # the label of positions without a target (PyTorch's default ign
 class Example:
     ids: Sequence[int]
     label: int | Sequence[int]  # a class, or for language modelling the target at each position (IGNORED for none)
+    types: Sequence[int] | None = None  # of a pair: 0 in the first text, 1 in the second
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,16 @@ class Batch:
     labels: torch.Tensor  # [B], or [B, T] for language modelling
     lengths: torch.Tensor  # [B], real tokens
     attention_mask: torch.Tensor | None  # [B, T], or None where the model is to see every position
+    token_type_ids: torch.Tensor | None = None  # [B, T], or None where the tokenizer has no types
+
+    def inputs(self) -> tuple[torch.Tensor | None, ...]:
+        """What a model's forward pass takes, in its order."""
+        types = () if self.token_type_ids is None else (self.token_type_ids,)
+        return self.input_ids, self.attention_mask, self.lengths, *types
 
     def to(self, device: torch.device) -> "Batch":
-        def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
-
-        return Batch(move(self.input_ids), move(self.labels), move(self.lengths), move(self.attention_mask))
+        tensors = {one.name: getattr(self, one.name) for one in fields(self)}
+        return Batch(**{name: None if one is None else one.to(device, non_blocking=True) for name, one in tensors.items()})
 
 
 def collate(examples: Sequence[Example], pad_id: int, pad_to: int | None) -> Batch:
@@ -35,18 +40,24 @@ def collate(examples: Sequence[Example], pad_id: int, pad_to: int | None) -> Bat
     pad_to None: padded to the longest of the batch and masked, so that padding can't influence anything."""
     lengths = torch.tensor([len(example.ids) for example in examples])  # [B]
     width = pad_to or int(lengths.max())
-    input_ids = torch.full((len(examples), width), pad_id)  # [B, T]
-    for row, example in zip(input_ids, examples, strict=True):
-        row[: len(example.ids)] = torch.tensor(example.ids)
-    if isinstance(examples[0].label, int):
-        labels = torch.tensor([example.label for example in examples])  # [B]
-    else:
-        labels = torch.full((len(examples), width), IGNORED)  # [B, T]
-        for row, example in zip(labels, examples, strict=True):
-            row[: len(example.label)] = torch.tensor(example.label)
+
+    def padded(rows: list[Sequence[int]], filler: int) -> torch.Tensor:
+        tensor = torch.full((len(rows), width), filler)  # [B, T]
+        for to, row in zip(tensor, rows, strict=True):
+            to[: len(row)] = torch.tensor(row)
+        return tensor
+
+    one_class = isinstance(examples[0].label, int)
+    labels = [example.label for example in examples]
+    types = [example.types for example in examples]
     masked = pad_to is None and bool((lengths < width).any())
-    attention_mask = (torch.arange(width) < lengths[:, None]).long() if masked else None  # [B, T]
-    return Batch(input_ids, labels, lengths, attention_mask)
+    return Batch(
+        input_ids=padded([example.ids for example in examples], pad_id),
+        labels=torch.tensor(labels) if one_class else padded(labels, IGNORED),
+        lengths=lengths,
+        attention_mask=(torch.arange(width) < lengths[:, None]).long() if masked else None,  # [B, T]
+        token_type_ids=None if types[0] is None else padded(types, 0),
+    )
 
 
 Order = Callable[[int], Sequence[int]]  # number of the epoch -> the order of the examples in it
@@ -55,6 +66,32 @@ Order = Callable[[int], Sequence[int]]  # number of the epoch -> the order of th
 def seeded_order(n: int, seed: int) -> Order:
     """A shuffle that depends on the seed and the epoch alone: nothing that happens in between can change it."""
     return lambda epoch: np.random.default_rng([seed, epoch]).permutation(n).tolist()
+
+
+def bucketed_order(lengths: Sequence[int], seed: int, batch_size: int, pool: int = 50) -> Order:
+    """A shuffle whose batches hold texts of similar length, so that little is padded.
+
+    Pools of `pool` batches are cut from a random order and sorted by length; then the batches are shuffled, the short
+    last one excepted. Depends on the seed and the epoch alone.
+    """
+
+    def order(epoch: int) -> Sequence[int]:
+        draw = np.random.default_rng([seed, epoch])
+        shuffled = draw.permutation(len(lengths)).tolist()
+        batches: list[list[int]] = []
+        for start in range(0, len(shuffled), pool * batch_size):
+            near = sorted(shuffled[start : start + pool * batch_size], key=lengths.__getitem__)
+            batches += [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
+        short = batches.pop() if len(batches[-1]) < batch_size else []
+        return [i for batch in draw.permutation(len(batches)) for i in batches[batch]] + short
+
+    return order
+
+
+def by_length(lengths: Sequence[int]) -> Order:
+    """The order of an evaluation that pads little; every epoch has the same."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return lambda epoch: order
 
 
 def published_order(n: int, seed: int, batch_size: int, eval_every: int = 50) -> Order:

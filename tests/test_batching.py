@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from data.batching import IGNORED, Batches, Example, collate, published_order, seeded_order
+from data.batching import IGNORED, Batches, Example, bucketed_order, by_length, collate, published_order, seeded_order
 
 PAD = 99
 THREE = [Example([1, 2], 0), Example([3, 4, 5, 6], 1), Example([7], 1)]
@@ -175,3 +175,36 @@ def test_batches_pad_to_what_they_are_told():
     longest = list(Batches(ten(), 4, PAD).epoch())
     assert [batch.input_ids.shape[1] for batch in longest] == [4, 8, 10]
     assert all(int(batch.attention_mask.sum()) == int(batch.lengths.sum()) for batch in longest)
+
+
+def test_token_types_are_padded_with_the_first():
+    examples = [Example([1, 2, 3], 0, types=[0, 0, 1]), Example([4], 1, types=[0])]
+    batch = collate(examples, PAD, None)
+    assert same(batch.token_type_ids, [[0, 0, 1], [0, 0, 0]])
+    assert [tensor.tolist() for tensor in batch.inputs()] == [
+        [[1, 2, 3], [4, PAD, PAD]], [[1, 1, 1], [1, 0, 0]], [3, 1], [[0, 0, 1], [0, 0, 0]],
+    ]  # fmt: skip
+    assert collate(THREE, PAD, None).token_type_ids is None and len(collate(THREE, PAD, None).inputs()) == 3
+
+
+def test_bucketed_batches_hold_similar_lengths_and_each_text_once():
+    lengths = torch.randint(1, 60, (203,)).tolist()
+    order = bucketed_order(lengths, seed=1, batch_size=8, pool=5)
+    epochs = [order(epoch) for epoch in range(3)]
+    for found in epochs:
+        assert sorted(found) == list(range(203))
+    assert epochs[0] != epochs[1] != epochs[2] and bucketed_order(lengths, 1, 8, 5)(1) == epochs[1]
+    assert bucketed_order(lengths, 2, 8, 5)(0) != epochs[0]
+
+    def padding(found):
+        batches = [[lengths[i] for i in found[start : start + 8]] for start in range(0, 203, 8)]
+        return sum(max(batch) * len(batch) - sum(batch) for batch in batches)
+
+    assert padding(epochs[0]) < padding(seeded_order(203, 1)(0)) / 3
+    firsts = [lengths[found[0]] for found in (order(epoch) for epoch in range(20))]
+    assert len(set(firsts)) > 5  # the batches come in no order of length
+    assert len(epochs[0][200:]) == 3  # the short batch is the last one
+
+
+def test_an_evaluation_by_length_pads_least():
+    assert by_length([3, 1, 2, 1])(0) == [1, 3, 2, 0]

@@ -16,7 +16,7 @@ from errors import UserError
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead, LanguageModelHead
 from run import Run, resolve
-from train import Metrics, evaluate, fit, pick_amp, pick_device, schedule
+from train import Metrics, evaluate, fit, macro_f1, pick_amp, pick_device, schedule
 
 CONFIG = GPT2Config(vocab_size=40, context_length=16, dim=32, n_heads=4, n_layers=2)
 WIDTH = 12
@@ -272,7 +272,7 @@ def test_metrics_are_written_as_they_come(tmp_path):
     ]  # fmt: skip
     keys = {"step", "epoch", "split", "loss", "accuracy", "seconds"}
     assert [set(r) - keys for r in pairs if r["split"] == "train"] == [{"learning_rate"}] * 3
-    assert [set(r) - keys for r in pairs if r["split"] == "validation"] == [{"targets"}] * 2
+    assert [set(r) - keys for r in pairs if r["split"] == "validation"] == [{"targets", "macro_f1"}] * 2
     # What is logged is the mean over the targets since the last record; the last step of the epoch has 2, not 4.
     losses = [r["loss"] for r in each if r["split"] == "train"]
     logged = [r["loss"] for r in pairs if r["split"] == "train"]
@@ -353,3 +353,20 @@ def test_twenty_steps_equal_a_plain_loop_on_transformers():
     assert len(found) == len(losses) == 20
     assert found == pytest.approx(losses, rel=0, abs=1e-4)
     assert abs(losses[-1] - losses[0]) > 0.01  # the steps did something
+
+
+def test_macro_f1_is_the_reference_librarys():
+    metrics = pytest.importorskip("sklearn.metrics")
+    for n_classes, n in ((2, 30), (4, 50), (6, 9)):  # with 9 examples some of the 6 classes are no one's label or guess
+        guesses, labels = torch.randint(n_classes, (2, n))
+        expected = metrics.f1_score(labels, guesses, average="macro")
+        assert macro_f1(guesses, labels) == pytest.approx(expected, abs=1e-12)
+    assert macro_f1(torch.zeros(4, dtype=torch.long), torch.tensor([0, 0, 0, 1])) == pytest.approx(3 / 7)  # (6/7 + 0) / 2
+
+
+def test_macro_f1_of_an_evaluation_leaves_ignored_labels_out():
+    examples = make_examples(12)
+    model = make_model()
+    found = evaluate(model, make_batches(examples, 5), ignore_index=1)
+    kept = [example for example in examples if example.label != 1]
+    assert found["macro_f1"] == pytest.approx(evaluate(model, make_batches(kept, 5))["macro_f1"])
