@@ -48,6 +48,11 @@ class Run:
         str, "last_layer (the head), last_block, last_two_blocks, all, lora, lora_alternative, or a method of your own"
     )
     train_head: str | None = flag(str, "train the head in full", choices=YES_NO)
+    head_labels: str | None = flag(
+        str, "of the checkpoint's classifier keep these labels, in the task's order: negative,positive or 2,0"
+    )
+    stages: str | None = flag(str, "train in several stages: a plan of published/plans.py, such as layer_by_layer")
+    depth: int | None = flag(int, "run only this many blocks, the head reads the last one's output (0: all)", least=0)
     lora_rank: int | None = flag(int, "rank of the LoRA matrices", least=1)
     lora_alpha: float | None = flag(float, "alpha of LoRA, see --lora_scaling")
     lora_target: str | None = flag(str, "all, or whole path components such as attn.q,attn.v or 11.mlp")
@@ -67,9 +72,13 @@ class Run:
         str, "pad or cut texts to: longest_training_example, model_context_length, or a number of tokens"
     )
     no_padding: bool | None = flag(bool, "no influence of padding (masked where a batch needs some)")
+    train_samples: int | None = flag(int, "train on this many examples, drawn by the seed (0: on all)", least=0)
+    eval_train: str | None = flag(str, "evaluate the training examples too, at the end", choices=YES_NO)
     ignore_index: int | None = flag(int, "label that the loss leaves out", least=-(2**63), below=2**63)
     # the loop
-    num_epochs: int | None = flag(int, "passes over the training data", least=1, aliases=("num_train_epochs",))
+    num_epochs: int | None = flag(
+        int, "passes over the training data (0: only evaluate)", least=0, aliases=("num_train_epochs",)
+    )
     max_steps: int | None = flag(int, "stop after this many optimizer steps (0: no limit)", least=0)
     batch_size: int | None = flag(int, "examples per forward pass", least=1, aliases=("per_device_train_batch_size",))
     accumulation_steps: int | None = flag(
@@ -84,16 +93,22 @@ class Run:
     seed: int | None = flag(int, "of weights, order and dropout", least=0, below=2**63)
     data_order: str | None = flag(
         str,
-        "seeded, or published: the spam script's own shuffles, its dropped last batch too",
-        choices=("seeded", "published"),
+        "seeded, bucketed (texts of similar length together), or published: the spam script's own shuffles, its dropped "
+        "last batch too",
+        choices=("seeded", "bucketed", "published"),
     )
     # the machine and the record
     amp: str | None = flag(
         str, "mixed precision (auto: where the hardware has it)", choices=("auto", "off", "bf16", "fp16")
     )
     device: str | None = flag(str, "where to compute", choices=("auto", "cpu", "cuda", "mps"))
+    reuse_frozen: str | None = flag(
+        str, "compute what frozen blocks make of a text once, where nothing random is below", choices=YES_NO
+    )
     logging_steps: int | None = flag(int, "write training loss and accuracy every N optimizer steps", least=1)
     eval_steps: int | None = flag(int, "evaluate every N optimizer steps besides each epoch (0: don't)", least=0)
+    memory_report: bool | None = flag(bool, "print what the run needs in memory, and at the end what it took")
+    plot_loss: bool | None = flag(bool, "draw losses and accuracies as curves.png in the output directory (matplotlib)")
     output_dir: str | None = flag(str, "where results go (default: runs/NAME; of a table: runs)")
     resume: bool | None = flag(bool, "go on from what an interrupted run has saved in its directory")
 
@@ -123,9 +138,12 @@ DEFAULTS = {
     "disable_causal_mask": False,
     "dropout": 0.0,
     "train_head": "yes",
+    "depth": 0,
     "trainable_token_pos": "last",
     "average_embeddings": False,
     "no_padding": False,
+    "train_samples": 0,
+    "eval_train": "yes",
     "ignore_index": -100,
     "max_steps": 0,
     "accumulation_steps": 1,
@@ -134,8 +152,11 @@ DEFAULTS = {
     "data_order": "seeded",
     "amp": "auto",
     "device": "auto",
+    "reuse_frozen": "yes",
     "logging_steps": 10,
     "eval_steps": 0,
+    "memory_report": False,
+    "plot_loss": False,
     "resume": False,
 }
 

@@ -65,7 +65,10 @@ def score(model: nn.Module, batch: Batch, ignore_index: int) -> tuple[torch.Tens
 
     One rule for both tasks: classification [B, C] against [B], language modelling [B, T, V] against [B, T].
     """
-    logits = model(*batch.inputs())
+    if batch.hidden is None:
+        logits = model(*batch.inputs())
+    else:
+        logits = model.logits(batch.hidden, batch.attention_mask, batch.lengths, batch.start)
     logits, labels = logits.flatten(0, -2).float(), batch.labels.flatten()  # [N, C], [N]
     loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
     return loss, logits.argmax(dim=-1)
@@ -139,13 +142,19 @@ class Metrics:
 
     def __init__(self, path: Path | None = None, append: bool = False):
         self.records: list[dict] = []
+        self.stage: int | None = None  # of a run in several stages: the number that each record gets
         self._file = path.open("a" if append else "w", encoding="utf-8") if path else None
 
     def write(self, **record) -> None:
+        record |= {} if self.stage is None else {"stage": self.stage}
         self.records.append(record)
         if self._file:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
+
+    def last(self, split: str) -> dict | None:
+        """The newest record of a split in this process."""
+        return next((record for record in reversed(self.records) if record["split"] == split), None)
 
     def close(self) -> None:
         if self._file:

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 IGNORED = -100  # the label of positions without a target (PyTorch's default ignore_index)
 
@@ -15,6 +16,8 @@ class Example:
     ids: Sequence[int]
     label: int | Sequence[int]  # a class, or for language modelling the target at each position (IGNORED for none)
     types: Sequence[int] | None = None  # of a pair: 0 in the first text, 1 in the second
+    hidden: torch.Tensor | None = None  # [T, D], what enters block `start` (see frozen.py)
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Batch:
     lengths: torch.Tensor  # [B], real tokens
     attention_mask: torch.Tensor | None  # [B, T], or None where the model is to see every position
     token_type_ids: torch.Tensor | None = None  # [B, T], or None where the tokenizer has no types
+    hidden: torch.Tensor | None = None  # [B, T, D], what enters block `start`, where the blocks below needn't run
+    start: int = 0
 
     def inputs(self) -> tuple[torch.Tensor | None, ...]:
         """What a model's forward pass takes, in its order."""
@@ -31,8 +36,9 @@ class Batch:
         return self.input_ids, self.attention_mask, self.lengths, *types
 
     def to(self, device: torch.device) -> "Batch":
-        tensors = {one.name: getattr(self, one.name) for one in fields(self)}
-        return Batch(**{name: None if one is None else one.to(device, non_blocking=True) for name, one in tensors.items()})
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
 def collate(examples: Sequence[Example], pad_id: int, pad_to: int | None) -> Batch:
@@ -50,6 +56,7 @@ def collate(examples: Sequence[Example], pad_id: int, pad_to: int | None) -> Bat
     one_class = isinstance(examples[0].label, int)
     labels = [example.label for example in examples]
     types = [example.types for example in examples]
+    hidden = [example.hidden for example in examples]
     masked = pad_to is None and bool((lengths < width).any())
     return Batch(
         input_ids=padded([example.ids for example in examples], pad_id),
@@ -57,6 +64,8 @@ def collate(examples: Sequence[Example], pad_id: int, pad_to: int | None) -> Bat
         lengths=lengths,
         attention_mask=(torch.arange(width) < lengths[:, None]).long() if masked else None,  # [B, T]
         token_type_ids=None if types[0] is None else padded(types, 0),
+        hidden=None if hidden[0] is None else pad_sequence(hidden, batch_first=True),  # [B, T, D]
+        start=examples[0].start,
     )
 
 
@@ -151,3 +160,7 @@ class Batches:
         for start in range(0, len(order), self.batch_size):
             chosen = [self.examples[i] for i in order[start : start + self.batch_size]]
             yield collate(chosen, self.pad_id, self.pad_to)
+
+    def with_examples(self, examples: Sequence[Example]) -> "Batches":
+        """The same order and padding of others."""
+        return Batches(examples, self.batch_size, self.pad_id, self.pad_to, self._order)

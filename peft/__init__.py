@@ -73,22 +73,26 @@ def export(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().cpu().clone() for name, parameter in trained}
 
 
-@torch.no_grad()
 def restore(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
     """Copies exported tensors into a model with the same method attached. Raises UserError unless all of them fit."""
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    problems = [f"missing {name}" for name in trained if name not in tensors]
-    problems += [f"unknown {name}" for name in tensors if name not in trained]
+    fill({name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}, tensors)
+    return model
+
+
+@torch.no_grad()
+def fill(parameters: dict[str, nn.Parameter], tensors: dict[str, torch.Tensor]) -> None:
+    """Copies tensors into the parameters of the same names. Raises UserError unless both are the same set."""
+    problems = [f"missing {name}" for name in parameters if name not in tensors]
+    problems += [f"unknown {name}" for name in tensors if name not in parameters]
     problems += [
-        f"{name} has shape {list(tensor.shape)}, expected {list(trained[name].shape)}"
+        f"{name} has shape {list(tensor.shape)}, expected {list(parameters[name].shape)}"
         for name, tensor in tensors.items()
-        if name in trained and tensor.shape != trained[name].shape
+        if name in parameters and tensor.shape != parameters[name].shape
     ]
     if problems:
         raise UserError(f"the tensors don't fit what this method trains: {'; '.join(problems[:12])}")
     for name, tensor in tensors.items():
-        trained[name].copy_(tensor)
-    return model
+        parameters[name].copy_(tensor)
 
 
 from peft.sites import replace_module  # noqa: E402  (the methods' files need `method` from above)

@@ -11,15 +11,31 @@ class Row:
     number: int
     title: str
     run: Run  # only what the row says; everything else is the task's recipe
-    published: dict[str, float]  # accuracies in per cent: train, validation, test; and minutes
+    published: dict[
+        str, float
+    ]  # in per cent, by the names of the table's metrics; what else was printed by names of its own
     note: str = ""
+    series: tuple[float, ...] = ()  # validation accuracies in per cent, evaluation after evaluation, where the log has them
+    published_std: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
 class Table:
+    """metrics    train, validation, test: accuracies; otherwise names of `result.json` such as test_macro_f1
+    stand_in   rows name the log's model and data, and others may stand in where those can't be had; without it a row that
+               names a model is about that model"""
+
     name: str
     source: str
     rows: list[Row] = field(repr=False)
+    metrics: tuple[str, ...] = ("train", "validation", "test")
+    stand_in: bool = False
+    seeds: tuple[int, ...] = ()  # the published ones; without them seeds count up from the run's own
+
+    @property
+    def compared(self) -> str:
+        """The metric whose difference is printed."""
+        return "test" if "test" in self.metrics else self.metrics[0]
 
     def row(self, number: int) -> Row:
         for row in self.rows:
@@ -34,6 +50,7 @@ def get_table(name: str) -> Table:
     return TABLES[name]
 
 
-from published import spam  # noqa: E402  (a table's file needs the classes above)
+from published import encoders, roberta, spam  # noqa: E402  (a table's file needs the classes above)
 
-TABLES: dict[str, Table] = {table.name: table for table in (spam.TABLE,)}
+_ALL = (spam.TABLE, roberta.TABLE, encoders.ADAPTER_TABLE, encoders.FEW_SHOT_TABLE)
+TABLES: dict[str, Table] = {table.name: table for table in _ALL}

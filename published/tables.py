@@ -1,17 +1,18 @@
 """Running the rows of a table and setting what was measured beside what was published."""
 
+import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
 
+from data import get_task
 from errors import UserError
-from job import execute, finished, prepare, why_not_resumable
+from execute import execute
+from job import Job, finished, prepare, why_no_data, why_not_resumable
 from model import canonical_name, hub
 from published import Row, Table
 from record import read_json, write_json, write_text
 from run import Run, command, override
-
-SPLITS = ("train", "validation", "test")
 
 
 def run_table(table: Table, rows: list[Row], said: Run, n_seeds: int) -> int:
@@ -26,7 +27,7 @@ def run_table(table: Table, rows: list[Row], said: Run, n_seeds: int) -> int:
     lines = earlier_lines(table, said, folder)
     for row in rows:
         print(f"row {row.number}: {row.title}", flush=True)
-        line = measure(row, said, n_seeds, folder)
+        line = measure(table, row, said, n_seeds, folder)
         if line is None:
             print("interrupted; the same command goes on from here")
             return 130
@@ -40,39 +41,25 @@ def run_table(table: Table, rows: list[Row], said: Run, n_seeds: int) -> int:
 def earlier_lines(table: Table, said: Run, folder: Path) -> dict[int, dict]:
     """What an earlier call with the same flags measured, by row number."""
     lines = read_json(folder / f"table-{table.name}.json")
-    commands = {row.number: command_of(row, said) for row in table.rows}
+    commands = {row.number: command(choose(table, row, said)[0]) for row in table.rows}
     return {line["row"]: line for line in lines or [] if commands.get(line["row"]) == line["command"]}
 
 
-def command_of(row: Row, said: Run) -> str:
-    return command(row.run if why_left_out(row, said) else override(row.run, said))
-
-
-def measure(row: Row, said: Run, n_seeds: int, folder: Path) -> dict | None:
-    """One line of the table, or None after Ctrl-C."""
-    line = {"row": row.number, "title": row.title, "published": row.published, "measured": None, "std": None}
-    line |= {"seeds": [], "seconds": None, "command": command_of(row, said), "note": row.note}
-    left_out = why_left_out(row, said)
-    if left_out:
-        return line | {"note": "; ".join(filter(None, (left_out, row.note)))}
-    results = []
-    first = prepare(override(row.run, said)).run.seed
-    for seed in range(first, first + n_seeds):
-        job = prepare(replace(override(row.run, said), seed=seed))
-        job = replace(job, run=replace(job.run, output_dir=str(folder / job.directory.name)))
-        result = finished(job) or execute(replace(job, run=replace(job.run, resume=not why_not_resumable(job))))
-        if result["interrupted"]:
-            return None
-        results.append(result)
-    values = {split: [100 * result[f"{split}_accuracy"] for result in results] for split in SPLITS}
-    return line | {
-        "measured": {split: round(statistics.mean(values[split]), 2) for split in SPLITS},
-        "std": {split: round(statistics.stdev(values[split]), 2) if n_seeds > 1 else None for split in SPLITS},
-        "seeds": [result["seed"] for result in results],
-        "seconds": round(statistics.mean(result["total_seconds"] for result in results), 1),
-        "model": results[0]["model"],
-        "dataset": results[0]["dataset"],
-    }
+def choose(table: Table, row: Row, said: Run) -> tuple[Run, str, bool]:
+    """What is run for a row, what there is to say about it, and whether it is run at all."""
+    if not table.stand_in:
+        left_out = why_left_out(row, said)
+        return (row.run if left_out else override(row.run, said)), left_out, not left_out
+    run, notes = override(row.run, said), []
+    if said.checkpoint or said.model:
+        run = replace(run, model=said.model, head_labels=said.head_labels)  # they are the published model's
+    elif reason := why_no_model(run.model):
+        run = replace(run, model=get_task(run.dataset).models[1], head_labels=None)
+        notes.append(f"{run.model} stands in, {reason}")
+    if not said.dataset and (reason := why_no_data(get_task(run.dataset), run.data_dir)):
+        run = replace(run, dataset=get_task(run.dataset).shipped)
+        notes.append(f"{run.dataset} stands in, {reason}")
+    return run, "; ".join(notes), True
 
 
 def why_left_out(row: Row, said: Run) -> str:
@@ -81,9 +68,65 @@ def why_left_out(row: Row, said: Run) -> str:
         return ""
     if said.checkpoint or canonical_name(said.model or row.run.model) != row.run.model:
         return f"left out: it is about {row.run.model}, and this table was asked for with another model"
-    if said.model or hub.cached(row.run.model) or not (unreachable := hub.why_no_hub()):
-        return ""  # what was named is run, or an error
-    return f"left out: {row.run.model} isn't in the cache and {unreachable}"
+    reason = "" if said.model else why_no_model(row.run.model)  # what was named is run, or an error
+    return f"left out: {reason}" if reason else ""
+
+
+def why_no_model(name: str) -> str:
+    if hub.local(name) or hub.cached(name) or not (unreachable := hub.why_no_hub()):
+        return ""
+    return f"{name} isn't in the cache and {unreachable}"
+
+
+def measure(table: Table, row: Row, said: Run, n_seeds: int, folder: Path) -> dict | None:
+    """One line of the table, or None after Ctrl-C."""
+    run, note, is_run = choose(table, row, said)
+    line = {"row": row.number, "title": row.title, "published": row.published, "measured": None, "std": None}
+    line |= {"seeds": [], "seconds": None, "command": command(run), "note": "; ".join(filter(None, (note, row.note)))}
+    line |= {"published_std": row.published_std} if row.published_std else {}
+    if not is_run:
+        return line
+    results = []
+    seeds = seeds_of(table, run, n_seeds)
+    for seed in seeds:
+        job = prepare(replace(run, seed=seed))
+        job = replace(job, run=replace(job.run, output_dir=str(folder / job.directory.name)))
+        result = finished(job) or execute(replace(job, run=replace(job.run, resume=not why_not_resumable(job))))
+        if result["interrupted"]:
+            return None
+        results.append(result)
+        if row.series and seed == seeds[0]:
+            line["series"] = {"published": list(row.series), "measured": evaluations(job)}
+    values = {name: [100 * result[key_of(name)] for result in results] for name in table.metrics}
+    return line | {
+        "measured": {name: round(statistics.mean(values[name]), 2) for name in table.metrics},
+        "std": {name: round(statistics.stdev(values[name]), 2) if n_seeds > 1 else None for name in table.metrics},
+        "seeds": [result["seed"] for result in results],
+        "seconds": round(statistics.mean(result["total_seconds"] for result in results), 1),
+        "model": results[0]["model"],
+        "dataset": results[0]["dataset"],
+    }
+
+
+def seeds_of(table: Table, run: Run, n_seeds: int) -> list[int]:
+    if not table.seeds or run.seed is not None:
+        first = prepare(run).run.seed
+        return list(range(first, first + n_seeds))
+    if n_seeds > len(table.seeds):
+        raise UserError(f"--seeds is {n_seeds}; the log has {len(table.seeds)}: for others say --seed, the first of them")
+    return list(table.seeds[:n_seeds])
+
+
+def key_of(metric: str) -> str:
+    """The name in result.json."""
+    return f"{metric}_accuracy" if metric in ("train", "validation", "test") else metric
+
+
+def evaluations(job: Job) -> list[float]:
+    """Validation accuracies of a finished run in per cent, in their order."""
+    lines = (job.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    return [round(100 * record["accuracy"], 2) for record in records if record["split"] == "validation"]
 
 
 def write_table(table: Table, lines: list[dict], folder: Path) -> None:
@@ -93,19 +136,27 @@ def write_table(table: Table, lines: list[dict], folder: Path) -> None:
 
 
 def markdown(table: Table, lines: list[dict]) -> str:
-    """Accuracies are per cent on training / validation / test data; the difference is that of the test accuracies."""
+    """Values are per cent; the difference is that of `table.compared`."""
     head = ("row", "what", "published", "measured", "difference", "seconds", "command")
-    text = [f"Table {table.name}: {table.source}. Accuracies in per cent: train / validation / test.", ""]
+    names = " / ".join(key_of(name).replace("_", " ") for name in table.metrics)
+    text = [f"Table {table.name}: {table.source}. In per cent: {names}.", ""]
     text += ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for line in lines:
-        cells = [str(line["row"]), line["title"], accuracies_of(line["published"])]
+        cells = [str(line["row"]), line["title"], values_of(line["published"], line.get("published_std"), table.metrics)]
         if line["measured"]:
-            difference = line["measured"]["test"] - line["published"]["test"]
-            cells += [accuracies_of(line["measured"], line["std"]), f"{difference:+.2f}", f"{line['seconds']:g}"]
+            published = line["published"].get(table.compared)
+            difference = "-" if published is None else f"{line['measured'][table.compared] - published:+.2f}"
+            cells += [values_of(line["measured"], line["std"], table.metrics), difference, f"{line['seconds']:g}"]
         else:
             cells += ["-", "-", "-"]
         text.append("| " + " | ".join([*cells, f"`{line['command']}`"]) + " |")
     notes = [f"Row {line['row']}: {line['note']}." for line in lines if line["note"]]
+    for line in lines:
+        if "series" in line:
+            series = {which: ", ".join(f"{value:.2f}" for value in line["series"][which]) for which in line["series"]}
+            notes.append(
+                f"Row {line['row']}, each evaluation: published {series['published']}; measured {series['measured']}."
+            )
     measured = [line for line in lines if line["measured"]]
     if measured:
         sources = sorted({f"{line['model']} on {line['dataset']}" for line in measured})
@@ -115,6 +166,6 @@ def markdown(table: Table, lines: list[dict]) -> str:
     return "\n".join([*text, "", *notes])
 
 
-def accuracies_of(mean: dict, std: dict | None = None) -> str:
-    spread = {split: f" ± {std[split]:.2f}" if std and std[split] is not None else "" for split in SPLITS}
-    return " / ".join(f"{mean[split]:.2f}{spread[split]}" for split in SPLITS)
+def values_of(mean: dict, std: dict | None, metrics: tuple[str, ...]) -> str:
+    spread = {name: f" ± {std[name]:.2f}" if std and std.get(name) is not None else "" for name in metrics}
+    return " / ".join(f"{mean[name]:.2f}{spread[name]}" if name in mean else "-" for name in metrics)

@@ -11,10 +11,11 @@ from conftest import ROOT
 
 import experiments
 from data import get_task
-from published.tables import accuracies_of
+from published.tables import values_of
 from run import resolve
 
 RESULTS = ROOT / "published" / "results" / "spam-shipped"
+SPLITS = ("train", "validation", "test")
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(set(re.findall(r"python experiments\.py[^\n`|&]*", README)))
 
@@ -57,8 +58,8 @@ def test_measured_numbers_of_the_table_are_those_of_the_logs():
     logs = [json.loads(path.read_text()) for path in RESULTS.glob("*/result.json")]
     for number, published, measured in rows:
         line = lines[int(number)]
-        assert published.strip() == accuracies_of(line["published"])
-        assert measured.strip() == (accuracies_of(line["measured"], line["std"]) if line["measured"] else "–")
+        assert published.strip() == values_of(line["published"], None, SPLITS)
+        assert measured.strip() == (values_of(line["measured"], line["std"], SPLITS) if line["measured"] else "–")
         if line["measured"]:
             run = experiments.parse(shlex.split(line["command"])[2:])[0]
             config = resolve(run, get_task(run.dataset).recipe_for(run.model))

@@ -1,0 +1,77 @@
+"""Texts -> token ids -> the batches of every split."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data import TextExample
+from data.batching import Batches, Example, bucketed_order, by_length, published_order, seeded_order
+from errors import UserError
+from run import Run
+
+
+def padded_length(run: Run, longest: int, limit: int) -> int:
+    """--context_length as a number of tokens; every text is cut to it."""
+    if run.context_length == "longest_training_example":
+        length, what = longest, f"the longest training example has {longest} tokens"
+    elif run.context_length == "model_context_length":
+        length, what = limit, ""
+    else:
+        try:
+            length = int(run.context_length)
+        except ValueError:
+            length = 0
+        what = f"--context_length is {length}"
+        if length < 1:
+            raise UserError(
+                f"--context_length is {run.context_length!r}; choose longest_training_example, model_context_length "
+                f"or a number of tokens from 1 to {limit}"
+            )
+    if length > limit:
+        raise UserError(f"{what}, the model's context {limit}; choose --context_length {limit} or less")
+    return length
+
+
+def draw_training(examples: list[TextExample], run: Run) -> list[TextExample]:
+    """`--train_samples` of the training examples, drawn from the run's seed; all of them for 0."""
+    if not run.train_samples:
+        return examples
+    if run.train_samples > len(examples):
+        raise UserError(f"--train_samples is {run.train_samples}; {run.dataset} has {len(examples)} training examples")
+    chosen = np.random.default_rng(run.seed).choice(len(examples), run.train_samples, replace=False)
+    return [examples[i] for i in sorted(chosen)]
+
+
+def make_batches(run: Run, texts: dict[str, list[TextExample]], tokenizer, limit: int) -> dict[str, Batches]:
+    """The splits as batches: "train" in its training order, "train_in_order" and what else there is for evaluation."""
+    texts = texts | {"train": draw_training(texts["train"], run)}
+    words = {
+        name: [(tokenizer.encode(one.text), None if one.pair is None else tokenizer.encode(one.pair)) for one in examples]
+        for name, examples in texts.items()
+    }
+    length = padded_length(run, max(len(tokenizer.build(*one)[0]) for one in words["train"]), limit)
+    splits = {
+        name: [
+            Example(ids, one.label, types)
+            for one, pair in zip(examples, words[name], strict=True)
+            for ids, types in [tokenizer.build(*pair, length)]
+        ]
+        for name, examples in texts.items()
+    }
+    pad_to = None if run.no_padding else length
+    batches = {}
+    for name, examples in splits.items():
+        order = None if pad_to else by_length([len(one.ids) for one in examples])
+        batches[name] = Batches(examples, run.eval_batch_size, tokenizer.pad_id, pad_to, order)
+    batches["train_in_order"] = batches["train"]
+    order = training_order(run, splits["train"])
+    batches["train"] = Batches(splits["train"], run.batch_size, tokenizer.pad_id, pad_to, order)
+    return batches
+
+
+def training_order(run: Run, examples: Sequence[Example]):
+    if run.data_order == "published":
+        return published_order(len(examples), run.seed, run.batch_size)
+    if run.data_order == "bucketed":
+        return bucketed_order([len(one.ids) for one in examples], run.seed, run.batch_size)
+    return seeded_order(len(examples), run.seed)

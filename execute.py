@@ -1,0 +1,171 @@
+"""One `Job` from beginning to end: model -> attach -> fit -> evaluate -> result.json."""
+
+import contextlib
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import memory
+import model as models
+import peft
+import plots
+from data.batching import Batches
+from data.encode import make_batches
+from errors import UserError
+from job import Job, find_tokenizer, fingerprint, prepare_directory
+from published.plans import stages_of
+from record import (
+    count_parameters,
+    device_name,
+    git_state,
+    peak_memory_bytes,
+    read_result,
+    reset_peak_memory,
+    versions,
+    write_json,
+)
+from run import Run, to_flags
+from stages import train_stages
+from train import Metrics, evaluate
+
+SPLITS = ("train", "validation", "test")
+TO = {"train": "train", "validation": "validate", "test": "test"}
+
+
+def build_model(run: Run, n_labels: int) -> nn.Module:
+    """The model with its classifier, drawn from the run's seed in the published script's order: body, head (from a fresh
+    generator); what a method adds is drawn next."""
+    return models.from_pretrained(
+        run.checkpoint or run.model,
+        head="classifier",
+        num_labels=n_labels,
+        random_weights=run.weights == "random",
+        position=run.trainable_token_pos,
+        average=run.average_embeddings,
+        seed=run.seed,
+        dropout=run.dropout,
+        **({"causal": False} if run.disable_causal_mask else {}),
+    )
+
+
+def execute(job: Job, argv: list[str] | None = None) -> dict:
+    """Trains, evaluates, and fills the run's directory. Returns what `result.json` holds."""
+    run, device, directory = job.run, torch.device(job.run.device), job.directory
+    started = time.perf_counter()
+    prepare_directory(job)
+    reset_peak_memory(device)
+    inputs = fingerprint(job)
+    n_labels = len(job.task.labels)
+    model = build_model(run, n_labels)
+    tokenizer, tokenizer_folder = find_tokenizer(run, model.config.vocab_size)
+    batches = make_batches(run, job.task.sample_training(job.read(), run.seed), tokenizer, model.config.context_length)
+    plan = stages_of(run, model.config.n_layers)
+    peft.attach(model, peft.method_of(plan[0]))
+    print_header(job, tokenizer_folder, batches, plan, *count_parameters(model))
+    if run.memory_report:
+        width = max(len(one.ids) for one in batches["train"].examples)
+        print(memory.report(lambda: build_model(run, n_labels), peft.method_of(plan[0]), run.batch_size, width), flush=True)
+    if run.plot_loss:
+        plots.need_matplotlib()  # before any time is spent
+    finished = finished_stages(directory) if run.resume else forget(directory)
+    metrics = Metrics(directory / "metrics.jsonl", append=run.resume)
+    with advice_when_out_of_memory(run):
+        stages, used = train_stages(model.to(device), plan, batches, metrics, directory, finished)
+        interrupted = stages[-1]["interrupted"]
+        measured = {} if interrupted else final_measures(peft.merge(model), used, run, metrics)
+    metrics.close()
+    accuracies = {f"{split}_accuracy": measured.get(split, {}).get("accuracy") for split in SPLITS}
+    f1 = {f"{split}_macro_f1": measured.get(split, {}).get("macro_f1") for split in SPLITS}
+    result = {
+        "model": job.model_source,
+        "model_reason": job.model_reason,
+        "weights": run.weights,
+        "tokenizer": str(tokenizer_folder),
+        "dataset": run.dataset,
+        "data_reason": job.data_reason,
+        "method": run.trainable_layers,
+        "seed": run.seed,
+        **accuracies,
+        **(f1 if "macro_f1" in job.task.metrics else {}),
+        "steps": sum(stage["steps"] for stage in stages),
+        "interrupted": interrupted,
+        "stages": stages,
+        "train_seconds": round(sum(stage["seconds"] for stage in stages), 3),
+        "total_seconds": round(time.perf_counter() - started, 3),
+        "trainable_parameters": max(stage["trainable_parameters"] for stage in stages),
+        "total_parameters": max(stage["total_parameters"] for stage in stages),
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "device": device_name(device),
+        "amp": run.amp,
+        "argv": argv if argv is not None else to_flags(run),
+        "config": asdict(run),
+        **inputs,
+        "versions": versions(),
+        "git": git_state(),
+    }
+    write_json(directory / "result.json", result)
+    if run.memory_report:
+        print(f"memory   at most {result['peak_memory_bytes'] / 1e6:,.1f} MB were in use")
+    if run.plot_loss:
+        print(f"plot     {plots.draw(directory)}")
+    return result
+
+
+def finished_stages(directory: Path) -> list[dict]:
+    """What an interrupted run says of the stages that it finished."""
+    return [stage for stage in read_result(directory).get("stages", []) if not stage["interrupted"]]
+
+
+def forget(directory: Path) -> list[dict]:
+    """Removes what an earlier run left to be resumed, which would tell of other tensors."""
+    for name in ("training_state.safetensors", "result.json"):
+        (directory / name).unlink(missing_ok=True)
+    return []
+
+
+@contextlib.contextmanager
+def advice_when_out_of_memory(run: Run):
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator has no class of its own
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise UserError(
+            f"out of memory on {run.device}: choose a --batch_size below {run.batch_size} with more "
+            f"--accumulation_steps, an --eval_batch_size below {run.eval_batch_size}, or a smaller --model"
+        ) from None
+
+
+def final_measures(model: nn.Module, batches: dict[str, Batches], run: Run, metrics: Metrics) -> dict[str, dict]:
+    """Loss, accuracy and macro-F1 by split."""
+    measured, step = {}, (metrics.last("train") or {"step": 0})["step"]
+    for split in SPLITS:
+        name = "train_in_order" if split == "train" else split
+        if name not in batches or (split == "train" and run.eval_train == "no"):
+            continue
+        measured[split] = evaluate(model, batches[name], run.amp, run.ignore_index)
+        metrics.write(step=step, epoch=run.num_epochs, split=f"final {split}", **measured[split])
+    return measured
+
+
+def print_header(
+    job: Job, tokenizer: Path, batches: dict[str, Batches], plan: list[Run], trainable: int, total: int
+) -> None:
+    """Everything that was decided, before anything is trained."""
+    run, method = job.run, peft.method_of(plan[0])
+    width = f"{batches['train'].pad_to} tokens each" if batches["train"].pad_to else "no padding"
+    sizes = {split: str(len(batches[split].examples)) for split in SPLITS if split in batches}
+    texts = f"{' / '.join(sizes.values())} texts to {' / '.join(TO[split] for split in sizes)}"
+    print(f"model    {job.model_source}, {run.weights} weights ({job.model_reason}); tokenizer from {tokenizer}")
+    print(f"dataset  {run.dataset}, {texts}, {width} ({job.data_reason})")
+    if len(plan) == 1:
+        print(f"method   {method}: {trainable:,} of {total:,} parameters train")
+    else:
+        print(f"method   {len(plan)} stages ({run.stages}), the first {method}")
+    if hasattr(method, "scale"):
+        print(f"         the LoRA product is multiplied by {method.scale:g}")
+    settings = " ".join(f"{name}={value}" for name, value in asdict(run).items() if value is not None)
+    print(f"settings {settings}", flush=True)

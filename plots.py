@@ -1,0 +1,93 @@
+"""Curves of a run, and its metrics as CSV:
+
+python plots.py runs/NAME          draws runs/NAME/curves.png (needs matplotlib)
+python plots.py runs/NAME --csv    prints runs/NAME/metrics.jsonl as CSV
+"""
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+
+from errors import UserError, run_program
+
+
+def read_metrics(directory: Path) -> list[dict]:
+    path = directory / "metrics.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        raise UserError(f"{directory} is no directory of a run: it has no metrics.jsonl") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read: {error}") from None
+
+
+def write_csv(records: list[dict], file) -> None:
+    """One line per record; a record without a value leaves its cell empty."""
+    names = list(dict.fromkeys(name for record in records for name in record))
+    writer = csv.DictWriter(file, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+
+
+def need_matplotlib():
+    """matplotlib's pyplot, without a display. It is no dependency of the project."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("plots need matplotlib: pip install matplotlib") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def draw(directory: Path) -> Path:
+    """Loss and accuracy over the optimizer steps, training and validation. The stages of a plan follow one another."""
+    pyplot = need_matplotlib()
+    records = read_metrics(directory)
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4))
+    for split, style in (("train", "-"), ("validation", "o-")):
+        shown = list(placed(records, split))
+        for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
+            axis.plot([step for step, _ in shown], [record[name] for _, record in shown], style, markersize=3, label=split)
+            axis.set(xlabel="optimizer steps", ylabel=name)
+    axes[0].legend()
+    figure.suptitle(directory.name)
+    figure.tight_layout()
+    path = directory / "curves.png"
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise UserError(f"can't write {path}: {error.strerror}") from None
+    finally:
+        pyplot.close(figure)
+    return path
+
+
+def placed(records: list[dict], split: str):
+    """(steps since the start of the first stage, record) of a split."""
+    before, last, stage = 0, 0, None
+    for record in records:
+        if record.get("stage") != stage:
+            before, stage = before + last, record.get("stage")
+        last = record["step"]
+        if record["split"] == split:
+            yield before + record["step"], record
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--csv", action="store_true", help="print the metrics as CSV instead of drawing them")
+    args = parser.parse_args()
+    if args.csv:
+        write_csv(read_metrics(args.directory), sys.stdout)
+    else:
+        print(f"saved {draw(args.directory)}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,92 @@
+"""Training in stages on one model. A plain run is one stage; `--stages PLAN` names a list of them (published/plans.py)."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+import peft
+from data.batching import Batches
+from errors import UserError
+from frozen import reuse
+from model.weights import read_safetensors, write_safetensors
+from record import count_parameters
+from run import Run
+from train import Metrics, fit
+
+STATE = "training_state.safetensors"  # there while an interrupted run can be resumed
+
+
+def train_stages(
+    model: nn.Module,
+    stages: list[Run],
+    batches: dict[str, Batches],
+    metrics: Metrics,
+    directory: Path,
+    finished: list[dict],
+) -> tuple[list[dict], dict[str, Batches]]:
+    """Each stage attaches its method, unless the one before left the same attached, and trains with a fresh optimizer and
+    schedule. What a method added is folded in before the next is attached. In place.
+
+    model      with the first stage's method attached
+    finished   what an interrupted run had recorded of the stages it finished; the next one is resumed
+    Returns what `result.json` says of each stage and the batches to evaluate with, and leaves the trained tensors of all
+    stages in `directory`.
+    """
+    whole, attached, changed = model.blocks, peft.method_of(stages[0]), set()
+    records, used = list(finished), batches
+    for number, stage in enumerate(stages):
+        model.blocks = whole
+        method = peft.method_of(stage)
+        if method != attached:
+            changed |= {f"{path}.weight" for path, module in model.named_modules() if hasattr(module, "merged")}
+            peft.attach(peft.merge(model), method)
+            attached = method
+        parameters = dict(model.named_parameters())
+        changed = {name for name in parameters if name in changed or parameters[name].requires_grad}
+        model.blocks = whole[: depth_of(stage, len(whole))]
+        if number < len(finished):
+            continue
+        resumed = stage.resume and number == len(finished)
+        if resumed:
+            tensors, _ = read_safetensors(directory / "trained.safetensors")
+            peft.fill({name: parameters[name] for name in changed}, tensors)
+        metrics.stage = number + 1 if len(stages) > 1 else None
+        if metrics.stage:
+            trainable, total = count_parameters(model)
+            print(
+                f"stage {metrics.stage} of {len(stages)}: {method}, {trainable:,} of {total:,} parameters train", flush=True
+            )
+        record, used = train_stage(model, replace(stage, resume=resumed), batches, metrics, directory)
+        records.append(record)
+        tensors = {name: parameters[name].detach().cpu().clone() for name in sorted(changed)}
+        write_safetensors(tensors, directory / "trained.safetensors", {"format": "pt"})
+        if record["interrupted"]:
+            break
+        (directory / STATE).unlink(missing_ok=True)
+    return records, used
+
+
+def train_stage(model: nn.Module, stage: Run, batches: dict[str, Batches], metrics: Metrics, directory: Path):
+    """What `result.json` says of one stage, and the batches that it used."""
+    started = time.perf_counter()
+    used = reuse(model, batches, stage.amp) if stage.reuse_frozen == "yes" else batches
+    fitted = fit(model, used["train"], stage, metrics, used.get("validation"), directory / STATE)
+    trainable, total = count_parameters(model)
+    return {
+        "method": stage.trainable_layers,
+        "steps": fitted.steps,
+        "seconds": round(time.perf_counter() - started, 3),
+        "interrupted": fitted.interrupted,
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+        "validation": metrics.last("validation"),
+    }, used
+
+
+def depth_of(stage: Run, n_blocks: int) -> int:
+    """How many blocks are run."""
+    if stage.depth and stage.depth > n_blocks:
+        raise UserError(f"--depth is {stage.depth}; the model has {n_blocks} blocks")
+    return stage.depth or n_blocks

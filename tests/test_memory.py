@@ -1,0 +1,54 @@
+"""The budget that is printed before training."""
+
+import pytest
+import torch
+
+import memory
+import peft
+from memory import Budget
+from model.gpt2 import GPT2, GPT2Config
+from model.heads import ClassifierHead
+
+CONFIG = GPT2Config(vocab_size=40, context_length=16, dim=32, n_heads=4, n_layers=3, dropout=0.1)
+
+
+def build() -> GPT2:
+    return GPT2(CONFIG, ClassifierHead(CONFIG.dim, 2))
+
+
+def test_three_billion_parameters_in_full():
+    """The log's arithmetic: 12 GB of weights, 12 of gradients, 24 of Adam's moments."""
+    budget = Budget(parameters=3_000_000_000, trained=3_000_000_000)
+    assert [budget.weights, budget.gradients, budget.optimizer, budget.total] == [12e9, 12e9, 24e9, 48e9]
+    assert Budget(3_000_000_000, 0).total == 12e9
+
+
+def saved_for_real(model: GPT2, batch_size: int, length: int) -> int:
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    kept = []  # the tensors themselves, so that no memory is used twice
+
+    def note(tensor):
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model(torch.zeros(batch_size, length, dtype=torch.long))
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}.values())
+
+
+@pytest.mark.parametrize("layers", ["all", "last_block", "last_layer"])
+def test_activations_are_those_that_autograd_keeps(layers):
+    model = peft.attach(build(), peft.Freeze(layers))  # with dropout the CPU takes the unfused attention, as meta does
+    with torch.device("meta"):
+        counted = memory.budget(peft.attach(build(), peft.Freeze(layers)), 4, 10).activations
+    assert counted == saved_for_real(model.train(), 4, 10) > 0
+
+
+def test_a_method_needs_less_than_everything():
+    text = memory.report(build, peft.LoRA(rank=2), batch_size=4, length=10)
+    cells = {line.split()[0]: [float(cell.replace(",", "")) for cell in line.split()[1:]] for line in text.splitlines()[1:]}
+    full, lora = zip(*(cells[name] for name in ("weights", "gradients", "optimizer", "activations", "total")), strict=True)
+    parameters = sum(parameter.numel() for parameter in build().parameters())
+    assert full[0] == pytest.approx(4e-6 * parameters, abs=0.05) and full[2] == pytest.approx(2 * full[1], abs=0.11)
+    assert lora[1] < full[1] and lora[2] < full[2] and lora[3] < full[3] and lora[4] < full[4]
