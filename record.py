@@ -68,7 +68,9 @@ def _sha256_of_files(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 
 def data_sha256(splits: dict[str, Iterable[TextExample]]) -> str:
-    return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
+    """Of texts and labels, and of pairs only where there are any."""
+    rows = {name: [one[:2] if one.pair is None else one for one in examples] for name, examples in splits.items()}
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -5,12 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from errors import UserError
 
 
 class TextExample(NamedTuple):
     text: str
     label: int
+    pair: str | None = None  # the second text of a task about two
 
 
 @dataclass(frozen=True)
@@ -18,9 +21,11 @@ class Task:
     """A classification task.
 
     read     (data_dir or None) -> {"train": [...], "validation": [...], "test": [...]}; None means our cache, filled from
-             the official address if need be
+             the official address if need be. A split without published labels is missing; one of the two is always there
     recipe   fields of `Run` as published; `model_recipes` holds what differs for a model (a small one wants larger steps)
     shipped  the name of the task that stands in where this one can't be had and wasn't asked for by name
+    metrics  what was published for it: "accuracy", "macro_f1"
+    few_shot train on a small draw from the training split, see `few_shot_sample`
     """
 
     name: str
@@ -29,9 +34,33 @@ class Task:
     recipe: dict
     model_recipes: dict[str, dict] = field(default_factory=dict)
     shipped: str | None = None
+    metrics: tuple[str, ...] = ("accuracy",)
+    few_shot: bool = False
 
     def recipe_for(self, model: str) -> dict:
         return self.recipe | self.model_recipes.get(model, {})
+
+    def sample_training(self, examples: list[TextExample], seed: int) -> list[TextExample]:
+        """The training examples of the run with this seed: all of the split, unless the task is a few-shot one."""
+        return few_shot_sample(examples, len(self.labels), seed) if self.few_shot else examples
+
+
+FEW, FEW_PER_CLASS = 32, 8
+
+
+def few_shot_sample(examples: list[TextExample], n_labels: int, seed: int) -> list[TextExample]:
+    """32 examples at random, whatever their classes; 8 of each class where there are more than 4. In their old order."""
+    rng = np.random.default_rng(seed)
+    if n_labels > 4:
+        pools = [[i for i, example in enumerate(examples) if example.label == label] for label in range(n_labels)]
+        size = FEW_PER_CLASS
+    else:
+        pools, size = [list(range(len(examples)))], FEW
+    if (fewest := min(map(len, pools))) < size:
+        of = "a class" if n_labels > 4 else "the training split"
+        raise UserError(f"few-shot training draws {size} examples of {of}, which has only {fewest}; choose the full task")
+    chosen = [i for pool in pools for i in rng.choice(pool, size, replace=False).tolist()]
+    return [examples[i] for i in sorted(chosen)]
 
 
 def get_task(name: str) -> Task:
@@ -40,6 +69,6 @@ def get_task(name: str) -> Task:
     return TASKS[name]
 
 
-from data import spam  # noqa: E402  (a task's file needs the classes above)
+from data import domains, glue, spam  # noqa: E402  (a task's file needs the classes above)
 
-TASKS: dict[str, Task] = {task.name: task for task in (spam.SPAM, spam.SPAM_POCKET)}
+TASKS: dict[str, Task] = {task.name: task for task in (*spam.TASKS, *glue.TASKS, *domains.TASKS)}

@@ -1,4 +1,4 @@
-"""Fetching a data set: standard library only, checked by hash, and never half there."""
+"""Fetching a data set: standard library only, checked, and never half there."""
 
 import hashlib
 import http.client
@@ -9,6 +9,8 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -40,12 +42,41 @@ def cache_dir() -> Path:
     return Path(os.environ.get("PEFT_FROM_SCRATCH_CACHE", fallback))
 
 
-def download_from_zip(urls: tuple[str, ...], member: str, sha256: str, destination: Path) -> Path:
-    """Puts one file of a zip archive at `destination`, trying each address in turn.
+def find(data_dir: Path | None, file: Path, download: Callable[[Path], Path]) -> Path:
+    """A file of a data set, by its path in a data directory: there, or without one in our cache, downloaded once."""
+    if data_dir is None:
+        return download(cache_dir() / file)
+    if not (data_dir / file).is_file():
+        raise UserError(f"the data directory {data_dir} has no {file}")
+    return data_dir / file
 
-    Only the bytes of that member are read, so that no path in the archive can lead anywhere else. The file appears
-    under its name once its sha256 is right. Raises UserError with each address's own reason.
-    """
+
+Check = Callable[[Path], None]  # raises UserError where a file that arrived isn't the right one
+
+
+def has_sha256(expected: str) -> Check:
+    def check(path: Path) -> None:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected:
+            raise UserError(f"sha256 is {found}, expected {expected}")
+
+    return check
+
+
+def download_file(urls: tuple[str, ...], check: Check, destination: Path) -> Path:
+    """Puts the file behind one of the addresses at `destination`, trying each in turn."""
+    return _download(urls, check, destination, unpack=lambda fetched, _: fetched)
+
+
+def download_from_zip(urls: tuple[str, ...], member: str, check: Check, destination: Path) -> Path:
+    """The same for one file of a zip archive. Only that member's bytes are read, so that no path in the archive can lead
+    anywhere else."""
+    return _download(urls, check, destination, unpack=partial(_unpack, member))
+
+
+def _download(urls: tuple[str, ...], check: Check, destination: Path, unpack: Callable[[Path, Path], Path]) -> Path:
+    """The file appears under its name once it has passed its check. Raises UserError with each address's own reason."""
     if destination.is_file():
         return destination
     if offline():
@@ -58,9 +89,8 @@ def download_from_zip(urls: tuple[str, ...], member: str, sha256: str, destinati
         with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".download-") as folder:
             for url in urls:
                 try:
-                    archive = _fetch(url, Path(folder) / "archive.zip")
-                    unpacked = _unpack(archive, member, Path(folder) / "member")
-                    _check_hash(unpacked, sha256)
+                    unpacked = unpack(_fetch(url, Path(folder) / "fetched"), Path(folder) / "unpacked")
+                    check(unpacked)
                     os.replace(unpacked, destination)
                     return destination
                 except BAD_ANSWERS as error:
@@ -83,17 +113,10 @@ def _fetch(url: str, path: Path) -> Path:
     return path
 
 
-def _unpack(archive: Path, member: str, path: Path) -> Path:
+def _unpack(member: str, archive: Path, path: Path) -> Path:
     with zipfile.ZipFile(archive) as bundle:
         if member not in bundle.namelist():
             raise UserError(f"the archive holds no {member}")
         with bundle.open(member) as source, path.open("wb") as target:
             shutil.copyfileobj(source, target)
     return path
-
-
-def _check_hash(path: Path, expected: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
-        raise UserError(f"sha256 is {found}, expected {expected}")

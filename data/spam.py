@@ -2,12 +2,14 @@
 
 import csv
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from data import Task, TextExample
-from data.download import cache_dir, download_from_zip
+from data.download import download_from_zip, find, has_sha256
+from data.files import read_text
 from errors import UserError
 
 FILE = Path("sms_spam") / "SMSSpamCollection"  # within a data directory, and within our cache
@@ -22,11 +24,7 @@ SPLIT_SEED = 123  # of the published split, whatever the seed of the run
 
 def read_spam(data_dir: Path | None) -> dict[str, list[TextExample]]:
     """The published split of the real messages, from `data_dir`, else from our cache (downloaded once)."""
-    if data_dir is None:
-        return split(read_collection(download_from_zip(URLS, FILE.name, SHA256, cache_dir() / FILE)))
-    if not (data_dir / FILE).is_file():
-        raise UserError(f"the data directory {data_dir} has no {FILE}")
-    return split(read_collection(data_dir / FILE))
+    return split(read_collection(find(data_dir, FILE, partial(download_from_zip, URLS, FILE.name, has_sha256(SHA256)))))
 
 
 def read_pocket(data_dir: Path | None) -> dict[str, list[TextExample]]:
@@ -36,13 +34,7 @@ def read_pocket(data_dir: Path | None) -> dict[str, list[TextExample]]:
 
 def read_collection(path: Path) -> list[TextExample]:
     """Lines of label, tab, text. Read with csv's default quoting, as the published split was (5,572 of 5,574 lines)."""
-    try:
-        content = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error}") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: expected UTF-8, got the byte {error.object[error.start]:#x}") from None
+    content = read_text(path)
     examples = []
     reader = csv.reader(io.StringIO(content, newline=""), delimiter="\t")
     try:
@@ -108,3 +100,4 @@ MODEL_RECIPES = {"gpt2-pocket": {"learning_rate": 1e-3, "lr_scheduler_type": "li
 
 SPAM = Task("spam", LABELS, read_spam, RECIPE, MODEL_RECIPES, shipped="spam-pocket")
 SPAM_POCKET = Task("spam-pocket", LABELS, read_pocket, RECIPE, MODEL_RECIPES)
+TASKS = (SPAM, SPAM_POCKET)

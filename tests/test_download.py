@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import socket
 import threading
 import zipfile
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from data.download import cache_dir, download_from_zip
+from data import domains, get_task, glue
+from data.download import cache_dir, download_file, download_from_zip, has_sha256
 from data.spam import FILE, read_spam
 from errors import UserError
 
@@ -77,7 +79,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def fetch(folder: Path, *urls: str) -> Path:
-    return download_from_zip(urls, MEMBER, SHA256, folder / MEMBER)
+    return download_from_zip(urls, MEMBER, has_sha256(SHA256), folder / MEMBER)
 
 
 def complaint(folder: Path, *urls: str) -> str:
@@ -269,3 +271,94 @@ def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: py
     with pytest.raises(UserError) as caught:
         read_spam(None)
     assert f"isn't in {tmp_path / 'ours' / FILE.parent} and HF_HUB_OFFLINE" in str(caught.value)
+
+
+# --- plain files
+
+
+def test_a_plain_file_is_fetched_once(server: Server, tmp_path: Path):
+    url, check = server.serve("/plain.txt", CONTENT), has_sha256(SHA256)
+    for _ in range(2):
+        path = download_file((server.url("/absent.txt"), url), check, tmp_path / "folder" / "ours.txt")
+        assert path == tmp_path / "folder" / "ours.txt" and path.read_bytes() == CONTENT
+    assert server.asked == ["/absent.txt", "/plain.txt"]
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["ours.txt"]
+
+
+@pytest.mark.parametrize(
+    ("body", "length", "reason"),
+    [
+        (CONTENT + b"!", None, "expected " + SHA256),
+        (CONTENT, len(CONTENT) + 9, f"broke off after {len(CONTENT)}"),
+    ],
+    ids=["sha256", "cut"],
+)
+def test_a_wrong_plain_file(server: Server, tmp_path: Path, body: bytes, length: int | None, reason: str):
+    url = server.serve("/plain.txt", body, length)
+    with pytest.raises(UserError) as caught:
+        download_file((url,), has_sha256(SHA256), tmp_path / "ours.txt")
+    assert url in str(caught.value) and reason in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the tasks, from the addresses that the sources name
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PEFT_FROM_SCRATCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def stored(cache: Path) -> set[str]:
+    return {str(path.relative_to(cache)) for path in cache.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name, archive", [("sst2", "SST-2"), ("rte", "RTE")])
+def test_glue_is_fetched(server: Server, cache: Path, shared: Path, monkeypatch, name: str, archive: str):
+    """From an archive as GLUE packs it: everything in a folder, with a test file that nothing here reads."""
+    ours = shared / "data" / f"glue_{name}"
+    members = {f"{archive}/{file}": (ours / file).read_bytes() for file in ("train.tsv", "dev.tsv", "test.tsv")}
+    constant = f"{name.upper()}_URLS"
+    assert getattr(glue, constant) == (f"https://dl.fbaipublicfiles.com/glue/data/{archive}.zip",)
+    packed = zipped({f"{archive}/": b"", **members}, zipfile.ZIP_STORED)
+    monkeypatch.setattr(glue, constant, (server.serve(f"/{archive}.zip", packed),))
+    task = get_task(name)
+    assert task.read(None) == task.read(shared / "data")
+    assert stored(cache) == {f"glue_{name}/train.tsv", f"glue_{name}/dev.tsv"}
+    asked = len(server.asked)
+    task.read(None)
+    assert len(server.asked) == asked
+
+
+def test_another_version_of_rte_is_refused(server: Server, cache: Path, shared: Path, monkeypatch):
+    """The official file's hash isn't known here, so that what is counted are the labels."""
+    lines = (shared / "data" / "glue_rte" / "train.tsv").read_bytes().splitlines(keepends=True)
+    url = server.serve("/RTE.zip", zipped({"RTE/train.tsv": b"".join(lines[:-1])}))
+    monkeypatch.setattr(glue, "RTE_URLS", (url,))
+    with pytest.raises(UserError, match=r"has \(\d+, \d+\) examples of each label, expected \(1249, 1241\)"):
+        get_task("rte").read(None)
+    assert stored(cache) == set()
+
+
+DOMAINS = {
+    "restaurant_sup": ("RESTAURANT_URL", ("train.json", "dev.json", "test.json")),
+    "acl_sup": ("ACL_URL", ("train.jsonl", "dev.jsonl", "test.jsonl")),
+    "agnews_sup": ("AGNEWS_URL", ("test.csv",)),
+}
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_the_domains_are_fetched(server: Server, cache: Path, shared: Path, monkeypatch, name: str):
+    """Served at the paths that SOURCES.md names: repository, commit, file."""
+    constant, files = DOMAINS[name]
+    sources = (shared / "data" / "SOURCES.md").read_text()
+    for file in files:
+        found = re.search(rf"## {name}/{file}\n- repo: (\S+)  commit: (\S+)  path: (\S+)\n", sources)
+        server.serve("/" + "/".join(found.groups()), (shared / "data" / name / file).read_bytes())
+    monkeypatch.setattr(domains, constant, getattr(domains, constant).replace(domains.RAW, server.url("")))
+    task = get_task(name)
+    assert task.read(None) == task.read(shared / "data")
+    assert stored(cache) == {f"{name}/{file}" for file in files}
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert get_task(name.replace("_sup", "_fs")).read(None) == task.read(None)  # nothing is fetched twice

@@ -102,7 +102,7 @@ def test_every_field_has_a_value(task):
     names = {one.name for one in fields(Run)}
     assert DEFAULTS.keys() <= names and task.recipe.keys() <= names
     assert all(recipe.keys() <= task.recipe.keys() | DEFAULTS.keys() for recipe in task.model_recipes.values())
-    assert not DEFAULTS.keys() & task.recipe.keys()  # one home for each default
+    assert not DEFAULTS.items() & task.recipe.items()  # one home for each default
     left_open = {name for name, value in asdict(resolve(Run(), task.recipe)).items() if value is None}
     assert left_open == {"model", "checkpoint", "tokenizer", "dataset", "data_dir", "output_dir"}  # found by name or path
 

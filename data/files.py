@@ -1,0 +1,98 @@
+"""Reading the files of data sets: whatever is wrong with one is said in one line, with the place and what was expected."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from data import TextExample
+from errors import UserError
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: expected UTF-8, got the byte {error.object[error.start]:#x}") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(place, line) for each line. Only a newline ends one: texts may hold the other characters that Python splits at."""
+    content = read_text(path)
+    if not content.strip():
+        raise UserError(f"{path} is empty")
+    for number, line in enumerate(content.removesuffix("\n").split("\n"), start=1):
+        yield f"{path}, line {number}", line.removesuffix("\r")
+
+
+def read_tsv(path: Path, columns: tuple[str, ...], labels: tuple[str, ...]) -> list[TextExample]:
+    """GLUE's files: a line with the columns' names, then rows whose quotes mean nothing.
+
+    `columns` are those of the texts, one or two; the label stands in "label". Spaces around a text belong to it.
+    """
+    lines = read_lines(path)
+    place, first = next(lines)
+    header = first.split("\t")
+    if missing := [name for name in (*columns, "label") if name not in header]:
+        raise UserError(f"{place}: expected the column {missing[0]}, got {shown(header)}")
+    examples = []
+    for place, line in lines:
+        row = line.split("\t")
+        if len(row) != len(header):
+            raise UserError(f"{place}: expected {len(header)} columns ({', '.join(header)}), got {len(row)}: {shown(row)}")
+        examples.append(make_example(place, dict(zip(header, row, strict=True)), columns, "label", labels))
+    return at_least_one(str(path), examples)
+
+
+def read_jsonl(path: Path, columns: tuple[str, ...], labels: tuple[str, ...]) -> list[TextExample]:
+    """One JSON object per line, with its texts under `columns` and its label under "label"."""
+    return [
+        make_example(place, parse_json(line, path, number), columns, "label", labels)
+        for number, (place, line) in enumerate(read_lines(path), start=1)
+    ]
+
+
+def parse_json(text: str, path: Path, line: int = 1) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets within brackets
+        line += getattr(error, "lineno", 1) - 1
+        raise UserError(f"{path}, line {line}: no JSON: {getattr(error, 'msg', error)}") from None
+
+
+def make_example(place: str, record: object, columns: tuple[str, ...], label: str, labels: tuple[str, ...]) -> TextExample:
+    """The texts and the label of one record, checked. `labels` are the file's own words, in the order of the task's."""
+    if not isinstance(record, dict):
+        raise UserError(f"{place}: expected an object with {', '.join((*columns, label))}, got {shown(record)}")
+    for name in (*columns, label):
+        if not isinstance(record.get(name), str) or not record[name].strip():
+            raise UserError(f"{place}: expected a text under {name}, got {shown(record.get(name))}")
+    if record[label] not in labels:
+        raise UserError(f"{place}: the {label} is {shown(record[label])}; it must be one of {', '.join(labels)}")
+    texts = [record[name] for name in columns]
+    return TextExample(texts[0], labels.index(record[label]), *texts[1:])
+
+
+def at_least_one(place: str, examples: list[TextExample]) -> list[TextExample]:
+    if not examples:
+        raise UserError(f"{place} holds no examples")
+    return examples
+
+
+def has_labels(read: Callable[[Path], list[TextExample]], counts: tuple[int, ...]) -> Callable[[Path], None]:
+    """A check of a download, where the official file's hash isn't known: it can be read, with so many of each label."""
+
+    def check(path: Path) -> None:
+        labels = [example.label for example in read(path)]
+        found = tuple(labels.count(label) for label in range(len(counts)))
+        if found != counts:
+            raise UserError(f"has {found} examples of each label, expected {counts}")
+
+    return check
+
+
+def shown(value: object) -> str:
+    """What stands in a file, short and unable to control the terminal."""
+    return repr(value) if len(repr(value)) <= 80 else repr(value)[:80] + "..."
