@@ -61,7 +61,7 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     n_labels = len(job.task.labels)
     model = build_model(run, n_labels)
     tokenizer, tokenizer_folder = find_tokenizer(run, model.config.vocab_size)
-    batches = make_batches(run, job.task.sample_training(job.read(), run.seed), tokenizer, model.config.context_length)
+    batches = make_batches(run, job.read(), tokenizer, model.config.context_length)
     plan = stages_of(run, model.config.n_layers)
     peft.attach(model, peft.method_of(plan[0]))
     print_header(job, tokenizer_folder, batches, plan, *count_parameters(model))

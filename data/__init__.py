@@ -24,6 +24,7 @@ class Task:
              the official address if need be. A split without published labels is missing; one of the two is always there
     recipe   fields of `Run` as published; `model_recipes` holds what differs for a model (a small one wants larger steps)
     shipped  the name of the task that stands in where this one can't be had and wasn't asked for by name
+    models   the published default, and the shipped one that stands in where that can't be had and none was named
     metrics  what was published for it: "accuracy", "macro_f1"
     few_shot train on a small draw from the training split, see `few_shot_sample`
     """
@@ -34,6 +35,7 @@ class Task:
     recipe: dict
     model_recipes: dict[str, dict] = field(default_factory=dict)
     shipped: str | None = None
+    models: tuple[str, str] = ("gpt2-small", "gpt2-pocket")
     metrics: tuple[str, ...] = ("accuracy",)
     few_shot: bool = False
 

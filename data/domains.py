@@ -12,7 +12,7 @@ import numpy as np
 from data import Task, TextExample
 from data.download import download_file, find, has_sha256
 from data.files import make_example, parse_json, read_jsonl, read_text, shown
-from data.glue import TRAINER
+from data.glue import POCKET_MODEL, STAND_IN, TRAINER
 from errors import UserError
 
 RAW = "https://raw.githubusercontent.com"
@@ -115,11 +115,14 @@ RECIPE = TRAINER | {"num_epochs": 3, "batch_size": 128, "learning_rate": 2e-5, "
 METRICS = ("accuracy", "macro_f1")
 
 TASKS = tuple(
-    Task(f"{name}_{form}", labels, read, RECIPE | {"context_length": length}, metrics=METRICS, few_shot=form == "fs")
+    Task(
+        f"{name}_{form}", labels, read, RECIPE | {"context_length": length}, shipped=STAND_IN,
+        models=("bert-base-uncased", POCKET_MODEL), metrics=METRICS, few_shot=form == "fs",
+    )
     for form in ("sup", "fs")
     for name, labels, read, length in (  # the lengths cut no text, in tokens of BERT, SciBERT or RoBERTa
         ("restaurant", POLARITIES, read_restaurant, "128"),
         ("acl", INTENTS, read_acl, "320"),
         ("agnews", TOPICS, read_agnews, "320"),
     )
-)
+)  # fmt: skip

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data import TextExample
+from data import TextExample, get_task
 from data.batching import Batches, Example, bucketed_order, by_length, published_order, seeded_order
 from errors import UserError
 from run import Run
@@ -33,7 +33,8 @@ def padded_length(run: Run, longest: int, limit: int) -> int:
 
 
 def draw_training(examples: list[TextExample], run: Run) -> list[TextExample]:
-    """`--train_samples` of the training examples, drawn from the run's seed; all of them for 0."""
+    """What the run trains on: a few-shot task's draw, of that `--train_samples` (all for 0), both from the run's seed."""
+    examples = get_task(run.dataset).sample_training(examples, run.seed)
     if not run.train_samples:
         return examples
     if run.train_samples > len(examples):

@@ -91,7 +91,9 @@ SST2_RECIPE = TRAINER | {"num_epochs": 2, "batch_size": 64, "lora_alpha": 32.0, 
 # The RoBERTa notes: 468 steps, three epochs of batches of 16.
 RTE_RECIPE = TRAINER | {"num_epochs": 3, "batch_size": 16, "context_length": "320"}
 
-SST2 = Task("sst2", SENTIMENTS, read_sst2, SST2_RECIPE, shipped="sentiment-pocket")
-SENTIMENT_POCKET = Task("sentiment-pocket", SENTIMENTS, read_pocket, SST2_RECIPE)
-RTE = Task("rte", ENTAILMENTS, read_rte, RTE_RECIPE)
+STAND_IN, POCKET_MODEL = "sentiment-pocket", "distilbert-pocket"
+DISTILBERT, ROBERTA = ("distilbert-base-uncased", POCKET_MODEL), ("roberta-base", POCKET_MODEL)
+SST2 = Task("sst2", SENTIMENTS, read_sst2, SST2_RECIPE, shipped=STAND_IN, models=DISTILBERT)
+SENTIMENT_POCKET = Task(STAND_IN, SENTIMENTS, read_pocket, SST2_RECIPE, models=DISTILBERT)
+RTE = Task("rte", ENTAILMENTS, read_rte, RTE_RECIPE, shipped=STAND_IN, models=ROBERTA)
 TASKS = (SST2, SENTIMENT_POCKET, RTE)
