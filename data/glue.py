@@ -77,6 +77,7 @@ TRAINER = {
     "max_grad_norm": 1.0,
     "dropout": 0.1,
     "no_padding": True,
+    "data_order": "bucketed",
     "trainable_layers": "all",
     "lora_rank": 8,
     "lora_alpha": 8.0,
@@ -93,7 +94,8 @@ RTE_RECIPE = TRAINER | {"num_epochs": 3, "batch_size": 16, "context_length": "32
 
 STAND_IN, POCKET_MODEL = "sentiment-pocket", "distilbert-pocket"
 DISTILBERT, ROBERTA = ("distilbert-base-uncased", POCKET_MODEL), ("roberta-base", POCKET_MODEL)
-SST2 = Task("sst2", SENTIMENTS, read_sst2, SST2_RECIPE, shipped=STAND_IN, models=DISTILBERT)
+# Of 67,349 training texts the accuracy in training says enough.
+SST2 = Task("sst2", SENTIMENTS, read_sst2, SST2_RECIPE | {"eval_train": "no"}, shipped=STAND_IN, models=DISTILBERT)
 SENTIMENT_POCKET = Task(STAND_IN, SENTIMENTS, read_pocket, SST2_RECIPE, models=DISTILBERT)
 RTE = Task("rte", ENTAILMENTS, read_rte, RTE_RECIPE, shipped=STAND_IN, models=ROBERTA)
 TASKS = (SST2, SENTIMENT_POCKET, RTE)

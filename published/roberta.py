@@ -1,6 +1,7 @@
 """RoBERTa on SST-2 and RTE: full fine-tuning, LoRA and BitFit, three epochs each, evaluated every 500 and 100 steps.
 
-The trainer's defaults of that time: AdamW 5e-5, linear decay to zero, no weight decay, no warmup.
+The trainer's defaults of that time: AdamW 5e-5, linear decay to zero, no weight decay, no warmup. Its 12,627 and 468 steps
+come out for batches of 8 with two accumulated, and an epoch's last, odd batch left out; here that one makes a step.
 """
 
 from published import Row, Table
@@ -33,7 +34,14 @@ def _row(number: int, title: str, run: Run, method: Run, series: tuple[float, ..
     return Row(number, title, override(run, method), published, note, series)
 
 
-_RECIPE = {"model": "roberta-base", "num_epochs": 3, "batch_size": 16, "learning_rate": 5e-5, "weight_decay": 0.0}
+_RECIPE = {
+    "model": "roberta-base",
+    "num_epochs": 3,
+    "batch_size": 8,
+    "learning_rate": 5e-5,
+    "weight_decay": 0.0,
+    "accumulation_steps": 2,
+}
 SST2 = Run(dataset="sst2", eval_steps=500, **_RECIPE)
 RTE = Run(dataset="rte", eval_steps=100, **_RECIPE)
 FULL = Run(trainable_layers="all")
