@@ -295,8 +295,9 @@ def print_header(job: Job, tokenizer: Path, trainable: int, total: int, batches:
     print(f"model    {job.model_source}, {run.weights} weights ({job.model_reason}); tokenizer from {tokenizer}")
     print(f"dataset  {run.dataset}, {sizes} texts to train / validate / test, {width} ({job.data_reason})")
     print(f"method   {method}: {trainable:,} of {total:,} parameters train")
-    if hasattr(method, "scale"):
-        print(f"         the LoRA product is multiplied by {method.scale:g}")
+    for one in getattr(method, "methods", [method]):
+        if hasattr(one, "scale"):
+            print(f"         the LoRA product is multiplied by {one.scale:g}")
     settings = " ".join(f"{name}={value}" for name, value in asdict(run).items() if value is not None)
     print(f"settings {settings}", flush=True)
 

@@ -45,12 +45,20 @@ class Run:
     dropout: float | None = flag(float, "dropout in the model", least=0, below=1)
     # what is trained
     trainable_layers: str | None = flag(
-        str, "last_layer (the head), last_block, last_two_blocks, all, lora, lora_alternative, or a method of your own"
+        str,
+        "last_layer (the head), last_block, last_two_blocks, all, freeze, lora, lora_alternative, "
+        "or a method of your own; several joined with +, such as lora+bypass",
     )
     train_head: str | None = flag(str, "train the head in full", choices=YES_NO)
+    layers: str | None = flag(
+        str, "blocks that freeze, lora and adapter act on, counted from 0: all, first3, last3, 25-27, 0,2,5-7"
+    )
+    part: str | None = flag(
+        str, "what freeze trains of these blocks: all, attn, qkv, mlp, norm, or modules such as attn.out"
+    )
     lora_rank: int | None = flag(int, "rank of the LoRA matrices", least=1)
     lora_alpha: float | None = flag(float, "alpha of LoRA, see --lora_scaling")
-    lora_target: str | None = flag(str, "all, or whole path components such as attn.q,attn.v or 11.mlp")
+    lora_target: str | None = flag(str, "all, or whole path components such as attn.q,attn.v or 2-5.mlp or q_lin")
     lora_dropout: float | None = flag(float, "dropout on the input of the LoRA matrices", least=0, below=1)
     lora_scaling: str | None = flag(str, "what multiplies the LoRA product", choices=("alpha", "alpha/r"))
     lora_init: str | None = flag(
@@ -123,6 +131,8 @@ DEFAULTS = {
     "disable_causal_mask": False,
     "dropout": 0.0,
     "train_head": "yes",
+    "layers": "all",
+    "part": "all",
     "trainable_token_pos": "last",
     "average_embeddings": False,
     "no_padding": False,
