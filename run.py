@@ -46,7 +46,7 @@ class Run:
     # what is trained
     trainable_layers: str | None = flag(
         str,
-        "last_layer (the head), last_block, last_two_blocks, all, freeze, lora, lora_alternative, "
+        "last_layer (the head), last_block, last_two_blocks, all, freeze, bitfit, adapter, lora, lora_alternative, "
         "or a method of your own; several joined with +, such as lora+bypass",
     )
     train_head: str | None = flag(str, "train the head in full", choices=YES_NO)
@@ -64,6 +64,10 @@ class Run:
     lora_init: str | None = flag(
         str, "bound of LoRA's A: kaiming 1/sqrt(in), wide 1/sqrt(rank)", choices=("kaiming", "wide")
     )
+    adapter_placement: str | None = flag(
+        str, "pfeiffer: after the feed-forward sublayer; houlsby: after attention too", choices=("pfeiffer", "houlsby")
+    )
+    reduction_factor: int | None = flag(int, "width of the model by that of an adapter's bottleneck", least=1)
     # the data
     dataset: str | None = flag(str, "spam, or the shipped spam-pocket (default: spam where it can be had)")
     data_dir: str | None = flag(str, "a directory with data sets (sms_spam/SMSSpamCollection, ...)")
@@ -133,6 +137,8 @@ DEFAULTS = {
     "train_head": "yes",
     "layers": "all",
     "part": "all",
+    "adapter_placement": "pfeiffer",
+    "reduction_factor": 16,
     "trainable_token_pos": "last",
     "average_embeddings": False,
     "no_padding": False,

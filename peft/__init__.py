@@ -119,11 +119,15 @@ from peft.sites import replace_module  # noqa: E402  (the methods' files need `m
 for _file in pkgutil.iter_modules(__path__):
     importlib.import_module(f"peft.{_file.name}")
 
+from peft.adapter import Adapter  # noqa: E402
+from peft.bitfit import BitFit  # noqa: E402
 from peft.freeze import Freeze, FreezeBlocks  # noqa: E402
 from peft.lora import LoRA  # noqa: E402
 
 __all__ = [
     "METHODS",
+    "Adapter",
+    "BitFit",
     "Freeze",
     "FreezeBlocks",
     "Joined",
