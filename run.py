@@ -46,7 +46,7 @@ class Run:
     # what is trained
     trainable_layers: str | None = flag(
         str,
-        "last_layer (the head), last_block, last_two_blocks, all, freeze, bitfit, adapter, lora, lora_alternative, "
+        "last_layer (the head), last_block, last_two_blocks, all, freeze, bitfit, adapter, bypass, lora, lora_alternative, "
         "or a method of your own; several joined with +, such as lora+bypass",
     )
     train_head: str | None = flag(str, "train the head in full", choices=YES_NO)
@@ -68,6 +68,20 @@ class Run:
         str, "pfeiffer: after the feed-forward sublayer; houlsby: after attention too", choices=("pfeiffer", "houlsby")
     )
     reduction_factor: int | None = flag(int, "width of the model by that of an adapter's bottleneck", least=1)
+    bypass_taps: str | None = flag(
+        str,
+        "what the branches read: all, or outputs of blocks counted from 1 (3,4,5) or of their attention (attn.2,attn.3)",
+    )
+    bypass_depth: int | None = flag(int, "Linear layers in a row per branch, 1 to 3", least=1, below=4)
+    bypass_into: str | None = flag(
+        str, "the layer of the head that reads the sum of the branches", choices=("classifier", "dense")
+    )
+    bypass_head: str | None = flag(
+        str, "linear: no activation in the head, and dropout on the logits", choices=("own", "linear")
+    )
+    bypass_init: str | None = flag(
+        str, "zero: the branches add nothing at first; default: PyTorch's", choices=("zero", "default")
+    )
     # the data
     dataset: str | None = flag(str, "spam, or the shipped spam-pocket (default: spam where it can be had)")
     data_dir: str | None = flag(str, "a directory with data sets (sms_spam/SMSSpamCollection, ...)")
@@ -139,6 +153,11 @@ DEFAULTS = {
     "part": "all",
     "adapter_placement": "pfeiffer",
     "reduction_factor": 16,
+    "bypass_taps": "all",
+    "bypass_depth": 1,
+    "bypass_into": "classifier",
+    "bypass_head": "own",
+    "bypass_init": "zero",
     "trainable_token_pos": "last",
     "average_embeddings": False,
     "no_padding": False,

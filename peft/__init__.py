@@ -121,6 +121,7 @@ for _file in pkgutil.iter_modules(__path__):
 
 from peft.adapter import Adapter  # noqa: E402
 from peft.bitfit import BitFit  # noqa: E402
+from peft.bypass import Bypass  # noqa: E402
 from peft.freeze import Freeze, FreezeBlocks  # noqa: E402
 from peft.lora import LoRA  # noqa: E402
 
@@ -128,6 +129,7 @@ __all__ = [
     "METHODS",
     "Adapter",
     "BitFit",
+    "Bypass",
     "Freeze",
     "FreezeBlocks",
     "Joined",
