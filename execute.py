@@ -165,7 +165,8 @@ def print_header(
         print(f"method   {method}: {trainable:,} of {total:,} parameters train")
     else:
         print(f"method   {len(plan)} stages ({run.stages}), the first {method}")
-    if hasattr(method, "scale"):
-        print(f"         the LoRA product is multiplied by {method.scale:g}")
+    for one in getattr(method, "methods", [method]):
+        if hasattr(one, "scale"):
+            print(f"         the LoRA product is multiplied by {one.scale:g}")
     settings = " ".join(f"{name}={value}" for name, value in asdict(run).items() if value is not None)
     print(f"settings {settings}", flush=True)

@@ -45,7 +45,9 @@ class Run:
     dropout: float | None = flag(float, "dropout in the model", least=0, below=1)
     # what is trained
     trainable_layers: str | None = flag(
-        str, "last_layer (the head), last_block, last_two_blocks, all, lora, lora_alternative, or a method of your own"
+        str,
+        "last_layer (the head), last_block, last_two_blocks, all, freeze, bitfit, adapter, bypass, lora, lora_alternative, "
+        "or a method of your own; several joined with +, such as lora+bypass",
     )
     train_head: str | None = flag(str, "train the head in full", choices=YES_NO)
     head_labels: str | None = flag(
@@ -53,13 +55,37 @@ class Run:
     )
     stages: str | None = flag(str, "train in several stages: a plan of published/plans.py, such as layer_by_layer")
     depth: int | None = flag(int, "run only this many blocks, the head reads the last one's output (0: all)", least=0)
+    layers: str | None = flag(
+        str, "blocks that freeze, lora and adapter act on, counted from 0: all, first3, last3, 25-27, 0,2,5-7"
+    )
+    part: str | None = flag(
+        str, "what freeze trains of these blocks: all, attn, qkv, mlp, norm, or modules such as attn.out"
+    )
     lora_rank: int | None = flag(int, "rank of the LoRA matrices", least=1)
     lora_alpha: float | None = flag(float, "alpha of LoRA, see --lora_scaling")
-    lora_target: str | None = flag(str, "all, or whole path components such as attn.q,attn.v or 11.mlp")
+    lora_target: str | None = flag(str, "all, or whole path components such as attn.q,attn.v or 2-5.mlp or q_lin")
     lora_dropout: float | None = flag(float, "dropout on the input of the LoRA matrices", least=0, below=1)
     lora_scaling: str | None = flag(str, "what multiplies the LoRA product", choices=("alpha", "alpha/r"))
     lora_init: str | None = flag(
         str, "bound of LoRA's A: kaiming 1/sqrt(in), wide 1/sqrt(rank)", choices=("kaiming", "wide")
+    )
+    adapter_placement: str | None = flag(
+        str, "pfeiffer: after the feed-forward sublayer; houlsby: after attention too", choices=("pfeiffer", "houlsby")
+    )
+    reduction_factor: int | None = flag(int, "width of the model by that of an adapter's bottleneck", least=1)
+    bypass_taps: str | None = flag(
+        str,
+        "what the branches read: all, or outputs of blocks counted from 1 (3,4,5) or of their attention (attn.2,attn.3)",
+    )
+    bypass_depth: int | None = flag(int, "Linear layers in a row per branch, 1 to 3", least=1, below=4)
+    bypass_into: str | None = flag(
+        str, "the layer of the head that reads the sum of the branches", choices=("classifier", "dense")
+    )
+    bypass_head: str | None = flag(
+        str, "linear: no activation in the head, and dropout on the logits", choices=("own", "linear")
+    )
+    bypass_init: str | None = flag(
+        str, "zero: the branches add nothing at first; default: PyTorch's", choices=("zero", "default")
     )
     # the data
     dataset: str | None = flag(str, "spam, or the shipped spam-pocket (default: spam where it can be had)")
@@ -139,6 +165,15 @@ DEFAULTS = {
     "dropout": 0.0,
     "train_head": "yes",
     "depth": 0,
+    "layers": "all",
+    "part": "all",
+    "adapter_placement": "pfeiffer",
+    "reduction_factor": 16,
+    "bypass_taps": "all",
+    "bypass_depth": 1,
+    "bypass_into": "classifier",
+    "bypass_head": "own",
+    "bypass_init": "zero",
     "trainable_token_pos": "last",
     "average_embeddings": False,
     "no_padding": False,

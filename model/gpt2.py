@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from errors import UserError
+from model.heads import listen
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,12 @@ class GPT2(nn.Module):
         if rows is None:
             return self.head(self.encode(input_ids, attention_mask), attention_mask)
         # The same, without the last block's output at the positions that nothing reads.
-        hidden = self.run_blocks(self.embed(input_ids), attention_mask, stop=-1)
-        hidden = self.blocks[-1](hidden, self._visible_to(rows, hidden.shape[1], attention_mask), False, rows)
-        return self.head(self.final_norm(hidden))  # [B, 1, D] -> [B, C]
+        with listen(self, self.head.taps) as heard:
+            hidden = self.run_blocks(self.embed(input_ids), attention_mask, stop=-1)
+            hidden = self.blocks[-1](hidden, self._visible_to(rows, hidden.shape[1], attention_mask), False, rows)
+        # [B, T, D] -> [B, D]; what the last block puts out is [B, 1, D] already
+        heard = {tap: (take(x, rows) if x.shape[1] > 1 else x).squeeze(1) for tap, x in heard.items()}
+        return self.head(self.final_norm(hidden), None, heard)  # [B, 1, D] -> [B, C]
 
     def _visible_to(self, rows: torch.Tensor, length: int, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """What one position of each text, `rows` [B], may attend to: a boolean mask [B, 1, 1, T]."""

@@ -1,8 +1,14 @@
 """What turns final hidden states [B, T, D] into logits. Every head has the same two calls.
 
-rows(input_ids, attention_mask, lengths)   the one position [B] that it reads of each text, or None for all of them
-head(hidden, attention_mask)               the logits, from the hidden states of the positions it reads
+rows(hidden, attention_mask, lengths)      the one position [B] that it reads of each text, or None for all of them
+head(hidden, attention_mask, heard)        the logits, from the hidden states of the positions it reads
+
+`taps` are the paths of submodules whose output at the position read it wants too: `heard` holds them, tap -> [B, D].
 """
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import nn
@@ -11,17 +17,35 @@ from torch.nn import functional as F
 POSITIONS = ("first", "last", "flexible")
 
 
+@contextlib.contextmanager
+def listen(model: nn.Module, taps: tuple[str, ...]) -> Iterator[dict[str, torch.Tensor]]:
+    """What these submodules put out while the context lasts: tap -> output."""
+    heard: dict[str, torch.Tensor] = {}
+
+    def keep(tap: str, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        heard[tap] = output
+
+    hooks = [model.get_submodule(tap).register_forward_hook(partial(keep, tap)) for tap in taps]
+    try:
+        yield heard
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 class LanguageModelHead(nn.Module):
     """Scores for the next token. The weight is the token embedding's own tensor (tied), counted and trained once."""
+
+    taps: tuple[str, ...] = ()
 
     def __init__(self, token_embedding: nn.Embedding):
         super().__init__()
         self.weight = token_embedding.weight  # [V, D]
 
-    def rows(self, input_ids, attention_mask=None, lengths=None) -> None:
+    def rows(self, hidden, attention_mask=None, lengths=None) -> None:
         return None
 
-    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, heard=None) -> torch.Tensor:
         return F.linear(hidden, self.weight)  # [B, T, D] -> [B, T, V]
 
 
@@ -34,6 +58,8 @@ class ClassifierHead(nn.Module):
     average   the mean over all positions (over the real ones where an attention mask is given) instead of one of them.
     """
 
+    taps: tuple[str, ...] = ()
+
     def __init__(self, dim: int, num_labels: int, position: str = "last", average: bool = False):
         super().__init__()
         self.classifier = nn.Linear(dim, num_labels)
@@ -42,24 +68,24 @@ class ClassifierHead(nn.Module):
 
     def rows(
         self,
-        input_ids: torch.Tensor,
+        hidden: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
-        """Index [B] of the position that `position` means, or None for the mean over all."""
+        """Index [B] of the position that `position` means, or None for the mean over all. Only the shape [B, T] is used."""
         if self.average:
             return None
-        n_texts, length = input_ids.shape
+        n_texts, length = hidden.shape[:2]
         if self.position == "first":
-            return torch.zeros(n_texts, dtype=torch.long, device=input_ids.device)
+            return torch.zeros(n_texts, dtype=torch.long, device=hidden.device)
         if attention_mask is not None:
-            positions = torch.arange(length, device=input_ids.device)
+            positions = torch.arange(length, device=hidden.device)
             return (positions * attention_mask).argmax(dim=1)  # right for padding on either side
         if self.position == "flexible" and lengths is not None:
             return lengths - 1  # without a mask, padding is on the right
-        return torch.full((n_texts,), length - 1, device=input_ids.device)
+        return torch.full((n_texts,), length - 1, device=hidden.device)
 
-    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, heard=None) -> torch.Tensor:
         """Hidden states [B, T, D] of the positions read (T = 1 for a single one) -> logits [B, C]."""
         if attention_mask is None:
             return self.classifier(hidden.mean(dim=1))  # [B, T, D] -> [B, D] -> [B, C]

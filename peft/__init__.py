@@ -1,16 +1,18 @@
 """Parameter-efficient fine-tuning. Four verbs that work alike for every method:
 
     attach(model, LoRA(rank=16, alpha=16))   freeze the base, add or pick what trains       (in place)
-    merge(model)                             fold what was added into the base weights      (in place)
+    merge(model)                             fold LoRA into the base weights                (in place)
     export(model)                            the trained tensors by name
     restore(model, tensors)                  put exported tensors back into an attached model
 
 A method is one file of this package: a frozen dataclass decorated with `@method("name", ...)`, where the names are what
-`--trainable_layers` accepts, with `from_run(name, run)` and `attach(model)`. Drop a file here and it is found.
+`--trainable_layers` accepts, with `from_run(name, run)` and `attach(model)`. Drop a file here and it is found. Names
+joined with + attach one after the other, so `attach` of a method only ever adds to what trains.
 """
 
 import importlib
 import pkgutil
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -30,11 +32,29 @@ def method(*names: str):
     return register
 
 
+@dataclass(frozen=True)
+class Joined:
+    """Several methods on one model, attached in this order."""
+
+    methods: tuple
+
+    def attach(self, model: nn.Module) -> None:
+        for one in self.methods:
+            one.attach(model)
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.methods))
+
+
 def method_of(run):
     """The method that a run asks for (`run.trainable_layers` and whatever else the method reads)."""
-    if run.trainable_layers not in METHODS:
-        raise UserError(f"unknown --trainable_layers {run.trainable_layers!r}: choose {', '.join(METHODS)}")
-    return METHODS[run.trainable_layers].from_run(run.trainable_layers, run)
+    names = str(run.trainable_layers).split("+")
+    for name in names:
+        if name not in METHODS:
+            choices = f"choose {', '.join(METHODS)}, or several joined with +"
+            raise UserError(f"unknown --trainable_layers {name!r}: {choices}")
+    methods = tuple(METHODS[name].from_run(name, run) for name in names)
+    return Joined(methods) if len(methods) > 1 else methods[0]
 
 
 def attach(model: nn.Module, method) -> nn.Module:
@@ -50,17 +70,20 @@ def attach(model: nn.Module, method) -> nn.Module:
 
 
 def train_head(model: nn.Module, yes: bool) -> None:
-    """Every method has this switch: the head trains in full, or stays as it is.
+    """Every method has this switch: the head trains in full, or nothing of it beyond what the methods pick or add.
 
     A language-model head has nothing of its own: its tied weight goes by the name of the token embedding.
     """
     for name, parameter in model.named_parameters():
-        if name.split(".")[0] == "head":
-            parameter.requires_grad_(yes)
+        if yes and name.split(".")[0] == "head":
+            parameter.requires_grad_(True)
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Replaces every adapted layer by a plain one that computes the same."""
+    """Replaces every layer that has a `merged` form by it: a plain layer that computes the same.
+
+    What no plain layer can compute stays as it is: an adapter with its activation, the branches of a bypass.
+    """
     for path, module in list(model.named_modules()):
         if hasattr(module, "merged"):
             replace_module(model, path, module.merged())
@@ -100,7 +123,26 @@ from peft.sites import replace_module  # noqa: E402  (the methods' files need `m
 for _file in pkgutil.iter_modules(__path__):
     importlib.import_module(f"peft.{_file.name}")
 
-from peft.freeze import Freeze  # noqa: E402
+from peft.adapter import Adapter  # noqa: E402
+from peft.bitfit import BitFit  # noqa: E402
+from peft.bypass import Bypass  # noqa: E402
+from peft.freeze import Freeze, FreezeBlocks  # noqa: E402
 from peft.lora import LoRA  # noqa: E402
 
-__all__ = ["METHODS", "Freeze", "LoRA", "attach", "export", "merge", "method", "method_of", "restore", "train_head"]
+__all__ = [
+    "METHODS",
+    "Adapter",
+    "BitFit",
+    "Bypass",
+    "Freeze",
+    "FreezeBlocks",
+    "Joined",
+    "LoRA",
+    "attach",
+    "export",
+    "merge",
+    "method",
+    "method_of",
+    "restore",
+    "train_head",
+]

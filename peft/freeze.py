@@ -1,11 +1,13 @@
-"""Training a part of the model itself: the head alone, the top blocks, or everything."""
+"""Training a part of the model itself: the head alone, the top blocks, everything, or chosen weights of chosen blocks."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
 from errors import UserError
 from peft import method, train_head
+from peft.sites import find_parts
 
 BLOCKS = {"last_layer": 0, "last_block": 1, "last_two_blocks": 2, "all": None}  # how many blocks train, from the top
 
@@ -32,9 +34,32 @@ class Freeze:
     def attach(self, model: nn.Module) -> None:
         count = BLOCKS[self.layers]
         if count is None:
-            model.requires_grad_(True)
-        elif count > 0:
-            model.final_norm.requires_grad_(True)
-            for block in model.blocks[-count:]:
-                block.requires_grad_(True)
+            modules = [module for name, module in model.named_children() if name != "head"]
+        else:  # a last LayerNorm is GPT-2's; each block of an encoder ends with its own
+            norm = [model.final_norm] if count and hasattr(model, "final_norm") else []
+            modules = [*model.blocks[len(model.blocks) - count :], *norm]
+        train_modules(modules)
         train_head(model, self.train_head)
+
+
+@method("freeze")
+@dataclass(frozen=True)
+class FreezeBlocks:
+    """Chosen parts of chosen blocks train, and nothing outside of the blocks but the head; see `find_parts`."""
+
+    layers: str = "all"
+    part: str = "all"
+    train_head: bool = True
+
+    @classmethod
+    def from_run(cls, name: str, run) -> "FreezeBlocks":
+        return cls(run.layers, run.part, train_head=run.train_head == "yes")
+
+    def attach(self, model: nn.Module) -> None:
+        train_modules(find_parts(model, self.layers, self.part).values())
+        train_head(model, self.train_head)
+
+
+def train_modules(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        module.requires_grad_(True)

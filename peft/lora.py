@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from errors import UserError
 from peft import method, train_head
-from peft.sites import find_sites, replace_module
+from peft.sites import AdaptedLinear, adapt, find_sites
 
 SCALINGS = {
     "alpha/r": lambda alpha, rank: alpha / rank,  # the paper
@@ -18,16 +18,14 @@ SCALINGS = {
 INITS = ("kaiming", "wide")
 
 
-class LoRALinear(nn.Linear):
+class LoRALinear(AdaptedLinear):
     """y = x Wᵀ + b + scale · dropout(x) Aᵀ Bᵀ. W and b keep their names, and stay frozen except in a head that trains.
 
     lora_a is A [r, in], lora_b is B [out, r]. B starts at zero, so that the layer starts as the one it replaces.
     """
 
     def __init__(self, base: nn.Linear, method: "LoRA"):
-        nn.Module.__init__(self)  # not Linear's own: the tensors are taken over, none is drawn
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = base.weight, base.bias
+        super().__init__(base)
         self.scale = method.scale
         self.merged_forward = method.merged_forward
         self.dropout = nn.Dropout(method.dropout)
@@ -64,7 +62,7 @@ def draw_a(n_in: int, rank: int, init: str) -> torch.Tensor:
 @method("lora", "lora_alternative")
 @dataclass(frozen=True)
 class LoRA:
-    """rank r ≥ 1; alpha and scaling give the factor of the product; targets as in `find_sites`.
+    """rank r ≥ 1; alpha and scaling give the factor of the product; targets and layers as in `find_sites`.
 
     merged_forward (`lora_alternative`) adds B A to the weight before the product with x: the same function, computed
     with one large product instead of one large and two thin ones.
@@ -76,6 +74,7 @@ class LoRA:
     scaling: str = "alpha/r"
     init: str = "kaiming"
     targets: str = "attn.q,attn.v"
+    layers: str = "all"
     merged_forward: bool = False
     train_head: bool = True
 
@@ -104,13 +103,11 @@ class LoRA:
             scaling=run.lora_scaling,
             init=run.lora_init,
             targets=run.lora_target,
+            layers=run.layers,
             merged_forward=name == "lora_alternative",
             train_head=run.train_head == "yes",
         )
 
     def attach(self, model: nn.Module) -> None:
         train_head(model, self.train_head)
-        for path, linear in find_sites(model, self.targets).items():
-            if isinstance(linear, LoRALinear):
-                raise UserError(f"{path} has LoRA already; merge(model) before attaching anew")
-            replace_module(model, path, LoRALinear(linear, self))
+        adapt(model, find_sites(model, self.targets, self.layers), lambda linear: LoRALinear(linear, self))

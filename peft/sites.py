@@ -1,37 +1,138 @@
-"""Which Linear layers a list of targets means. Shared by every method that attaches to chosen layers."""
+"""What a choice means: layers by path (`attn.q`), blocks by number (`last3`). Shared by every method."""
+
+import re
+from collections.abc import Iterator
 
 from torch import nn
 
 from errors import UserError
+from model.gpt2 import GPT2
+from model.weights import GPT2_NAMES, GPT2_PREFIX, Entry, expand
+
+PARTS = {"qkv": "q,k,v", "norm": "attn_norm,mlp_norm"}  # names for several modules of a block
 
 
-def find_sites(model: nn.Module, targets: str) -> dict[str, nn.Linear]:
+class Added(nn.Module):
+    """What a method puts into a model beside the model's own modules: nothing in it is another method's target."""
+
+
+class AdaptedLinear(nn.Linear):
+    """Takes the place of a Linear layer and its tensors, which keep their names. A subclass adds to what it computes."""
+
+    def __init__(self, base: nn.Linear):
+        nn.Module.__init__(self)  # not Linear's own: nothing is drawn
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias
+
+
+def find_sites(model: nn.Module, targets: str, layers: str = "all") -> dict[str, nn.Linear]:
     """The Linear layers that comma-separated targets match, by path, in the model's order.
 
-    "all" means every one, the head included. Anything else matches whole components of a path in a row: "attn.q" and
-    "2.attn.q" match blocks.2.attn.q; neither matches blocks.12.attn.q by its "2". Raises UserError for a target that
-    matches nothing, with what could match.
+    "all" means every one, the head included. Any other target is components of a path, in order: "attn.q", "5.q" and
+    "2-5.attn" match blocks.5.attn.q; none matches blocks.15.attn.q by its "5". The checkpoint's own names do too
+    ("transformer.layer.5.attention.q_lin", "q_lin"). Of the blocks only those of `layers` count. Raises UserError for a
+    target that matches nothing, with what could match.
     """
-    linears = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
-    if targets == "all":
-        return linears
-    wanted = [target.strip() for target in targets.split(",")]
-    for target in wanted:
-        if not any(_matches(target, path) for path in linears):
-            choices = sorted({_without_numbers(path) for path in linears})
-            raise UserError(f"the target {target!r} matches no Linear layer: choose all, {', '.join(choices)}")
-    return {path: linear for path, linear in linears.items() if any(_matches(target, path) for target in wanted)}
+    chosen = set(parse_layers(layers, len(model.blocks)))
+    linears = {path: module for path, module in _own_modules(model) if isinstance(module, nn.Linear)}
+    sites = linears if targets == "all" else _matching(model, linears, targets, "Linear layer")
+    inside = {path: linear for path, linear in sites.items() if (n := block_of(path)) is None or n in chosen}
+    if not inside:
+        raise UserError(f"the targets {targets!r} match nothing in --layers {layers!r}; choose other layers or all")
+    return inside
 
 
-def _matches(target: str, path: str) -> bool:
-    wanted, parts = target.split("."), path.split(".")
-    return any(parts[i : i + len(wanted)] == wanted for i in range(len(parts) - len(wanted) + 1))
+def find_parts(model: nn.Module, layers: str, part: str) -> dict[str, nn.Module]:
+    """The modules of some blocks: `layers` as in `parse_layers`; part "all", a name of PARTS, or targets as above."""
+    chosen = set(parse_layers(layers, len(model.blocks)))
+    if part == "all":
+        return {f"blocks.{n}": model.blocks[n] for n in sorted(chosen)}
+    modules = {path: module for path, module in _own_modules(model) if block_of(path) in chosen}
+    modules = {path: module for path, module in modules.items() if path.count(".") > 1 and list(module.parameters())}
+    return _matching(model, modules, PARTS.get(part, part), "part of a block", *PARTS)
+
+
+def block_of(path: str) -> int | None:
+    """The number of the block that a path leads into."""
+    found = re.match(r"blocks\.(\d+)", path)
+    return int(found[1]) if found else None
+
+
+def parse_layers(text: str, n_layers: int, said: str | None = None) -> list[int]:
+    """ "all", "first3", "last3", "25-27", "0,2,5-7" -> block numbers, counted from 0. `said` is what errors quote."""
+    said = said or f"--layers {text!r}"
+    choices = f"the model has blocks 0-{n_layers - 1}; choose all, first3, last3, or numbers such as 0,2,5-7"
+    numbers: set[int] = set()
+    for item in text.split(","):
+        found = re.fullmatch(r"all|(first|last)(\d+)|(\d+)(?:-(\d+))?", item.strip())
+        if not found:
+            raise UserError(f"{said} names no blocks by {item.strip()!r}; {choices}")
+        end, count, low, high = found.groups()
+        if end:
+            first, last = (0, int(count) - 1) if end == "first" else (n_layers - int(count), n_layers - 1)
+        else:
+            first, last = (int(low), int(high or low)) if low else (0, n_layers - 1)
+        if not 0 <= first <= last < n_layers:
+            raise UserError(f"{said}: {item.strip()} isn't there; {choices}")
+        numbers.update(range(first, last + 1))
+    return sorted(numbers)
+
+
+def their_names(model: nn.Module) -> dict[str, str]:
+    """Path of a module of ours -> the path of what holds its tensors in the checkpoint's own layout."""
+    return module_names(expand(GPT2_NAMES, model.config.n_layers), GPT2_PREFIX) if isinstance(model, GPT2) else {}
+
+
+def module_names(table: list[Entry], prefix: str) -> dict[str, str]:
+    pairs = [(ours, entry.theirs if entry.head else prefix + entry.theirs) for entry in table for ours in entry.ours]
+    return {ours.rpartition(".")[0]: theirs.rpartition(".")[0] for ours, theirs in pairs}
+
+
+def _own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    added = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, Added))
+    return ((path, module) for path, module in model.named_modules() if not f"{path}.".startswith(added))
+
+
+def _matching(model: nn.Module, modules: dict, targets: str, what: str, *more_choices: str) -> dict:
+    """Those of the modules that match a target, by our names or, where none of ours does, by the checkpoint's."""
+    theirs, found = their_names(model), set()
+    for target in map(str.strip, targets.split(",")):
+        wanted = [_component(name, target, len(model.blocks)) for name in target.split(".")]
+        hits = {path for path in modules if _matches(wanted, path)}
+        hits = hits or {path for path in modules if _matches(wanted, theirs.get(path, ""))}
+        if not hits:
+            choices = sorted({*more_choices, *map(_without_numbers, modules)})
+            raise UserError(f"the target {target!r} matches no {what}: choose all, {', '.join(choices)}")
+        found |= hits
+    return {path: module for path, module in modules.items() if path in found}
+
+
+def _component(name: str, target: str, n_layers: int) -> set[str]:
+    """What a component of a target stands for: itself, or the numbers of a range of blocks."""
+    if not re.fullmatch(r"(first|last)?\d+|\d+-\d+", name):
+        return {name}
+    return set(map(str, parse_layers(name, n_layers, f"the target {target!r}")))
+
+
+def _matches(wanted: list[set[str]], path: str) -> bool:
+    """Whether all components that are wanted occur in the path, in their order."""
+    parts = iter(path.split("."))
+    return all(any(part in choices for part in parts) for choices in wanted)  # each `any` goes on where the last stopped
 
 
 def _without_numbers(path: str) -> str:
     parts = path.split(".")
     numbers = [i for i, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[numbers[-1] + 1 :] if numbers else parts)
+
+
+def adapt(model: nn.Module, sites: dict[str, nn.Linear], wrap) -> None:
+    """Puts wrap(linear), an AdaptedLinear, in the place of each site."""
+    for path, linear in sites.items():
+        if isinstance(linear, AdaptedLinear):
+            kind = type(linear).__name__
+            raise UserError(f"{path} is adapted already ({kind}); choose other targets, or merge(model) if it is LoRA's")
+        replace_module(model, path, wrap(linear))
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -9,7 +9,9 @@ import pytest
 import torch
 from conftest import make_checkpoint, write_messages
 from safetensors.torch import load_file
+from test_bypass import DenseHead
 
+import model as models
 import train
 from errors import UserError
 from model import hub
@@ -97,10 +99,15 @@ def trainable_layers(experiment, fixtures):
     head, norm = 2 * 32 + 2, 2 * 32
     counts = {"last_layer": head, "last_block": head + norm + block, "last_two_blocks": head + norm + 2 * block}
     counts["lora"] = counts["lora_alternative"] = head + 2 * 8 * (4 * 64 + 2 * 160) + 8 * 34  # rank 8 on every Linear
+    biases = head - 2 * 32 + 32 + 2 * 11 * 32
+    adapters = 2 * (2 * 2 * 32 + 2 + 32)
+    counts |= {"freeze": head + 2 * block, "bitfit": biases + 2 * 32, "adapter": head + adapters, "bypass": head + 33 * 32}
+    counts["adapter+bypass"] = head + adapters + 33 * 32
     for choice, expected in counts.items():
         found = experiment("--trainable_layers", choice)
         assert found.result["trainable_parameters"] == sum(t.numel() for t in found.tensors.values()) == expected
         assert found.result["method"] == choice
+    assert "the LoRA product is multiplied by 8\n" in experiment("--trainable_layers", "lora+bypass").out
     everything = experiment("--trainable_layers", "all").result
     assert everything["trainable_parameters"] == everything["total_parameters"] > counts["last_two_blocks"]
 
@@ -152,6 +159,79 @@ def lora_init(experiment, fixtures):
     for choice, bound in (("kaiming", 1 / math.sqrt(32)), ("wide", 1 / math.sqrt(4))):
         found = experiment(*LORA, "--lora_init", choice, "--lora_target", "attn.q", learning_rate=0)
         assert 0.9 * bound < found.tensors["blocks.0.attn.q.lora_a"].abs().max() <= bound
+
+
+@check("layers", "part")
+def layers(experiment, fixtures):
+    def blocks(*flags):
+        return {name.removeprefix("blocks.") for name in experiment("--train_head", "no", *flags).tensors}
+
+    freeze = ("--trainable_layers", "freeze")
+    assert {name[0] for name in blocks(*freeze)} == {"0", "1"}
+    assert {name[0] for name in blocks(*freeze, "--layers", "first1")} == {"0"}
+    norms = {f"1.{part}_norm.{kind}" for part in ("attn", "mlp") for kind in ("weight", "bias")}
+    assert blocks(*freeze, "--layers", "1", "--part", "norm") == norms
+    assert blocks(*LORA, "--lora_target", "attn.q", "--layers", "last1") == {"1.attn.q.lora_a", "1.attn.q.lora_b"}
+    assert {name[:14] for name in blocks("--trainable_layers", "adapter", "--layers", "0")} == {"0.mlp.down.ada"}
+    with pytest.raises(UserError, match="--layers '0,2': 2 isn't there; the model has blocks 0-1; choose all, first3"):
+        experiment(*freeze, "--layers", "0,2")
+    with pytest.raises(UserError, match=r"the target 'attention' matches no part of a block: choose all, attn, attn\.k"):
+        experiment(*freeze, "--part", "attention")
+
+
+@check("adapter_placement", "reduction_factor")
+def adapter(experiment, fixtures):
+    def added(*flags):
+        found = experiment("--trainable_layers", "adapter", *flags).tensors
+        return {name.split(".adapter")[0]: t.shape[0] for name, t in found.items() if name.endswith("down.weight")}
+
+    assert added() == {"blocks.0.mlp.down": 2, "blocks.1.mlp.down": 2}
+    assert added("--reduction_factor", 4) == {"blocks.0.mlp.down": 8, "blocks.1.mlp.down": 8}
+    houlsby = added("--adapter_placement", "houlsby").keys()
+    assert houlsby == {f"blocks.{i}.{part}" for i in (0, 1) for part in ("attn.out", "mlp.down")}
+    with pytest.raises(UserError, match="--reduction_factor is 33; it must be at most the model's width, 32"):
+        added("--reduction_factor", 33)
+    with pytest.raises(UserError, match="--adapter_placement is 'both'; choose pfeiffer, houlsby"):
+        added("--adapter_placement", "both")
+
+
+@check("bypass_taps", "bypass_depth", "bypass_init")
+def bypass(experiment, fixtures):
+    def branches(*flags):
+        found = experiment("--trainable_layers", "bypass", "--train_head", "no", *flags, learning_rate=0).tensors
+        return {name.removeprefix("head.branches."): bool(t.any()) for name, t in found.items() if "weight" in name}
+
+    assert branches() == {"h_1.0.weight": False}
+    assert branches("--bypass_taps", "1,attn.2") == {"h_1.0.weight": False, "attn_2.0.weight": False}
+    assert branches("--bypass_depth", 2) == {"h_1.0.weight": True, "h_1.1.weight": False}
+    assert branches("--bypass_init", "default") == {"h_1.0.weight": True}
+    with pytest.raises(UserError, match=r"--bypass_taps is '1,attn\.3'; 'attn\.3' isn't there; choose all, or blocks"):
+        branches("--bypass_taps", "1,attn.3")
+    for flag, wrong, limit in (
+        ("depth", 4, "below 4"),
+        ("depth", 0, "at least 1"),
+        ("init", "one", "choose zero, default"),
+    ):
+        with pytest.raises(UserError, match=f"--bypass_{flag} is .*{limit}"):
+            branches(f"--bypass_{flag}", wrong)
+    with pytest.raises(UserError, match="bypass needs a classifier that reads one position, so no --average_embeddings"):
+        branches("--average_embeddings")
+
+
+@check("bypass_into", "bypass_head")
+def bypass_head(experiment, fixtures):
+    fixtures["monkeypatch"].setattr(models, "ClassifierHead", DenseHead)  # the two only differ where there is one
+    losses = {
+        (into, form): experiment(
+            *("--trainable_layers", "bypass", "--bypass_init", "default", "--bypass_into", into, "--bypass_head", form)
+        ).logged("loss", "final test")[0]
+        for into in ("classifier", "dense")
+        for form in ("own", "linear")
+    }
+    assert len(set(losses.values())) == 4
+    for flag, choices in (("into", "classifier, dense"), ("head", "own, linear")):
+        with pytest.raises(UserError, match=f"--bypass_{flag} is 'top'; choose {choices}"):
+            experiment(f"--bypass_{flag}", "top")
 
 
 # --- the data

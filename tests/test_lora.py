@@ -171,7 +171,7 @@ def test_all_means_every_linear_layer_and_the_head():
 
 
 @pytest.mark.parametrize(
-    "targets", ["attn.qq", "query", "attn.q,nope", "13", "q.attn", "tn.q", "attn.q.weight", "attn_norm", "", "attn.q,"]
+    "targets", ["attn.qq", "query", "attn.q,nope", "q.attn", "tn.q", "attn.q.weight", "attn_norm", "", "attn.q,"]
 )
 def test_a_target_that_matches_nothing_lists_the_choices(targets: str):
     with pytest.raises(UserError) as caught:
@@ -221,6 +221,7 @@ def test_settings_that_make_no_sense(settings: dict, words: list[str]):
         ({"lora_scaling": "alpha/r"}, {"scaling": "alpha/r"}),
         ({"lora_init": "kaiming"}, {"init": "kaiming"}),
         ({"lora_target": "attn.k"}, {"targets": "attn.k"}),
+        ({"layers": "last3"}, {"layers": "last3"}),
         ({"train_head": "no"}, {"train_head": False}),
         ({"trainable_layers": "lora_alternative"}, {"merged_forward": True}),
     ],

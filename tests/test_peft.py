@@ -1,6 +1,7 @@
 """What every method promises: attach changes nothing but what trains; export, restore and merge keep the function."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,7 +13,23 @@ from data.spam import RECIPE
 from errors import UserError
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead
-from peft import METHODS, Freeze, LoRA, attach, export, merge, method, method_of, restore
+from model.weights import GPT2_NAMES, GPT2_PREFIX, to_hugging_face
+from peft import (
+    METHODS,
+    Adapter,
+    BitFit,
+    Bypass,
+    Freeze,
+    FreezeBlocks,
+    Joined,
+    LoRA,
+    attach,
+    export,
+    merge,
+    method,
+    method_of,
+    restore,
+)
 from run import Run, resolve
 
 CONFIG = GPT2Config(vocab_size=50, context_length=16, dim=32, n_heads=4, n_layers=3)
@@ -22,9 +39,19 @@ ADDED = {
     "lora on a few": LoRA(rank=4, targets="attn.q,2.mlp"),
     "lora with scaling alpha, drawn wide": LoRA(rank=4, alpha=3, scaling="alpha", init="wide"),
     "lora without the head": LoRA(rank=4, targets="all", train_head=False),
+    "lora in the top block": LoRA(rank=4, targets="all", layers="last1"),
+    "adapters in two places": Adapter("houlsby", 8, layers="1-2", train_head=False),
+    "deep branches": Bypass("1,2,3,attn.1,attn.3", depth=3, into="dense", train_head=False),
+    "biases alone": BitFit(train_head=False),
+    "norms of a block": FreezeBlocks("1", "norm", train_head=False),
+    "lora and branches": Joined((LoRA(rank=4, train_head=False), Bypass("attn.1,2", depth=2, train_head=False))),
+    "adapters under lora": Joined((Adapter(train_head=False), LoRA(rank=4, targets="attn,up,head"))),
+    "branches, then everything": Joined((Bypass(train_head=False), LoRA(targets="all", train_head=False), BitFit(False))),
 }
 # What --trainable_layers accepts, each with the settings of the spam task, and some settings beyond those.
 ALL = {name: method_of(resolve(Run(trainable_layers=name), RECIPE)) for name in METHODS} | ADDED
+# An adapter's activation and a branch past the blocks have no plain layer that computes the same.
+FOLDED = {name: chosen for name, chosen in ALL.items() if not re.search("Adapter|Bypass", str(chosen))}
 every_method = pytest.mark.parametrize("chosen", ALL.values(), ids=ALL.keys())
 
 
@@ -117,7 +144,7 @@ def test_exported_tensors_are_copies(chosen):
     assert all(torch.equal(tensors[name], kept[name]) and not tensors[name].requires_grad for name in kept)
 
 
-@every_method
+@pytest.mark.parametrize("chosen", FOLDED.values(), ids=FOLDED.keys())
 def test_merge_leaves_plain_layers_that_compute_the_same(chosen):
     base, model = tiny(), train(attach(tiny(), chosen))
     expected = logits(model)
@@ -129,6 +156,24 @@ def test_merge_leaves_plain_layers_that_compute_the_same(chosen):
     attach(model, chosen)  # a merged model is a base like any other
     torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
     assert trained_names(model) == trained_names(attach(base, chosen))
+
+
+KEPT = ALL.keys() - FOLDED.keys()
+
+
+@pytest.mark.parametrize("name", sorted(KEPT))
+def test_merge_keeps_what_cannot_be_folded(name: str):
+    model = train(attach(tiny(), ALL[name]))
+    expected = logits(model)
+    assert not torch.allclose(expected, logits(tiny()), atol=1e-3)
+    added = {key for key in model.state_dict() if ".adapter." in key or ".branches." in key}
+    assert added and merge(model) is model
+    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
+    assert model.state_dict().keys() == tiny().state_dict().keys() | added  # LoRA beside it is folded
+    with pytest.raises(UserError, match=r"can't save .* in Hugging Face layout"):
+        to_hugging_face(model, GPT2_NAMES, GPT2_PREFIX)
+    with pytest.raises(UserError, match="already"):
+        attach(model, ALL[name])
 
 
 @every_method
@@ -189,6 +234,79 @@ def test_what_lora_trains():
     assert trained_names(attach(tiny(), LoRA(targets="all", train_head=False))) == everywhere
 
 
+def test_bitfit_trains_the_biases_and_nothing_that_only_contains_the_word():
+    biases = {f"blocks.{i}.{part}.bias" for i in range(3) for part in (*LINEARS, "attn_norm", "mlp_norm")}
+    biases |= {"final_norm.bias", "head.classifier.bias"}
+    assert trained_names(attach(tiny(), BitFit(train_head=False))) == biases
+    assert trained_names(attach(tiny(), BitFit())) == biases | HEAD
+    model = tiny()
+    model.bias_free = nn.Linear(2, 2)
+    assert trained_names(attach(model, BitFit(train_head=False))) == biases | {"bias_free.bias"}
+
+
+@pytest.mark.parametrize(
+    ("layers", "part", "expected"),
+    [
+        ("all", "all", block(0) | block(1) | block(2)),
+        ("last1", "all", block(2)),
+        ("0,2", "attn", {name for name in block(0) | block(2) if ".attn." in name}),
+        ("first2", "mlp", {name for name in block(0) | block(1) if ".mlp." in name}),
+        ("1-2", "norm", {name for name in block(1) | block(2) if "_norm." in name}),
+        ("1", "qkv", {f"blocks.1.attn.{name}.{kind}" for name in "qkv" for kind in ("weight", "bias")}),
+        ("1", "attn.out", {"blocks.1.attn.out.weight", "blocks.1.attn.out.bias"}),
+        (
+            "0",
+            "up,attn_norm",
+            {f"blocks.0.{name}.{kind}" for name in ("mlp.up", "attn_norm") for kind in ("weight", "bias")},
+        ),
+        ("2", "ln_1", {"blocks.2.attn_norm.weight", "blocks.2.attn_norm.bias"}),  # the checkpoint's own name
+    ],
+)
+def test_what_freeze_trains(layers: str, part: str, expected: set[str]):
+    run = resolve(Run(trainable_layers="freeze", layers=layers, part=part, train_head="no"), RECIPE)
+    assert method_of(run) == FreezeBlocks(layers, part, train_head=False)
+    assert trained_names(attach(tiny(), method_of(run))) == expected
+    assert trained_names(attach(tiny(), FreezeBlocks(layers, part))) == expected | HEAD
+
+
+def test_a_model_without_a_last_norm_has_top_blocks_too():
+    model = tiny()
+    del model.final_norm
+    assert trained_names(attach(model, Freeze("last_block"))) == HEAD | block(2)
+
+
+def test_what_adapters_train():
+    def added(part: str, *blocks: int) -> set[str]:
+        kinds = ("down.weight", "down.bias", "up.weight", "up.bias")
+        return {f"blocks.{i}.{part}.adapter.{kind}" for i in blocks for kind in kinds}
+
+    assert trained_names(attach(tiny(), Adapter())) == added("mlp.down", 0, 1, 2) | HEAD
+    both = added("mlp.down", 2) | added("attn.out", 2)
+    assert trained_names(attach(tiny(), Adapter("houlsby", layers="2", train_head=False))) == both
+
+
+def test_what_branches_train():
+    found = trained_names(attach(tiny(), Bypass("2,attn.1", depth=2, train_head=False)))
+    assert found == {
+        f"head.branches.{tap}.{i}.{kind}" for tap in ("h_2", "attn_1") for i in "01" for kind in ("weight", "bias")
+    }
+    assert trained_names(attach(tiny(), Bypass("2,attn.1", depth=2))) == found | HEAD
+
+
+def test_joined_methods_train_what_each_of_them_trains():
+    run = resolve(Run(trainable_layers="lora+bypass+bitfit", train_head="no"), RECIPE)
+    parts = [method_of(replace(run, trainable_layers=name)) for name in ("lora", "bypass", "bitfit")]
+    assert method_of(run) == Joined(tuple(parts))
+    each = [trained_names(attach(tiny(), part)) for part in parts]
+    found = trained_names(attach(tiny(), method_of(run)))
+    assert found - {name for name in found if ".branches." in name} == (each[0] | each[2])
+    assert each[1] <= found
+    # In the other order LoRA meets the branches, and leaves them alone.
+    backwards = replace(run, trainable_layers="bitfit+bypass+lora")
+    assert trained_names(attach(tiny(), method_of(backwards))) == found
+    assert sum(".lora_a" in name for name in found) == 3 * 6 + 1
+
+
 @every_method
 def test_attach_forgets_what_trained_before(chosen):
     model = tiny()
@@ -226,13 +344,35 @@ def test_tensors_that_do_not_fit_are_refused(chosen):
 # Names
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (LoRA(), LoRA(rank=2)),
+        (Adapter(), LoRA(targets="mlp.down")),
+        (LoRA(targets="all"), Adapter()),
+        (Bypass(), Bypass("1")),
+    ],
+)
+def test_two_methods_for_one_layer_are_refused(first, second):
+    with pytest.raises(UserError, match="already"):
+        attach(tiny(), Joined((first, second)))
+
+
 @pytest.mark.parametrize("name", ["loar", None])
 def test_an_unknown_method_lists_the_choices(name: str | None):
     with pytest.raises(UserError) as caught:
         method_of(Run(trainable_layers=name))
     assert repr(name) in str(caught.value)
-    for choice in ("last_layer", "last_block", "last_two_blocks", "all", "lora", "lora_alternative"):
+    names = ("last_layer", "last_block", "last_two_blocks", "all", "freeze", "bitfit", "adapter", "bypass", "lora")
+    for choice in (*names, "lora_alternative"):
         assert choice in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["lora+", "+lora", "lora+loar", "lora bypass", "lora + bypass"])
+def test_a_misspelt_join_names_the_part(name: str):
+    wrong = next(part for part in name.split("+") if part not in METHODS)
+    with pytest.raises(UserError, match=re.escape(f"unknown --trainable_layers {wrong!r}: choose ") + ".*joined with +"):
+        method_of(resolve(Run(trainable_layers=name), RECIPE))
 
 
 def test_a_method_of_ones_own(monkeypatch: pytest.MonkeyPatch):

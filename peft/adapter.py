@@ -1,0 +1,74 @@
+"""Bottleneck adapters (Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2020, arXiv:2005.00247)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from errors import UserError
+from peft import method, train_head
+from peft.sites import AdaptedLinear, Added, adapt, find_sites
+
+PLACEMENTS = {"pfeiffer": "mlp.down", "houlsby": "attn.out,mlp.down"}  # the last Linear layer of the sublayers meant
+
+
+class Bottleneck(Added):
+    """What is added to y: up(ReLU(down(y))). `up` starts at zero, so that nothing is added at first.
+
+    ReLU is the activation of the configuration that Pfeiffer et al. published; Houlsby et al. leave it open in the paper.
+    """
+
+    def __init__(self, dim: int, width: int):
+        super().__init__()
+        self.down = nn.Linear(dim, width)
+        self.up = nn.Linear(width, dim)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, y: torch.Tensor) -> torch.Tensor:
+        return self.up(F.relu(self.down(y)))  # [B, T, D] -> [B, T, width] -> [B, T, D]
+
+
+class AdapterLinear(AdaptedLinear):
+    """A Linear layer and an adapter after it, within the residual connection around both."""
+
+    def __init__(self, base: nn.Linear, width: int):
+        super().__init__(base)
+        self.adapter = Bottleneck(base.out_features, width).to(base.weight.device)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return y + self.adapter(y)
+
+
+@method("adapter")
+@dataclass(frozen=True)
+class Adapter:
+    """pfeiffer: after the feed-forward sublayer. houlsby: after attention too. `layers` as in `find_sites`.
+
+    The bottleneck is the model's width divided by the reduction factor, rounded down.
+    """
+
+    placement: str = "pfeiffer"
+    reduction_factor: int = 16
+    layers: str = "all"
+    train_head: bool = True
+
+    def __post_init__(self):
+        if self.placement not in PLACEMENTS:
+            raise UserError(f"unknown --adapter_placement {self.placement!r}: choose {', '.join(PLACEMENTS)}")
+        if self.reduction_factor < 1:
+            raise UserError(f"--reduction_factor is {self.reduction_factor}; it must be at least 1")
+
+    @classmethod
+    def from_run(cls, name: str, run) -> "Adapter":
+        return cls(run.adapter_placement, run.reduction_factor, run.layers, train_head=run.train_head == "yes")
+
+    def attach(self, model: nn.Module) -> None:
+        dim = model.config.dim
+        if self.reduction_factor > dim:
+            raise UserError(f"--reduction_factor is {self.reduction_factor}; it must be at most the model's width, {dim}")
+        sites = find_sites(model, PLACEMENTS[self.placement], self.layers)
+        adapt(model, sites, lambda linear: AdapterLinear(linear, dim // self.reduction_factor))
+        train_head(model, self.train_head)

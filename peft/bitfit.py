@@ -1,0 +1,29 @@
+"""BitFit: only the biases train (Ben Zaken et al. 2021, arXiv:2106.10199)."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from peft import method, train_head
+
+
+@method("bitfit")
+@dataclass(frozen=True)
+class BitFit:
+    """Every parameter named "bias": of Linear layers, norms and the head.
+
+    With train_head that is the published BitFit, which trains the classifier in full. Without it, the weights of a new
+    head stay as they were drawn, as in the RoBERTa notes, where RTE therefore stays at chance.
+    """
+
+    train_head: bool = True
+
+    @classmethod
+    def from_run(cls, name: str, run) -> "BitFit":
+        return cls(train_head=run.train_head == "yes")
+
+    def attach(self, model: nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            if name.split(".")[-1] == "bias":
+                parameter.requires_grad_(True)
+        train_head(model, self.train_head)
