@@ -75,9 +75,10 @@ class Run:
     reduction_factor: int | None = flag(int, "width of the model by that of an adapter's bottleneck", least=1)
     bypass_taps: str | None = flag(
         str,
-        "what the branches read: all, or outputs of blocks counted from 1 (3,4,5) or of their attention (attn.2,attn.3)",
+        "what the branches read: all, or outputs of blocks counted from 1 (3,4,5) or of their attention (attn.2,attn.3); "
+        "4x2 is 4 with a depth of its own",
     )
-    bypass_depth: int | None = flag(int, "Linear layers in a row per branch, 1 to 3", least=1, below=4)
+    bypass_depth: int | None = flag(int, "Linear layers in a row per branch, 0 to 3", least=0, below=4)
     bypass_into: str | None = flag(
         str, "the layer of the head that reads the sum of the branches", choices=("classifier", "dense")
     )

@@ -9,6 +9,7 @@ head gets anyway. With branches fc_k, as in the DistilBERT log that this method 
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -23,14 +24,19 @@ INITS = ("zero", "default")
 DEEPEST = 3
 
 
-class Branches(Added):
-    """Σ over the taps of `depth` Linear(D, D) in a row, without activations between them."""
+class Tap(NamedTuple):
+    path: str  # of the module whose output is read
+    depth: int
 
-    def __init__(self, taps: dict[str, str], dim: int, depth: int, init: str):
+
+class Branches(Added):
+    """Σ over the taps of some Linear(D, D) in a row, without activations between them; of none, the tap as it is."""
+
+    def __init__(self, taps: dict[str, Tap], dim: int, init: str):
         super().__init__()
-        self.taps = taps
-        for name in taps:
-            self.add_module(name, nn.Sequential(*(nn.Linear(dim, dim) for _ in range(depth))))
+        self.taps = {name: tap.path for name, tap in taps.items()}
+        for name, tap in taps.items():
+            self.add_module(name, nn.Sequential(*(nn.Linear(dim, dim) for _ in range(tap.depth))))
         if init == "zero":  # the last of each branch, so that nothing is added at first
             for branch in self.children():
                 nn.init.zeros_(branch[-1].weight)
@@ -71,26 +77,26 @@ def with_branches(head: nn.Module, branches: Branches, method: "Bypass", dropout
     head.into, head.linear, head.logit_dropout = method.into, method.head == "linear", nn.Dropout(rate)
 
 
-def parse_taps(text: str, n_blocks: int) -> dict[str, str]:
-    """ "3,attn.2" -> {"h_3": "blocks.2", "attn_2": "blocks.1.attn.out"}; "all" -> every h_k below the last."""
+def parse_taps(text: str, n_blocks: int, depth: int) -> dict[str, Tap]:
+    """ "3x2,attn.2" -> {"h_3": block 2, 2 deep; "attn_2": attention of block 1}; "all" -> every h_k below the last."""
     choices = f"choose all, or blocks counted from 1 to {n_blocks}, such as 1 for its output and attn.1 for its attention's"
     if text == "all":
         text = ",".join(str(k) for k in range(1, max(n_blocks, 2)))  # in a model of one block it is the last that is read
     taps = {}
     for item in text.split(","):
-        found = re.fullmatch(r"\s*(attn\.)?(\d+)\s*", item)
+        found = re.fullmatch(rf"\s*(attn\.)?(\d+)(?:x([0-{DEEPEST}]))?\s*", item)
         if not found or not 1 <= int(found[2]) <= n_blocks:
             raise UserError(f"--bypass_taps is {text!r}; {item.strip()!r} isn't there; {choices}")
         k = int(found[2])
         name, path = (f"attn_{k}", ".attn.out") if found[1] else (f"h_{k}", "")
-        taps[name] = f"blocks.{k - 1}{path}"
+        taps[name] = Tap(f"blocks.{k - 1}{path}", int(found[3] or depth))
     return taps
 
 
 @method("bypass")
 @dataclass(frozen=True)
 class Bypass:
-    """taps as in `parse_taps`; depth: Linear layers per branch; into: which layer of the head reads the sum (a head without
+    """taps as in `parse_taps`; depth: Linear layers per branch that says none of its own; into: which layer of the head reads the sum (a head without
     a dense layer: the classifier).
 
     head "own": all else in the head stays, the activation after its dense layer too. "linear": as in the log, without
@@ -108,8 +114,8 @@ class Bypass:
         for name, choices in (("into", INTO), ("head", HEADS), ("init", INITS)):
             if getattr(self, name) not in choices:
                 raise UserError(f"unknown --bypass_{name} {getattr(self, name)!r}: choose {', '.join(choices)}")
-        if not 1 <= self.depth <= DEEPEST:
-            raise UserError(f"--bypass_depth is {self.depth}; choose 1 to {DEEPEST}")
+        if not 0 <= self.depth <= DEEPEST:
+            raise UserError(f"--bypass_depth is {self.depth}; choose 0 to {DEEPEST}")
 
     @classmethod
     def from_run(cls, name: str, run) -> "Bypass":
@@ -128,6 +134,8 @@ class Bypass:
         if not hasattr(model.head, "classifier") or model.head.rows(torch.zeros(1, 1, model.config.dim)) is None:
             raise UserError("bypass needs a classifier that reads one position, so no --average_embeddings")
         train_head(model, self.train_head)
-        taps = parse_taps(self.taps, len(model.blocks))
-        branches = Branches(taps, model.config.dim, self.depth, self.init).to(next(model.parameters()).device)
+        taps = parse_taps(self.taps, len(model.blocks), self.depth)
+        if self.init == "zero" and not all(tap.depth for tap in taps.values()):
+            raise UserError("--bypass_depth 0 adds what is tapped as it is, from the start: say --bypass_init default")
+        branches = Branches(taps, model.config.dim, self.init).to(next(model.parameters()).device)
         with_branches(model.head, branches, self, model.config.dropout)

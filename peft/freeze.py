@@ -36,7 +36,7 @@ class Freeze:
         if count is None:
             modules = [module for name, module in model.named_children() if name != "head"]
         else:  # a last LayerNorm is GPT-2's; each block of an encoder ends with its own
-            norm = [model.final_norm] if count and hasattr(model, "final_norm") else []
+            norm = [model.final_norm] if count and getattr(model, "final_norm", None) else []
             modules = [*model.blocks[len(model.blocks) - count :], *norm]
         train_modules(modules)
         train_head(model, self.train_head)

@@ -50,7 +50,7 @@ def get_table(name: str) -> Table:
     return TABLES[name]
 
 
-from published import encoders, roberta, spam  # noqa: E402  (a table's file needs the classes above)
+from published import distilbert, encoders, roberta, spam  # noqa: E402  (a table's file needs the classes above)
 
-_ALL = (spam.TABLE, roberta.TABLE, encoders.ADAPTER_TABLE, encoders.FEW_SHOT_TABLE)
+_ALL = (spam.TABLE, distilbert.TABLE, roberta.TABLE, encoders.ADAPTER_TABLE, encoders.FEW_SHOT_TABLE)
 TABLES: dict[str, Table] = {table.name: table for table in _ALL}

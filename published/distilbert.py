@@ -75,7 +75,7 @@ TABLE = Table(
             17, "LoRA and bypass from attention",
             override(
                 _lora(16, TOP_THREE, 32.0, batch_size=16, bypass_taps="attn.2,attn.3,attn.4", bypass_depth=0),
-                Run(trainable_layers="lora+bypass", bypass_head="linear", bypass_into="dense"),
+                Run(trainable_layers="lora+bypass", bypass_head="linear", bypass_into="dense", bypass_init="default"),
             ),
             "81.42", "the attention outputs of three layers are added as they are",
         ),
