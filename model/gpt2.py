@@ -1,5 +1,6 @@
 """GPT-2, from the leaves to the whole (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
 
+Attention, and what runs blocks and head, is shared by all architectures: `model/transformer.py`.
 Letters used for shapes: B batch, T tokens, D width of the model, H heads, V vocabulary, C classes.
 """
 
@@ -9,8 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from errors import UserError
-from model.heads import listen
+from model.transformer import SelfAttention, Transformer, check_heads, take
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,7 @@ class GPT2Config:
     causal: bool = True  # False lets every position attend to every other (row 17 of the spam table)
 
     def __post_init__(self):
-        if self.dim % self.n_heads:
-            raise UserError(f"the width {self.dim} isn't divisible by the number of heads, {self.n_heads}")
+        check_heads(self.dim, self.n_heads)
 
 
 # Table 2 of the paper; the parameter counts are those of the published checkpoints, tied head counted once.
@@ -38,31 +37,6 @@ GPT2_SIZES = {
     "gpt2-large": GPT2Config(dim=1280, n_heads=20, n_layers=36),  # 774M
     "gpt2-xl": GPT2Config(dim=1600, n_heads=25, n_layers=48),  # 1558M
 }
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention. Query, key and value are three Linear layers, so that each can be adapted alone."""
-
-    def __init__(self, config: GPT2Config):
-        super().__init__()
-        self.n_heads = config.n_heads
-        self.dropout = config.dropout
-        self.q = nn.Linear(config.dim, config.dim)
-        self.k = nn.Linear(config.dim, config.dim)
-        self.v = nn.Linear(config.dim, config.dim)
-        self.out = nn.Linear(config.dim, config.dim)
-
-    def forward(
-        self, x: torch.Tensor, mask: torch.Tensor | None, is_causal: bool, rows: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        queries = x if rows is None else take(x, rows)  # [B, T, D], or [B, 1, D]: everything is looked at, but by one
-        q, k, v = (
-            linear(of).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # [B, T, D] -> [B, T, H, D/H] -> [B, H, T, D/H]
-            for linear, of in ((self.q, queries), (self.k, x), (self.v, x))
-        )
-        dropout = self.dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
-        return self.out(x.transpose(1, 2).flatten(2))  # [B, H, T, D/H] -> [B, T, H, D/H] -> [B, T, D]
 
 
 class FeedForward(nn.Module):
@@ -97,13 +71,8 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
-def take(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """One position of each text: [B, T, D] and [B] -> [B, 1, D]."""
-    return x[torch.arange(len(x), device=x.device), rows].unsqueeze(1)
-
-
-class GPT2(nn.Module):
-    """Embeddings, blocks, a last LayerNorm, and an exchangeable head (see `model/heads.py`).
+class GPT2(Transformer):
+    """Embeddings, blocks, a last LayerNorm, and an exchangeable head; how they run is in `model/transformer.py`.
 
     Built without weights from a checkpoint, every part has PyTorch's default initialisation, drawn in the order of the
     lines below: that is what `--weights random` means in the spam table.
@@ -119,77 +88,14 @@ class GPT2(nn.Module):
         self.final_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.head = head
 
-    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Token ids [B, T] -> the hidden states [B, T, D] that enter block 0."""
-        length, limit = input_ids.shape[1], self.config.context_length
-        if length > limit:
-            raise UserError(f"an input of {length} tokens is longer than the model's context of {limit} tokens")
-        positions = torch.arange(length, device=input_ids.device)  # [T]
+    def embed(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Token ids [B, T] -> the hidden states [B, T, D] that enter block 0. GPT-2 knows one kind of token."""
+        self._check_length(input_ids)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)  # [T]
         return self.dropout(self.token_embedding(input_ids) + self.position_embedding(positions))
 
-    def run_blocks(
-        self,
-        hidden: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        start: int = 0,
-        stop: int | None = None,
-    ) -> torch.Tensor:
-        """Blocks start..stop-1 on given hidden states [B, T, D] -> [B, T, D].
-
-        With this seam a caller can keep the output of frozen blocks and continue from there.
-        """
-        mask, is_causal = self._attention_rule(attention_mask, hidden.shape[1])
-        for block in self.blocks[start:stop]:
-            hidden = block(hidden, mask, is_causal)
-        return hidden
-
-    def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Token ids [B, T] and an optional mask [B, T] (1 = real, 0 = padding) -> final hidden states [B, T, D]."""
-        return self.final_norm(self.run_blocks(self.embed(input_ids), attention_mask))
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        lengths: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Logits: [B, T, V] with the language-model head, [B, C] with the classifier head.
-
-        `lengths` [B] counts the real tokens of each text. It only tells the classifier where a text ends (position
-        `flexible`); what attention sees is up to `attention_mask` alone.
-        """
-        if self.head is None:
-            raise UserError('this GPT-2 has no head: use encode(), or build it with head="lm" or "classifier"')
-        rows = self.head.rows(input_ids, attention_mask, lengths)  # [B], or None where every position is read
-        if rows is None:
-            return self.head(self.encode(input_ids, attention_mask), attention_mask)
-        # The same, without the last block's output at the positions that nothing reads.
-        with listen(self, self.head.taps) as heard:
-            hidden = self.run_blocks(self.embed(input_ids), attention_mask, stop=-1)
-            hidden = self.blocks[-1](hidden, self._visible_to(rows, hidden.shape[1], attention_mask), False, rows)
-        # [B, T, D] -> [B, D]; what the last block puts out is [B, 1, D] already
-        heard = {tap: (take(x, rows) if x.shape[1] > 1 else x).squeeze(1) for tap, x in heard.items()}
-        return self.head(self.final_norm(hidden), None, heard)  # [B, 1, D] -> [B, C]
-
-    def _visible_to(self, rows: torch.Tensor, length: int, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """What one position of each text, `rows` [B], may attend to: a boolean mask [B, 1, 1, T]."""
-        keys = torch.arange(length, device=rows.device)
-        visible = keys <= rows[:, None] if self.config.causal else (keys >= 0).expand(len(rows), -1)  # [B, T]
-        if attention_mask is not None:
-            visible = visible & attention_mask.bool()
-        return visible[:, None, None, :]
-
-    def _attention_rule(self, attention_mask: torch.Tensor | None, length: int) -> tuple[torch.Tensor | None, bool]:
-        """What SDPA needs: a boolean mask (True = may attend) that broadcasts to [B, H, T, T], and its causal switch.
-
-        Without padding to hide, the switch alone says it all and leaves SDPA free to take its fastest kernel.
-        """
-        if attention_mask is None:
-            return None, self.config.causal
-        mask = attention_mask.bool()[:, None, None, :]  # [B, T] -> [B, 1, 1, T]: keys to look at
-        if self.config.causal:
-            mask = mask & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()  # [B, 1, T, T]
-        return mask, False
+    def finish(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.final_norm(hidden)
 
 
 def init_gpt2(model: GPT2) -> GPT2:

@@ -1,0 +1,138 @@
+"""BERT and RoBERTa, from the leaves to the whole (Devlin et al. 2018, arXiv:1810.04805; Liu et al. 2019, arXiv:1907.11692).
+
+SciBERT is a BERT with a vocabulary of its own; DistilBERT is in `model/distilbert.py`. Attention, and what runs blocks and
+head, is shared by all architectures: `model/transformer.py`. Letters used for shapes: B batch, T tokens, D width.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from errors import UserError
+from model.transformer import SelfAttention, Transformer, check_heads, take
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The numbers that fix an encoder. The defaults are those of bert-base-uncased (110M)."""
+
+    vocab_size: int = 30522
+    context_length: int = 512  # the longest input, in tokens
+    dim: int = 768  # D
+    n_heads: int = 12
+    n_layers: int = 12
+    mlp_dim: int = 3072  # the inner width of the feed-forward layers
+    n_token_types: int = 2  # first and second text of a pair; 0: no such embedding
+    pad_id: int = 0  # this token's embedding gets no gradient from the input side
+    dropout: float = 0.1  # of hidden states and attention
+    head_dropout: float | None = None  # before the classifier; None: as `dropout`, which also switches it off by 0
+    layer_norm_eps: float = 1e-12
+
+    causal: ClassVar[bool] = False  # every position sees every other
+
+    def __post_init__(self):
+        check_heads(self.dim, self.n_heads)
+        if self.pad_id >= self.vocab_size:
+            raise UserError(f"the padding id {self.pad_id} must be below the vocabulary's size, {self.vocab_size}")
+
+    @property
+    def first_position(self) -> int:
+        """The row of the position table that belongs to a text's first token."""
+        return 0
+
+    @property
+    def classifier_dropout(self) -> float:
+        return self.dropout if self.head_dropout is None or not self.dropout else self.head_dropout
+
+
+@dataclass(frozen=True)
+class RobertaConfig(BertConfig):
+    """The defaults are those of roberta-base (125M)."""
+
+    vocab_size: int = 50265
+    n_token_types: int = 1
+    pad_id: int = 1
+    layer_norm_eps: float = 1e-5
+
+    @property
+    def first_position(self) -> int:
+        return self.pad_id + 1  # as fairseq numbers them: the row of the padding id is for padding
+
+
+class FeedForward(nn.Module):
+    """Two Linear layers around the exact GELU."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.up = nn.Linear(config.dim, config.mlp_dim)
+        self.down = nn.Linear(config.mlp_dim, config.dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(F.gelu(self.up(x)))  # [B, T, D] -> [B, T, mlp_dim] -> [B, T, D]
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each with a residual connection around and then its LayerNorm ("post-norm")."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.attn = SelfAttention(config)
+        self.attn_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
+        self.mlp = FeedForward(config)
+        self.mlp_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None, is_causal: bool = False, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[B, T, D] -> [B, T, D], or with `rows` [B], the one position wanted of each text, -> [B, 1, D]."""
+        attended = self.attn(x, mask, is_causal, rows)
+        x = self.attn_norm((x if rows is None else take(x, rows)) + self.dropout(attended))
+        return self.mlp_norm(x + self.dropout(self.mlp(x)))
+
+
+class Bert(Transformer):
+    """Embeddings with their LayerNorm, blocks, and an exchangeable head; how they run is in `model/transformer.py`.
+
+    Built without weights from a checkpoint, every part has PyTorch's default initialisation.
+    """
+
+    def __init__(self, config: BertConfig, head: nn.Module | None = None):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.dim, padding_idx=config.pad_id)
+        self.position_embedding = nn.Embedding(config.first_position + config.context_length, config.dim)
+        if config.n_token_types:
+            self.token_type_embedding = nn.Embedding(config.n_token_types, config.dim)
+        self.embedding_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.head = head
+
+    def embed(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Token ids [B, T], and for each token whether it is of the first or second text -> what enters block 0 [B, T, D]."""
+        self._check_length(input_ids)
+        x = self.token_embedding(input_ids) + self.position_embedding(self.positions(input_ids))
+        if self.config.n_token_types:
+            known = token_type_ids is not None and self.config.n_token_types > 1
+            x = x + self.token_type_embedding(token_type_ids if known else torch.zeros_like(input_ids))
+        return self.dropout(self.embedding_norm(x))
+
+    def positions(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The row of the position table for each token: [T], the same for every text, or [B, T]."""
+        return torch.arange(input_ids.shape[1], device=input_ids.device)
+
+
+class Roberta(Bert):
+    """BERT's encoder, with positions that count real tokens only: padding on the left doesn't move a text."""
+
+    def __init__(self, config: RobertaConfig, head: nn.Module | None = None):
+        super().__init__(config, head)
+        self.position_embedding.padding_idx = config.pad_id  # as the token's: no gradient
+
+    def positions(self, input_ids: torch.Tensor) -> torch.Tensor:
+        real = (input_ids != self.config.pad_id).long()  # [B, T]
+        return real.cumsum(dim=1) * real + self.config.pad_id  # padding: pad_id; real tokens: pad_id + 1, + 2, ...
