@@ -102,16 +102,20 @@ def print_rows() -> None:
 
 
 def run_one(run: Run, argv: list[str]) -> int:
-    import job  # brings torch, which --help and --list have no use for
+    from execute import SPLITS, execute  # bring torch, which --help and --list have no use for
+    from job import prepare
 
-    prepared = job.prepare(run)
-    result = job.execute(prepared, argv)
+    prepared = prepare(run)
+    result = execute(prepared, argv)
     print(f"saved    {prepared.directory}/")
     if result["interrupted"]:
         print(f"interrupted after {result['steps']} steps; what was trained is saved, --resume goes on from there")
         return 130
-    accuracies = ", ".join(f"{split} {result[f'{split}_accuracy']:.2%}" for split in ("train", "validation", "test"))
-    print(f"accuracy {accuracies}")
+    for name in ("accuracy", "macro_f1"):
+        values = {split: result.get(f"{split}_{name}") for split in SPLITS}
+        if any(value is not None for value in values.values()):
+            shown = ", ".join(f"{split} {value:.2%}" for split, value in values.items() if value is not None)
+            print(f"{name:<8} {shown}")
     print(f"time     {result['train_seconds']:.0f} s training, {result['total_seconds']:.0f} s in all")
     return 0
 

@@ -10,7 +10,7 @@ import model as models
 from data import Task, TextExample, get_task
 from errors import UserError
 from model import hub
-from model.tokenizer import has_tokenizer_files
+from model.tokenizer import has_tokenizer_files, load_tokenizer
 from record import data_sha256, read_result, weights_sha256
 from run import DEFAULTS, Run, resolve
 from train import pick_amp, pick_device
@@ -123,7 +123,7 @@ def _identity(config: dict) -> dict:
     return {name: value for name, value in config.items() if name not in apart and value != DEFAULTS.get(name)}
 
 
-def find_tokenizer(run: Run, vocab_size: int) -> tuple[GPT2Tokenizer, Path]:
+def find_tokenizer(run: Run, vocab_size: int) -> tuple[object, Path]:
     """The tokenizer and where it came from: --tokenizer, else the model's own files, else the hub.
 
     The published models share one vocabulary, which is also taken from `tokenizers/gpt2` in or beside the data directory,
@@ -133,11 +133,11 @@ def find_tokenizer(run: Run, vocab_size: int) -> tuple[GPT2Tokenizer, Path]:
     folder = next(iter(own), None)
     if folder is None:
         try:
-            folder = hub.locate(run.model or DEFAULT_MODEL, files=hub.TOKENIZER_FILES)
+            folder = hub.locate(run.model or "gpt2-small", files=hub.TOKENIZER_FILES)
         except UserError as error:
             looked = ", ".join(map(str, tokenizer_folders(run))) or "the cache"
             raise UserError(f"no tokenizer files in {looked}: pass --tokenizer DIR ({error})") from None
-    tokenizer = GPT2Tokenizer.from_directory(folder)
+    tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size > vocab_size:
         raise UserError(f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model only {vocab_size}")
     return tokenizer, folder

@@ -75,3 +75,11 @@ def from_pretrained(
         if "head.classifier.bias" in kept and "head.classifier.weight" not in kept:
             torch.nn.init.zeros_(model.head.classifier.bias)  # their classifier has none
     return model
+
+
+def kind_of(name):
+    return "gpt2"
+
+
+def defaults(name):
+    return {"trainable_token_pos": "last"}

@@ -41,6 +41,14 @@ class GPT2Tokenizer:
         """Every character is text, `<|endoftext|>` too: a message can't smuggle in a special token."""
         return self._encoding.encode_ordinary(text)
 
+    @property
+    def pad_id(self) -> int:
+        return self.end_of_text
+
+    def build(self, ids, pair_ids=None, max_length=None):
+        ids = [*ids, *([] if pair_ids is None else [*self.encode("\n"), *pair_ids])]
+        return ids[:max_length], None
+
     def decode(self, ids: list[int]) -> str:
         return self._encoding.decode(ids)
 
@@ -103,3 +111,7 @@ def _ranks(vocab: dict[str, int], merged: list[str], file: Path) -> tuple[dict[b
         return {bytes(byte_of[c] for c in token): rank for rank, token in enumerate(tokens)}, end_of_text
     except KeyError as error:
         raise UserError(f"{file}: the merges hold the character {error}, which stands for no byte") from None
+
+
+def load_tokenizer(directory):
+    return GPT2Tokenizer.from_directory(directory)

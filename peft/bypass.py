@@ -96,8 +96,8 @@ def parse_taps(text: str, n_blocks: int, depth: int) -> dict[str, Tap]:
 @method("bypass")
 @dataclass(frozen=True)
 class Bypass:
-    """taps as in `parse_taps`; depth: Linear layers per branch that says none of its own; into: which layer of the head reads the sum (a head without
-    a dense layer: the classifier).
+    """taps as in `parse_taps`; depth: Linear layers per branch that says none of its own; into: which layer of the head
+    reads the sum (a head without a dense layer: the classifier).
 
     head "own": all else in the head stays, the activation after its dense layer too. "linear": as in the log, without
     activation, with dropout on the logits. init "zero": branches add nothing at first; "default": PyTorch's, as in the log.

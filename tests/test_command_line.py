@@ -17,10 +17,15 @@ import torch
 from conftest import ROOT, write_messages
 from safetensors.torch import load_file, save_file
 
+import data
+import execute
 import experiments
 import job
 import model.weights
 import peft
+import stages
+from data import get_task
+from data.encode import make_batches
 from errors import UserError
 from model import hub
 from model.tokenizer import GPT2Tokenizer
@@ -118,8 +123,8 @@ def test_a_run_and_its_record(layers, experiment, small_checkpoint, small_data):
         assert final["accuracy"] == result[f"{split}_accuracy"] and final["targets"] == targets
     assert found.logged("step") == list(range(1, 31)) and found.logged("step", "validation") == [11, 22, 30]
     # The saved tensors, put into a fresh model, are the model that was measured.
-    prepared, model = job.prepare(run), job.build_model(run, 2)
-    batches = job.make_batches(prepared, GPT2Tokenizer.from_directory(small_checkpoint), 256)
+    model = peft.attach(execute.build_model(run, 2), peft.method_of(run))
+    batches = make_batches(run, job.prepare(run).read(), GPT2Tokenizer.from_directory(small_checkpoint), 256)
     (loss,) = found.logged("loss", "final test")
     assert evaluate(model, batches["test"])["loss"] != pytest.approx(loss, rel=0.01)
     measured = evaluate(peft.restore(model, found.tensors), batches["test"])
@@ -158,7 +163,7 @@ def test_without_padding_the_size_of_a_batch_has_no_influence(flags, experiment)
 @pytest.fixture
 def shipped(alone, small_checkpoint, monkeypatch):
     monkeypatch.setattr(hub, "POCKET_DIR", small_checkpoint.parent)
-    monkeypatch.setattr(job, "SHIPPED_MODEL", "tiny")
+    monkeypatch.setitem(data.TASKS, "spam", replace(get_task("spam"), models=("gpt2-small", "tiny")))
     return alone
 
 
@@ -173,7 +178,7 @@ def test_offline_with_empty_caches_the_shipped_ones_are_taken(shipped, capsys):
 
 def test_the_published_ones_where_they_can_be_had(shipped, small_checkpoint, monkeypatch):
     monkeypatch.setattr(hub, "why_no_hub", lambda: None)
-    run, reason = job.choose_model(Run())
+    run, reason = job.choose_model(Run(), get_task("spam"))
     assert (run.model, reason) == ("gpt2-small", "the published default, from the hub")
     monkeypatch.undo()
     monkeypatch.setenv("PEFT_FROM_SCRATCH_CACHE", str(shipped / "cache"))
@@ -182,10 +187,10 @@ def test_the_published_ones_where_they_can_be_had(shipped, small_checkpoint, mon
     shutil.copytree(small_checkpoint, repository / "snapshots" / "0123")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123")
-    run, reason = job.choose_model(Run())
+    run, reason = job.choose_model(Run(), get_task("spam"))
     assert (run.model, reason) == ("gpt2-small", "the published default, from the Hugging Face cache")
     write_messages(shipped / "cache" / "sms_spam" / "SMSSpamCollection", 10)
-    run, reason = job.choose_dataset(Run())
+    run, reason = job.choose_dataset(Run(), get_task("spam"))
     assert (run.dataset, reason) == ("spam", "the published data, from the cache")
 
 
@@ -204,7 +209,7 @@ def test_what_is_named_is_never_replaced(flags, shipped):
 REFUSED = {
     "trainable_layers": (
         ["--trainable_layers", "some"],
-        "unknown --trainable_layers 'some': choose last_layer, last_block,",
+        "unknown --trainable_layers 'some': choose adapter, bitfit,",
     ),
     "rank": (["--trainable_layers", "lora", "--lora_rank", "0"], "--lora_rank is 0; it must be at least 1"),
     "no number": (
@@ -318,8 +323,8 @@ def test_a_full_disk_leaves_no_half_file(target, experiment, alone, monkeypatch)
 
 
 def test_only_the_same_run_can_be_resumed(experiment, alone, monkeypatch):
-    fit = job.fit
-    monkeypatch.setattr(job, "fit", lambda *args: replace(fit(*args), interrupted=True))  # as if by Ctrl-C
+    fit = stages.fit
+    monkeypatch.setattr(stages, "fit", lambda *args: replace(fit(*args), interrupted=True))  # as if by Ctrl-C
     assert experiment().code == 130
     (alone / "out" / "training_state.safetensors").write_bytes(b"")
     before = {path.name: path.read_bytes() for path in (alone / "out").iterdir()}
@@ -332,11 +337,11 @@ def test_only_the_same_run_can_be_resumed(experiment, alone, monkeypatch):
 
 def test_a_run_that_starts_anew_forgets_the_interrupted_one(experiment, alone, monkeypatch):
     # If it is killed then, nothing may look as if the old run could be resumed: a table would try to.
-    fit = job.fit
-    monkeypatch.setattr(job, "fit", lambda *args: replace(fit(*args), interrupted=True))
+    fit = stages.fit
+    monkeypatch.setattr(stages, "fit", lambda *args: replace(fit(*args), interrupted=True))
     experiment()
     (alone / "out" / "training_state.safetensors").write_bytes(b"")
-    monkeypatch.setattr(job, "fit", lambda *args: signal.default_int_handler(signal.SIGINT, None))
+    monkeypatch.setattr(stages, "fit", lambda *args: signal.default_int_handler(signal.SIGINT, None))
     with pytest.raises(KeyboardInterrupt):
         experiment()
     names = {path.name for path in left_in(alone / "out")}

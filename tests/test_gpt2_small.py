@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import execute
 import experiments
 import job
+from data.encode import make_batches
 
 pytestmark = pytest.mark.slow
 
@@ -38,9 +40,9 @@ def test_first_loss_of_a_run_equals_the_references(checkpoint, shared, tmp_path,
     found = next(record["loss"] for record in records if record["split"] == "train")
 
     prepared = job.prepare(experiments.parse(argv)[0])
-    ours = job.build_model(prepared.run, 2)
+    ours = execute.build_model(prepared.run, 2)
     tokenizer, _ = job.find_tokenizer(prepared.run, ours.config.vocab_size)
-    batch = next(job.make_batches(prepared, tokenizer, 1024)["train"].epoch(0))
+    batch = next(make_batches(prepared.run, prepared.read(), tokenizer, 1024)["train"].epoch(0))
     theirs = transformers.GPT2Model.from_pretrained(checkpoint, dtype=torch.float32).eval()
     with torch.no_grad():
         hidden = theirs(batch.input_ids).last_hidden_state[:, -1]  # the last position, padding or not
