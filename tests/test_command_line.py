@@ -204,7 +204,7 @@ def test_what_is_named_is_never_replaced(flags, shipped):
 REFUSED = {
     "trainable_layers": (
         ["--trainable_layers", "some"],
-        "unknown --trainable_layers 'some': choose last_layer, last_block,",
+        "unknown --trainable_layers 'some': choose adapter, bitfit,",
     ),
     "rank": (["--trainable_layers", "lora", "--lora_rank", "0"], "--lora_rank is 0; it must be at least 1"),
     "no number": (
