@@ -38,7 +38,7 @@ TO = {"train": "train", "validation": "validate", "test": "test"}
 def build_model(run: Run, n_labels: int) -> nn.Module:
     """The model with its classifier, drawn from the run's seed in the published script's order: body, head (from a fresh
     generator); what a method adds is drawn next."""
-    return models.from_pretrained(
+    model = models.from_pretrained(
         run.checkpoint or run.model,
         head="classifier",
         num_labels=n_labels,
@@ -49,6 +49,10 @@ def build_model(run: Run, n_labels: int) -> nn.Module:
         dropout=run.dropout,
         **({"causal": False} if run.disable_causal_mask else {}),
     )
+    if run.depth > len(model.blocks):
+        raise UserError(f"--depth is {run.depth}; the model has {len(model.blocks)} blocks")
+    model.blocks = model.blocks[: run.depth or None]
+    return model
 
 
 def execute(job: Job, argv: list[str] | None = None) -> dict:
@@ -62,7 +66,7 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     model = build_model(run, n_labels)
     tokenizer, tokenizer_folder = find_tokenizer(run, model.config.vocab_size)
     batches = make_batches(run, job.read(), tokenizer, model.config.context_length)
-    plan = stages_of(run, model.config.n_layers)
+    plan = stages_of(run, len(model.blocks))
     peft.attach(model, peft.method_of(plan[0]))
     print_header(job, tokenizer_folder, batches, plan, *count_parameters(model))
     if run.memory_report:

@@ -8,7 +8,6 @@ from torch import nn
 
 import peft
 from data.batching import Batches
-from errors import UserError
 from frozen import reuse
 from model.weights import read_safetensors, write_safetensors
 from record import count_parameters
@@ -45,7 +44,7 @@ def train_stages(
             attached = method
         parameters = dict(model.named_parameters())
         changed = {name for name in parameters if name in changed or parameters[name].requires_grad}
-        model.blocks = whole[: depth_of(stage, len(whole))]
+        model.blocks = whole[: stage.depth or len(whole)]
         if number < len(finished):
             continue
         resumed = stage.resume and number == len(finished)
@@ -83,10 +82,3 @@ def train_stage(model: nn.Module, stage: Run, batches: dict[str, Batches], metri
         "total_parameters": total,
         "validation": metrics.last("validation"),
     }, used
-
-
-def depth_of(stage: Run, n_blocks: int) -> int:
-    """How many blocks are run."""
-    if stage.depth and stage.depth > n_blocks:
-        raise UserError(f"--depth is {stage.depth}; the model has {n_blocks} blocks")
-    return stage.depth or n_blocks

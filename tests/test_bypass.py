@@ -163,10 +163,11 @@ def test_export_and_restore_of_the_logs_form():
 
 
 def test_taps():
-    assert parse_taps("3, 4,attn.2", 6) == {"h_3": "blocks.2", "h_4": "blocks.3", "attn_2": "blocks.1.attn.out"}
-    assert list(parse_taps("all", 6)) == ["h_1", "h_2", "h_3", "h_4", "h_5"]
-    assert parse_taps("6", 6) == {"h_6": "blocks.5"}
-    assert list(parse_taps("all", 1)) == ["h_1"]
+    taps = {"h_3": ("blocks.2", 1), "h_4": ("blocks.3", 2), "attn_2": ("blocks.1.attn.out", 1)}
+    assert parse_taps("3, 4x2,attn.2", 6, 1) == taps
+    assert list(parse_taps("all", 6, 1)) == ["h_1", "h_2", "h_3", "h_4", "h_5"]
+    assert parse_taps("6", 6, 3) == {"h_6": ("blocks.5", 3)}
+    assert list(parse_taps("all", 1, 1)) == ["h_1"]
 
 
 @pytest.mark.parametrize("taps", ["0", "4", "attn.0", "attn.4", "", "1,,2", "-1", "h_1", "mlp.1", "1.attn", "1-2"])
@@ -180,8 +181,8 @@ def test_taps_that_are_not_there(taps: str):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"depth": 0}, "--bypass_depth is 0; choose 1 to 3"),
-        ({"depth": 4}, "--bypass_depth is 4; choose 1 to 3"),
+        ({"depth": -1}, "--bypass_depth is -1; choose 0 to 3"),
+        ({"depth": 4}, "--bypass_depth is 4; choose 0 to 3"),
         ({"into": "pooler"}, "unknown --bypass_into 'pooler': choose classifier, dense"),
         ({"head": "log"}, "unknown --bypass_head 'log': choose own, linear"),
         ({"init": "one"}, "unknown --bypass_init 'one': choose zero, default"),

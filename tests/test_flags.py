@@ -207,9 +207,14 @@ def bypass(experiment, fixtures):
     assert branches("--bypass_init", "default") == {"h_1.0.weight": True}
     with pytest.raises(UserError, match=r"--bypass_taps is '1,attn\.3'; 'attn\.3' isn't there; choose all, or blocks"):
         branches("--bypass_taps", "1,attn.3")
+    assert branches("--bypass_taps", "1x3") == dict.fromkeys(("h_1.0.weight", "h_1.1.weight"), True) | {
+        "h_1.2.weight": False
+    }
+    with pytest.raises(UserError, match="--bypass_depth 0 adds what is tapped as it is, from the start: say --bypass_init"):
+        branches("--bypass_depth", 0)
     for flag, wrong, limit in (
         ("depth", 4, "below 4"),
-        ("depth", 0, "at least 1"),
+        ("depth", -1, "at least 0"),
         ("init", "one", "choose zero, default"),
     ):
         with pytest.raises(UserError, match=f"--bypass_{flag} is .*{limit}"):
@@ -421,6 +426,54 @@ def resume(experiment, fixtures):
 @pytest.mark.parametrize("checks", dict.fromkeys(CHECKS.values()), ids=lambda function: function.__name__)
 def test_flag(checks, experiment, fixtures):
     checks(experiment, fixtures)
+
+
+@check("stages")
+def stages(experiment, fixtures):
+    assert len(experiment("--stages", "layer_by_layer").result["stages"]) == 2
+    assert len(experiment().result["stages"]) == 1
+
+
+@check("depth")
+def depth(experiment, fixtures):
+    assert not any(name.startswith("blocks.1") for name in experiment("--depth", 1).tensors)
+    assert any(name.startswith("blocks.1") for name in experiment().tensors)
+
+
+@check("train_samples")
+def train_samples(experiment, fixtures):
+    found = experiment("--train_samples", 10, "--num_epochs", 1, max_steps=None)
+    assert found.sizes(True) == [8, 2] and "10 / 12 / 24 texts" in found.out
+    assert experiment("--train_samples", 10, "--seed", 5).logged("loss") != found.logged("loss")
+    with pytest.raises(UserError, match="--train_samples is 85; spam has 84 training examples"):
+        experiment("--train_samples", 85)
+
+
+@check("eval_train")
+def eval_train(experiment, fixtures):
+    found = experiment("--eval_train", "no")
+    assert found.result["train_accuracy"] is None and found.result["test_accuracy"] is not None
+    assert "accuracy validation" in found.out and experiment().result["train_accuracy"] is not None
+
+
+@check("reuse_frozen")
+def reuse_frozen(experiment, fixtures):
+    assert "frozen   what 1 of 2 blocks make of each text is computed once" in experiment().out
+    assert "frozen " not in experiment("--reuse_frozen", "no").out  # and nothing else changes: test_frozen.py
+
+
+@check("memory_report")
+def memory_report(experiment, fixtures):
+    found = experiment("--memory_report").out
+    assert "memory   for 8 x 21 tokens" in found and "MB were in use" in found
+    assert "memory" not in experiment().out.replace("memory_report", "")
+
+
+@check("plot_loss")
+def plot_loss(experiment, fixtures):
+    pytest.importorskip("matplotlib", reason="plots need matplotlib")
+    assert (experiment("--plot_loss", output_dir=fixtures["alone"] / "drawn").directory / "curves.png").is_file()
+    assert not (experiment().directory / "curves.png").exists()
 
 
 def test_every_flag_is_checked():

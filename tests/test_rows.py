@@ -104,7 +104,8 @@ def test_every_field_has_a_value(task):
     assert all(recipe.keys() <= task.recipe.keys() | DEFAULTS.keys() for recipe in task.model_recipes.values())
     assert not DEFAULTS.items() & task.recipe.items()  # one home for each default
     left_open = {name for name, value in asdict(resolve(Run(), task.recipe)).items() if value is None}
-    assert left_open == {"model", "checkpoint", "tokenizer", "dataset", "data_dir", "output_dir"}  # found by name or path
+    found_by_name = {"model", "checkpoint", "tokenizer", "dataset", "data_dir", "output_dir"}
+    assert left_open == found_by_name | {"head_labels", "stages"}  # of these, None: the model's own; one
 
 
 def test_the_published_recipe():
