@@ -155,8 +155,8 @@ def build_model(run: Run, n_labels: int) -> nn.Module:
         position=run.trainable_token_pos,
         average=run.average_embeddings,
         seed=run.seed,
-        causal=not run.disable_causal_mask,
         dropout=run.dropout,
+        **({"causal": False} if run.disable_causal_mask else {}),  # encoders have no such mask
     )
     return peft.attach(model, peft.method_of(run))
 
