@@ -41,7 +41,7 @@ def build_model(run: Run, n_labels: int) -> nn.Module:
     model = models.from_pretrained(
         run.checkpoint or run.model,
         head="classifier",
-        num_labels=n_labels,
+        num_labels=None if run.head_labels else n_labels,
         random_weights=run.weights == "random",
         position=run.trainable_token_pos,
         average=run.average_embeddings,
@@ -49,10 +49,28 @@ def build_model(run: Run, n_labels: int) -> nn.Module:
         dropout=run.dropout,
         **({"causal": False} if run.disable_causal_mask else {}),
     )
+    if run.head_labels:
+        keep_labels(model.head, run.head_labels.split(","), n_labels)
     if run.depth > len(model.blocks):
         raise UserError(f"--depth is {run.depth}; the model has {len(model.blocks)} blocks")
     model.blocks = model.blocks[: run.depth or None]
     return model
+
+
+@torch.no_grad()
+def keep_labels(head: nn.Module, wanted: list[str], n_labels: int) -> None:
+    """Cuts a classifier down to some of its labels, by their names or numbers, in this order. In place."""
+    names = head.labels or ()
+    numbers = [names.index(one) if one in names else int(one) if one.isdecimal() else -1 for one in map(str.strip, wanted)]
+    n_own = head.classifier.out_features
+    if len(numbers) != n_labels or not all(0 <= number < n_own for number in numbers):
+        raise UserError(
+            f"--head_labels is {','.join(wanted)!r}; name {n_labels} of the checkpoint's labels: "
+            f"{', '.join(names) or f'0 to {n_own - 1}'}"
+        )
+    head.classifier.weight = nn.Parameter(head.classifier.weight[numbers].clone())  # [C, D]
+    head.classifier.bias = nn.Parameter(head.classifier.bias[numbers].clone())
+    head.classifier.out_features, head.labels = n_labels, None
 
 
 def execute(job: Job, argv: list[str] | None = None) -> dict:

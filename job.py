@@ -15,8 +15,9 @@ from record import data_sha256, read_result, weights_sha256
 from run import DEFAULTS, Run, resolve
 from train import pick_amp, pick_device
 
-DEFAULT_DATASET = {"gpt2": "spam"}  # by the kind of model; of the encoders it is ENCODER_DATASET
-ENCODER_DATASET = "sst2"
+DEFAULT_DATASET = {"gpt2": "spam", "distilbert": "sst2", "bert": "sst2", "roberta": "sst2"}  # by the kind of model
+# Vocabularies of the published models, by the kind of model: also looked for in `tokenizers/` in or beside --data_dir.
+VOCABULARIES = {"gpt2": "gpt2", "distilbert": "bert-base-uncased", "bert": "bert-base-uncased", "roberta": "roberta-base"}
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ def prepare(run: Run) -> Job:
     run, model_reason = choose_model(run, get_task(dataset))
     run, data_reason = choose_dataset(run, get_task(dataset))
     task = get_task(run.dataset)
-    recipe = models.defaults(run.checkpoint or run.model) | task.recipe_for(run.model or "")
-    resolved = resolve(run, recipe)
+    position = {"trainable_token_pos": models.architecture(run.checkpoint or run.model).position}
+    resolved = resolve(run, position | task.recipe_for(run.model or ""))
     device = pick_device(resolved.device)
     resolved = replace(resolved, device=device.type, amp=pick_amp(resolved.amp, device))
     if resolved.output_dir is None:
@@ -59,8 +60,7 @@ def prepare(run: Run) -> Job:
 
 def default_dataset(run: Run) -> str:
     source = run.checkpoint or run.model
-    kind = models.kind_of(source) if source else "gpt2"
-    return DEFAULT_DATASET.get(kind, ENCODER_DATASET)
+    return DEFAULT_DATASET[models.architecture(source).model_type if source else "gpt2"]
 
 
 def choose_model(run: Run, task: Task) -> tuple[Run, str]:
@@ -74,7 +74,7 @@ def choose_model(run: Run, task: Task) -> tuple[Run, str]:
     if run.model:
         return replace(run, model=models.canonical_name(run.model)), "named"
     published, shipped = task.models
-    if hub.cached(published) and hub.cached(published, hub.tokenizer_files(published)):
+    if hub.cached(published) and hub.cached(published, hub.TOKENIZER_FILES):
         return replace(run, model=published), "the published default, from the Hugging Face cache"
     unreachable = hub.why_no_hub()
     if unreachable is None:
@@ -126,28 +126,29 @@ def _identity(config: dict) -> dict:
 def find_tokenizer(run: Run, vocab_size: int) -> tuple[object, Path]:
     """The tokenizer and where it came from: --tokenizer, else the model's own files, else the hub.
 
-    The published models share one vocabulary, which is also taken from `tokenizers/gpt2` in or beside the data directory,
-    as it is for a checkpoint that comes without any.
+    The published models' vocabularies are also taken from `tokenizers/` in or beside the data directory, as they are for
+    a checkpoint that comes without any.
     """
-    own = [Path(run.tokenizer)] if run.tokenizer else filter(has_tokenizer_files, tokenizer_folders(run))
-    folder = next(iter(own), None)
-    if folder is None:
+    folders = [Path(run.tokenizer)] if run.tokenizer else list(filter(has_tokenizer_files, tokenizer_folders(run)))
+    kind = models.architecture(run.checkpoint or run.model)
+    if not folders:
         try:
-            folder = hub.locate(run.model or "gpt2-small", files=hub.TOKENIZER_FILES)
+            folders = [hub.locate(run.model or VOCABULARIES[kind.model_type], files=hub.TOKENIZER_FILES)]
         except UserError as error:
             looked = ", ".join(map(str, tokenizer_folders(run))) or "the cache"
             raise UserError(f"no tokenizer files in {looked}: pass --tokenizer DIR ({error})") from None
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folders[0], kind.tokenizer)
     if tokenizer.vocab_size > vocab_size:
-        raise UserError(f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model only {vocab_size}")
-    return tokenizer, folder
+        raise UserError(f"the tokenizer in {folders[0]} has {tokenizer.vocab_size} tokens, the model only {vocab_size}")
+    return tokenizer, folders[0]
 
 
 def tokenizer_folders(run: Run) -> list[Path]:
     own = Path(run.checkpoint) if run.checkpoint else hub.local(run.model) or hub.cached(run.model, hub.TOKENIZER_FILES)
     folders = [own] if own else []
     if run.data_dir and (run.checkpoint or run.model in hub.REPOSITORIES):
-        folders += [Path(folder) / "tokenizers" / "gpt2" for folder in (run.data_dir, Path(run.data_dir).parent)]
+        name = VOCABULARIES[models.architecture(run.checkpoint or run.model).model_type]
+        folders += [Path(folder) / "tokenizers" / name for folder in (run.data_dir, Path(run.data_dir).parent)]
     return folders
 
 

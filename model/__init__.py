@@ -1,15 +1,17 @@
 """Hand-written models. `from_pretrained` is the way in."""
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from errors import UserError
 from model import hub, weights
-from model.gpt2 import GPT2, GPT2_SIZES, GPT2Config
-from model.heads import POSITIONS, ClassifierHead, LanguageModelHead
+from model.heads import POSITIONS
+from model.names import PUBLISHED, Architecture, architecture_of
+from model.transformer import Transformer
 
 HEADS = ("lm", "classifier", None)
 
@@ -19,29 +21,41 @@ def canonical_name(name: str) -> str:
     return re.sub(r"\s*\(\d+M\)$", "", name)
 
 
-def config_of(name_or_dir: str | Path) -> GPT2Config:
+def config_of(name_or_dir: str | Path) -> Any:
     """The configuration alone; of a published size it needs no file."""
-    name = canonical_name(str(name_or_dir))
-    return GPT2_SIZES[name] if name in GPT2_SIZES else weights.read_gpt2_config(hub.locate(name))
+    return _config_and_labels(canonical_name(str(name_or_dir)))[0]
+
+
+def architecture(name_or_dir: str | Path) -> Architecture:
+    """What kind of model it is. Needs config.json alone, and of a published size no file."""
+    return architecture_of(config_of(name_or_dir))
+
+
+def _config_and_labels(name: str) -> tuple[Any, tuple[str, ...] | None]:
+    return (PUBLISHED[name], None) if name in PUBLISHED else weights.read_config(hub.locate(name))
 
 
 def from_pretrained(
     name_or_dir: str | Path,
     head: str | None = "lm",
-    num_labels: int = 2,
+    num_labels: int | None = None,
     *,
     random_weights: bool = False,
-    position: str = "last",
+    position: str | None = None,
     average: bool = False,
     seed: int | None = None,
     **config_changes,
-) -> GPT2:
+) -> Transformer:
     """A model with the weights of a checkpoint, in float32 on the CPU.
 
-    name_or_dir     "gpt2-small", "gpt2-pocket", a repository on the hub, or a directory in Hugging Face layout
-    head            "lm": logits [B, T, V]; "classifier": logits [B, num_labels]; None: encode() only
+    name_or_dir     "gpt2-small", "bert-base-uncased", "gpt2-pocket", a repository on the hub (owner/name, or
+                    owner/name@revision), or a directory in Hugging Face layout
+    head            "lm": logits [B, T, V] for the next token, or for masked ones where the model is an encoder;
+                    "classifier": logits [B, num_labels]; None: encode() only
+    num_labels      None: what the checkpoint says, else 2
     random_weights  PyTorch's default initialisation instead of the checkpoint's weights, drawn from torch's generator
-    position, average   which hidden states a classifier reads (see `ClassifierHead`)
+    position, average   which hidden states a classifier reads (see `ClassifierHead`); None: the architecture's own choice,
+                    "last" for GPT-2 and "first" for encoders
     seed            of torch's global generator, set before the body is drawn and again before the head is, as the
                     published spam script does; None leaves the generator as it is
     config_changes  fields of the configuration to replace: dropout=0.1, causal=False
@@ -50,26 +64,30 @@ def from_pretrained(
     """
     if head not in HEADS:
         raise UserError(f"unknown head {head!r}: choose {', '.join(map(repr, HEADS))}")
-    if position not in POSITIONS:
+    if position not in (None, *POSITIONS):
         raise UserError(f"unknown position {position!r}: choose {', '.join(POSITIONS)}")
     name = canonical_name(str(name_or_dir))
-    config = replace(config_of(name), **config_changes)
+    config, labels = _config_and_labels(name)
+    config, kind = _changed(config, config_changes), architecture_of(config)
+    checkpoint = None if random_weights else weights.Checkpoint(hub.locate(name))
     if seed is not None:
         torch.manual_seed(seed)
-    if random_weights:
-        model = GPT2(config)
+    if checkpoint is None:
+        model = kind.model(config)
     else:
         with torch.device("meta"):  # shapes without memory: every tensor comes from the checkpoint
-            model = GPT2(config)
+            model = kind.model(config)
         model.to_empty(device="cpu")
     if seed is not None:
         torch.manual_seed(seed)
     if head == "lm":
-        model.head = LanguageModelHead(model.token_embedding)
+        model.head = kind.lm_head(model)
     elif head == "classifier":
-        model.head = ClassifierHead(config.dim, num_labels, position, average)
-    if not random_weights:
-        kept = weights.load(model, hub.locate(name), weights.GPT2_NAMES, weights.GPT2_PREFIX)
+        n = _number_of_labels(num_labels, labels, checkpoint, kind)
+        model.head = kind.classifier_head(config, n, position or kind.position, average)
+        model.head.labels = labels if labels and len(labels) == n else None
+    if checkpoint is not None:
+        kept = weights.load(model, checkpoint)
         uncovered = [path for path in kept if path.split(".")[0] != "head"]
         assert not uncovered, f"the table of names doesn't cover {uncovered}"  # else they would be arbitrary memory
         if "head.classifier.bias" in kept and "head.classifier.weight" not in kept:
@@ -77,9 +95,25 @@ def from_pretrained(
     return model
 
 
-def kind_of(name):
-    return "gpt2"
+def _changed(config, changes: dict) -> Any:
+    known = [field.name for field in fields(config)]
+    if unknown := [name for name in changes if name not in known]:
+        raise UserError(f"{type(config).__name__} has no {', '.join(unknown)}; its fields: {', '.join(known)}")
+    return replace(config, **changes)
 
 
-def defaults(name):
-    return {"trainable_token_pos": "last"}
+def _number_of_labels(
+    wanted: int | None,
+    labels: tuple[str, ...] | None,
+    checkpoint: weights.Checkpoint | None,
+    architecture: Architecture,
+) -> int:
+    """The number asked for, else config.json's, else the classifier's own, else 2. One that is there can't be resized."""
+    found = checkpoint and weights.classifier_size(checkpoint, architecture)
+    n = wanted if wanted is not None else len(labels) if labels else found or 2
+    if n < 1:
+        raise UserError(f"num_labels is {n}; it must be at least 1")
+    if found not in (None, n):
+        said = "num_labels" if wanted is not None else "its config.json"
+        raise UserError(f"{checkpoint.directory} has a classifier for {found} labels, but {said} says {n}")
+    return n

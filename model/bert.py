@@ -113,7 +113,7 @@ class Bert(Transformer):
         self.head = head
 
     def embed(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """Token ids [B, T], and for each token whether it is of the first or second text -> what enters block 0 [B, T, D]."""
+        """Token ids [B, T], and which text of a pair each is of [B, T] -> hidden states [B, T, D] that enter block 0."""
         self._check_length(input_ids)
         x = self.token_embedding(input_ids) + self.position_embedding(self.positions(input_ids))
         if self.config.n_token_types:

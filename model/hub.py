@@ -22,9 +22,19 @@ REPOSITORIES = {
     "gpt2-medium": ("openai-community/gpt2-medium", "gpt2-medium"),
     "gpt2-large": ("openai-community/gpt2-large", "gpt2-large"),
     "gpt2-xl": ("openai-community/gpt2-xl", "gpt2-xl"),
+    "distilbert-base-uncased": ("distilbert/distilbert-base-uncased", "distilbert-base-uncased"),
+    "bert-base-uncased": ("google-bert/bert-base-uncased", "bert-base-uncased"),
+    "roberta-base": ("FacebookAI/roberta-base", "roberta-base"),
 }
-TOKENIZER_FILES = ["vocab.json", "merges.txt"]  # every published GPT-2 has these two
+# A vocabulary comes as one of these: WordPiece's, byte-level BPE's, or either in the one file that newer tools write.
+VOCABULARIES = (("vocab.txt",), ("vocab.json", "merges.txt"), ("tokenizer.json",))
+TOKENIZER_FILES = [*(name for names in VOCABULARIES for name in names), "tokenizer_config.json"]
 CHECKPOINT_FILES = ["config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
+
+PICKLED = (
+    "a pickled pytorch_model.bin is never loaded; convert it once, elsewhere, with transformers: "
+    "AutoModel.from_pretrained(NAME).save_pretrained(DIR)"
+)
 
 HUB_PATIENCE = 2.5  # seconds to wait for the hub's first answer before it counts as out of reach
 
@@ -43,10 +53,11 @@ def locate(name: str, *, files: list[str] | None = None) -> Path:
     here = local(name)
     if here is not None:
         return here
-    if name not in REPOSITORIES and "/" not in name:
+    plain, revision = _split(name)
+    if plain not in REPOSITORIES and "/" not in plain:
         raise UserError(
             f"unknown model {name!r}: choose {', '.join([*REPOSITORIES, *pocket_names()])}, a repository on the hub "
-            "(owner/name), or --checkpoint DIR"
+            "(owner/name or owner/name@revision), or --checkpoint DIR"
         )
     files = files or CHECKPOINT_FILES + TOKENIZER_FILES
     found = cached(name, files)
@@ -58,7 +69,17 @@ def locate(name: str, *, files: list[str] | None = None) -> Path:
             f"{name} isn't in the Hugging Face cache ({constants.HF_HUB_CACHE}) and {unreachable}: run once with a "
             f"network, pass --checkpoint DIR, or choose a shipped model ({', '.join(pocket_names())})"
         )
-    return _download(REPOSITORIES.get(name, (name,))[0], files)
+    return _download(_repositories(plain)[0], revision, files)
+
+
+def _split(name: str) -> tuple[str, str | None]:
+    """ "owner/name@revision" -> its two parts. A revision is a branch, a tag, a commit, or refs/pr/N."""
+    plain, _, revision = name.partition("@")
+    return plain, revision or None
+
+
+def _repositories(plain: str) -> tuple[str, ...]:
+    return REPOSITORIES.get(plain, (plain,))
 
 
 def local(name: str) -> Path | None:
@@ -71,17 +92,21 @@ def local(name: str) -> Path | None:
 
 
 def cached(name: str, files: list[str] | None = None) -> Path | None:
-    """The cached snapshot of a model if it has the weights (or, where other `files` are asked for, all of those)."""
+    """The cached snapshot of a model if it has the weights (or, where TOKENIZER_FILES are asked for, a vocabulary)."""
     files = files or CHECKPOINT_FILES  # never None: the client would miss what the repository holds for other libraries
-    for repository in REPOSITORIES.get(name, (name,)):
+    plain, revision = _split(name)
+    for repository in _repositories(plain):
         try:
-            folder = Path(snapshot_download(repository, allow_patterns=files, local_files_only=True))
+            folder = Path(snapshot_download(repository, revision=revision, allow_patterns=files, local_files_only=True))
         except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError):
             continue
-        complete = all((folder / file).is_file() for file in files) if files == TOKENIZER_FILES else _whole(folder)
-        if complete:
+        if _has_vocabulary(folder) if files == TOKENIZER_FILES else _whole(folder):
             return folder
     return None
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return any(all((folder / name).is_file() for name in names) for names in VOCABULARIES)
 
 
 def _whole(folder: Path) -> bool:
@@ -107,17 +132,28 @@ def why_no_hub() -> str | None:
     return f"{constants.ENDPOINT} doesn't answer"
 
 
-def _download(repository: str, files: list[str]) -> Path:
+def _download(repository: str, revision: str | None, files: list[str]) -> Path:
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=files))
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=files))
     except Exception as error:  # a lost connection comes as an error of the HTTP library, or of the one behind large files
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{repository} can't be downloaded from {constants.ENDPOINT}: {first_line}") from None
+        raise UserError(
+            f"{_joined(repository, revision)} can't be downloaded from {constants.ENDPOINT}: {first_line}"
+        ) from None
     for file in folder.iterdir():
         _check_hash(file)
+    if "model.safetensors" in files and not any(folder.glob("model*.safetensors")):
+        raise UserError(
+            f"{_joined(repository, revision)} holds no safetensors: name a revision that does "
+            f"({repository}@refs/pr/N, if the hub shows such a pull request), or pass --checkpoint DIR; {PICKLED}"
+        )
     return folder
+
+
+def _joined(repository: str, revision: str | None) -> str:
+    return f"{repository}@{revision}" if revision else repository
 
 
 def _check_hash(file: Path) -> None:
@@ -133,7 +169,3 @@ def _check_hash(file: Path) -> None:
         for path in (blob.resolve(), blob, file):
             path.unlink(missing_ok=True)
         raise UserError(f"{file.name} was downloaded with sha256 {digest}, published is {blob.name}: removed, try again")
-
-
-def tokenizer_files(name):
-    return TOKENIZER_FILES

@@ -1,69 +1,19 @@
-"""Checkpoints in Hugging Face layout -> our modules, and back: a table of names, read lazily with safetensors.
-
-A row of a table says: their tensor, the tensors of ours that it holds, and whether it lies transposed. `{}` stands for
-the number of the layer. One table serves both directions.
-"""
+"""Checkpoints in Hugging Face layout -> our modules, and back, by the tables of `model/names.py`; read lazily."""
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 from errors import UserError
-from model.gpt2 import GPT2, GPT2Config
-
-
-class Entry(NamedTuple):
-    theirs: str
-    ours: tuple[str, ...]  # several: theirs is their concatenation along the output dimension (fused query, key, value)
-    transposed: bool = False  # their Conv1D stores (in, out), our Linear (out, in)
-    optional: bool = False
-    head: bool = False  # theirs stands outside the body's prefix
-
-
-def _linear(theirs: str, *ours: str) -> list[Entry]:
-    return [
-        Entry(f"{theirs}.weight", tuple(f"{name}.weight" for name in ours), transposed=True),
-        Entry(f"{theirs}.bias", tuple(f"{name}.bias" for name in ours)),
-    ]
-
-
-def _norm(theirs: str, ours: str) -> list[Entry]:
-    return [Entry(f"{theirs}.{part}", (f"{ours}.{part}",)) for part in ("weight", "bias")]
-
-
-GPT2_PREFIX = "transformer."  # there in files of the models with a head, absent in those of the bare body
-GPT2_NAMES = [
-    Entry("wte.weight", ("token_embedding.weight",)),
-    Entry("wpe.weight", ("position_embedding.weight",)),
-    *_norm("h.{}.ln_1", "blocks.{}.attn_norm"),
-    *_linear("h.{}.attn.c_attn", "blocks.{}.attn.q", "blocks.{}.attn.k", "blocks.{}.attn.v"),
-    *_linear("h.{}.attn.c_proj", "blocks.{}.attn.out"),
-    *_norm("h.{}.ln_2", "blocks.{}.mlp_norm"),
-    *_linear("h.{}.mlp.c_fc", "blocks.{}.mlp.up"),
-    *_linear("h.{}.mlp.c_proj", "blocks.{}.mlp.down"),
-    *_norm("ln_f", "final_norm"),
-    Entry("score.weight", ("head.classifier.weight",), optional=True, head=True),
-    Entry("score.bias", ("head.classifier.bias",), optional=True, head=True),  # theirs has none; ours is kept
-    Entry("h.{}.attn.bias", (), optional=True),  # the causal mask, stored as a buffer by old versions
-    Entry("h.{}.attn.masked_bias", (), optional=True),
-    Entry("lm_head.weight", (), optional=True, head=True),  # tied to wte.weight
-]
-
-
-def expand(table: list[Entry], n_layers: int) -> list[Entry]:
-    """The table with `{}` replaced by each layer's number."""
-    entries = []
-    for entry in table:
-        for layer in range(n_layers if "{}" in entry.theirs else 1):
-            ours = tuple(name.format(layer) for name in entry.ours)
-            entries.append(entry._replace(theirs=entry.theirs.format(layer), ours=ours))
-    return entries
+from model.hub import PICKLED
+from model.names import ARCHITECTURES, Architecture, Entry, architecture_of, entries_of
+from model.transformer import Transformer
 
 
 class Checkpoint:
@@ -77,7 +27,7 @@ class Checkpoint:
         elif single.is_file():
             files = [single]
         else:
-            pickled = " (a pickled pytorch_model.bin is never loaded)" if (directory / "pytorch_model.bin").exists() else ""
+            pickled = f" ({PICKLED})" if (directory / "pytorch_model.bin").exists() else ""
             raise UserError(f"{directory} has neither {single.name} nor {index.name}{pickled}")
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._file_of: dict[str, Path] = {}
@@ -113,19 +63,16 @@ def _shard_files(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def load(model: nn.Module, directory: Path, table: list[Entry], prefix: str) -> list[str]:
-    """Fills the model's parameters in place from a checkpoint directory; converts to the parameters' own type.
+def load(model: Transformer, checkpoint: Checkpoint) -> list[str]:
+    """Fills the model's parameters in place from a checkpoint; converts to the parameters' own type.
 
     Returns the names of ours that the checkpoint doesn't hold though the table knows of them as optional (a classifier
-    on a language model's checkpoint), and those the table doesn't know (a classifier's bias): they keep their values.
+    on a language model's checkpoint), and those the table doesn't know: they keep their values.
     Raises UserError with the names of all missing, unread and misshaped tensors.
     """
-    checkpoint = Checkpoint(directory)
-    prefixed = any(name.startswith(prefix) for name in checkpoint.shapes)
-    # A head's tensor stands outside the prefix; everything else inside, where there is one.
-    theirs_of = {name.removeprefix(prefix) if prefixed else name: name for name in checkpoint.shapes}
     parameters = dict(model.named_parameters())
-    entries = expand(table, model.config.n_layers)
+    entries = entries_of(model)
+    theirs_of = _published_names(checkpoint, entries, architecture_of(model.config).prefix)
     plan, problems = [], []
     for entry in entries:
         wanted = bool(entry.ours) and all(name in parameters for name in entry.ours)
@@ -141,17 +88,35 @@ def load(model: nn.Module, directory: Path, table: list[Entry], prefix: str) -> 
             problems.append(f"{entry.theirs} has shape {list(shape)}, expected {list(expected)}")
         plan.append(entry)
     known = {entry.theirs for entry in entries}
-    problems += [f"unread {name}" for name in theirs_of if name not in known]
+    problems += [f"unread {theirs}" for name, theirs in theirs_of.items() if name not in known]
+    filled = {name for entry in plan for name in entry.ours}
+    if "head.classifier.weight" in filled and "head.dense.weight" in parameters.keys() - filled:
+        problems.append("it has a classifier without the dense layer below, so of another kind")
     if problems:
-        raise UserError(f"{directory} doesn't fit the model: {_shorten(problems)}")
+        raise UserError(f"{checkpoint.directory} doesn't fit the model: {_shorten(problems)}")
     with torch.no_grad():
         for entry in plan:
             tensor = checkpoint.read(theirs_of[entry.theirs])
             tensor = tensor.T if entry.transposed else tensor
             for name, part in zip(entry.ours, tensor.chunk(len(entry.ours)), strict=True):
                 parameters[name].copy_(part)
-    filled = {name for entry in plan for name in entry.ours}
     return [name for name in parameters if name not in filled]
+
+
+def _published_names(checkpoint: Checkpoint, entries: list[Entry], prefix: str) -> dict[str, str]:
+    """The name of each tensor as the table writes it -> its name in the file.
+
+    A file of the bare body lacks the prefix; in old ones LayerNorm's tensors are called gamma and beta.
+    """
+    prefixed = any(name.startswith(prefix) for name in checkpoint.shapes)
+    outside = {entry.theirs for entry in entries if not entry.theirs.startswith(prefix)}
+    theirs_of = {}
+    for theirs in checkpoint.shapes:
+        name = theirs
+        for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+            name = name.removesuffix(old) + new if name.endswith(old) else name
+        theirs_of[name if prefixed or name in outside else prefix + name] = theirs
+    return theirs_of
 
 
 def _their_shape(entry: Entry, parameters: dict[str, torch.Tensor]) -> tuple[int, ...]:
@@ -165,31 +130,35 @@ def _shorten(problems: list[str], most: int = 12) -> str:
     return "; ".join(problems[:most]) + more
 
 
-def to_hugging_face(model: nn.Module, table: list[Entry], prefix: str) -> dict[str, torch.Tensor]:
+def classifier_size(checkpoint: Checkpoint, architecture: Architecture) -> int | None:
+    """The number of classes that the checkpoint's classifier tells apart, or None where it has none."""
+    name = next(entry.theirs for entry in architecture.names if entry.ours == ("head.classifier.weight",))
+    return checkpoint.shapes[name][0] if checkpoint.shapes.get(name) else None
+
+
+def to_hugging_face(model: Transformer) -> dict[str, torch.Tensor]:
     """The model's tensors under their names and in their layout: the inverse of `load`.
 
     Raises UserError for a model that holds more than that layout knows (an attached method).
     """
     parameters = dict(model.named_parameters())
-    known = {name for entry in expand(table, model.config.n_layers) for name in entry.ours}
+    entries = entries_of(model)
+    known = {name for entry in entries for name in entry.ours}
     if unknown := [name for name in parameters if name not in known]:
         raise UserError(f"can't save {_shorten(unknown, 3)} in Hugging Face layout; merge(model) first")
     tensors = {}
-    for entry in expand(table, model.config.n_layers):
+    for entry in entries:
         if entry.ours and all(name in parameters for name in entry.ours):
             tensor = torch.cat([parameters[name].detach() for name in entry.ours])
-            name = entry.theirs if entry.head else prefix + entry.theirs
-            tensors[name] = tensor.T if entry.transposed else tensor
+            tensors[entry.theirs] = tensor.T if entry.transposed else tensor
     return tensors
 
 
-def save_pretrained(model: GPT2, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+def save_pretrained(model: Transformer, directory: Path, dtype: torch.dtype = torch.float32) -> None:
     """Writes config.json and then model.safetensors in Hugging Face layout."""
-    tensors = to_hugging_face(model, GPT2_NAMES, GPT2_PREFIX)
-    tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
+    tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in to_hugging_face(model).items()}
     directory.mkdir(parents=True, exist_ok=True)
-    architecture = "GPT2ForSequenceClassification" if "score.weight" in tensors else "GPT2LMHeadModel"
-    config = json.dumps(write_gpt2_config(model.config, architecture), indent=2) + "\n"
+    config = json.dumps(write_config(model), indent=2) + "\n"
     (directory / "config.json").write_text(config, encoding="utf-8")
     write_safetensors(tensors, directory / "model.safetensors", {"format": "pt"})
 
@@ -215,27 +184,11 @@ def write_safetensors(tensors: dict[str, torch.Tensor], path: Path, metadata: di
         temporary.unlink(missing_ok=True)
 
 
-# Fields of Hugging Face's config.json beside ours.
-GPT2_FIELDS = {
-    "vocab_size": "vocab_size",
-    "context_length": "n_positions",
-    "dim": "n_embd",
-    "n_heads": "n_head",
-    "n_layers": "n_layer",
-    "layer_norm_eps": "layer_norm_epsilon",
-}
-# What GPT-2 fixes; a checkpoint that says otherwise is another architecture.
-GPT2_FIXED = {
-    "activation_function": "gelu_new",
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-    "tie_word_embeddings": True,
-}
+def read_config(directory: Path) -> tuple[Any, tuple[str, ...] | None]:
+    """config.json -> our configuration, and the labels of a classifier where it names any.
 
-
-def read_gpt2_config(directory: Path) -> GPT2Config:
-    """config.json -> GPT2Config. Raises UserError for another architecture or a setting that GPT-2 doesn't have."""
+    Raises UserError for an architecture that isn't there, or a setting that it doesn't have.
+    """
     path = directory / "config.json"
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -244,33 +197,69 @@ def read_gpt2_config(directory: Path) -> GPT2Config:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read: {error}") from None
     kind = settings.get("model_type") if isinstance(settings, dict) else None
-    if kind != "gpt2":
-        raise UserError(f"{path} describes a model of type {kind!r}; the types this project reads are: gpt2")
-    for name, value in GPT2_FIXED.items():
-        if settings.get(name, value) != value:
-            raise UserError(f"{path} sets {name} to {settings[name]!r}; GPT-2 has {value!r}")
-    values = {ours: settings[theirs] for ours, theirs in GPT2_FIELDS.items() if theirs in settings}
-    for ours, value in values.items():
-        expected = type(getattr(GPT2Config, ours))
-        if type(value) is not expected or not value > 0:
-            raise UserError(f"{path} sets {GPT2_FIELDS[ours]} to {value!r}; it must be a positive {expected.__name__}")
+    if kind not in ARCHITECTURES:
+        raise UserError(f"{path} describes a model of type {kind!r}; the types that are read: {', '.join(ARCHITECTURES)}")
+    architecture = ARCHITECTURES[kind]
+    values = {}
+    for ours, theirs in architecture.fields.items():
+        value = settings.get(theirs)
+        if theirs in settings and not (value is None and ours in MAY_BE_NULL):
+            values[ours] = _checked(path, theirs, value, ours, getattr(architecture.config, ours))
     try:
-        config = GPT2Config(**values)
+        config = architecture.config(**values)
+        if "context_length" in values:  # theirs is the size of the table
+            config = replace(config, context_length=config.context_length - _first_position(config))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    if settings.get("n_inner") not in (None, 4 * config.dim):
-        raise UserError(f"{path} sets n_inner to {settings['n_inner']!r}; GPT-2 has 4 x n_embd = {4 * config.dim}")
-    return config
+    for name, allowed in architecture.fixed(config).items():
+        if settings.get(name, allowed[0]) not in allowed:
+            raise UserError(f"{path} sets {name} to {settings[name]!r}; {kind} has {' or '.join(map(repr, allowed))}")
+    return config, _labels(path, settings)
 
 
-def write_gpt2_config(config: GPT2Config, architecture: str) -> dict:
-    end_of_text = config.vocab_size - 1
-    return {
-        "model_type": "gpt2",
-        "architectures": [architecture],
-        **{theirs: getattr(config, ours) for ours, theirs in GPT2_FIELDS.items()},
-        **GPT2_FIXED,
-        **dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), config.dropout),
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-    }
+MAY_BE_NULL = ("pad_id", "head_dropout")  # as much as not there
+
+
+def _checked(path: Path, theirs: str, value, ours: str, default):
+    if ours.endswith("dropout"):
+        right, must = type(value) in (int, float) and 0 <= value < 1, "at least 0 and below 1"
+    elif ours == "pad_id":
+        right, must = type(value) is int and value >= 0, "an int, at least 0"
+    else:
+        right, must = type(value) is type(default) and value > 0, f"a positive {type(default).__name__}"
+    if not right:
+        raise UserError(f"{path} sets {theirs} to {value!r}; it must be {must}")
+    return value
+
+
+def _first_position(config) -> int:
+    """Rows of the position table before the one of the first token; only some configurations have such."""
+    return getattr(config, "first_position", 0)
+
+
+def _labels(path: Path, settings: dict) -> tuple[str, ...] | None:
+    """The names of the classes, from id2label or, without names, num_labels."""
+    try:
+        if settings.get("id2label"):
+            names = {int(number): str(name) for number, name in settings["id2label"].items()}
+            return tuple(names[i] for i in range(len(names)))
+        if settings.get("num_labels"):
+            return tuple(f"LABEL_{i}" for i in range(settings["num_labels"]))
+    except (AttributeError, ValueError, TypeError, KeyError):
+        raise UserError(f"{path}: id2label must name the classes 0, 1, 2, ..., num_labels be their number") from None
+    return None
+
+
+def write_config(model: Transformer) -> dict:
+    config, architecture = model.config, architecture_of(model.config)
+    kind = getattr(model.head, "kind", None)
+    settings = {"model_type": architecture.model_type, "architectures": [architecture.classes[kind]]}
+    settings |= {theirs: getattr(config, ours) for ours, theirs in architecture.fields.items()}
+    settings[architecture.fields["context_length"]] += _first_position(config)
+    settings |= {name: allowed[0] for name, allowed in architecture.fixed(config).items()}
+    settings |= architecture.written(config)
+    if kind == "classifier":
+        names = model.head.labels or [f"LABEL_{i}" for i in range(model.head.classifier.out_features)]
+        settings["id2label"] = {str(i): name for i, name in enumerate(names)}
+        settings["label2id"] = {name: i for i, name in enumerate(names)}
+    return settings

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from errors import UserError
-from model.gpt2 import GPT2
-from model.weights import GPT2_NAMES, GPT2_PREFIX, Entry, expand
+from model.names import ARCHITECTURES, Entry, architecture_of, expand
 
 PARTS = {"qkv": "q,k,v", "norm": "attn_norm,mlp_norm"}  # names for several modules of a block
 
@@ -80,12 +79,13 @@ def parse_layers(text: str, n_layers: int, said: str | None = None) -> list[int]
 
 def their_names(model: nn.Module) -> dict[str, str]:
     """Path of a module of ours -> the path of what holds its tensors in the checkpoint's own layout."""
-    return module_names(expand(GPT2_NAMES, model.config.n_layers), GPT2_PREFIX) if isinstance(model, GPT2) else {}
+    if not any(type(model.config) is one.config for one in ARCHITECTURES.values()):
+        return {}
+    return module_names(expand(architecture_of(model.config).names, model.config.n_layers))
 
 
-def module_names(table: list[Entry], prefix: str) -> dict[str, str]:
-    pairs = [(ours, entry.theirs if entry.head else prefix + entry.theirs) for entry in table for ours in entry.ours]
-    return {ours.rpartition(".")[0]: theirs.rpartition(".")[0] for ours, theirs in pairs}
+def module_names(table: list[Entry]) -> dict[str, str]:
+    return {ours.rpartition(".")[0]: entry.theirs.rpartition(".")[0] for entry in table for ours in entry.ours}
 
 
 def _own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -118,7 +118,7 @@ def test_loss_and_every_gradient_equal_theirs(pair, ids, side):
     with torch.no_grad():
         for into, parameter in zip(gradients.parameters(), ours.parameters(), strict=True):
             into.copy_(parameter.grad)
-    translated = weights.to_hugging_face(gradients, weights.GPT2_NAMES, weights.GPT2_PREFIX)
+    translated = weights.to_hugging_face(gradients)
     expected_gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     assert translated.keys() == expected_gradients.keys()
     too_far = {

@@ -264,7 +264,7 @@ def test_unknown_names_list_the_choices(monkeypatch, tmp_path, checkpoint):
     assert "my-pocket" not in str(caught.value)
     (tmp_path / "pocket").mkdir()
     checkpoint.rename(tmp_path / "pocket/my-pocket")
-    with pytest.raises(UserError, match="gpt2-xl, my-pocket"):
+    with pytest.raises(UserError, match="roberta-base, my-pocket"):
         from_pretrained("gpt3")
 
 

@@ -324,16 +324,16 @@ def test_an_absent_device_lists_the_others(monkeypatch):
 
 def test_twenty_steps_equal_a_plain_loop_on_transformers():
     transformers = pytest.importorskip("transformers")
-    from model.weights import GPT2_NAMES, GPT2_PREFIX, to_hugging_face
+    from model.weights import to_hugging_face
 
     ours, examples = make_model(), make_examples(40)
     config = transformers.GPT2Config(
         vocab_size=40, n_positions=16, n_embd=32, n_head=4, n_layer=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
     )
     theirs, head = transformers.GPT2Model(config), torch.nn.Linear(32, 2)
-    tensors = to_hugging_face(ours, GPT2_NAMES, GPT2_PREFIX)
+    tensors = to_hugging_face(ours)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("score.")}
-    theirs.load_state_dict({name.removeprefix(GPT2_PREFIX): tensor for name, tensor in tensors.items()})
+    theirs.load_state_dict({name.removeprefix("transformer."): tensor for name, tensor in tensors.items()})
     head.load_state_dict(ours.head.classifier.state_dict())
     optimizer = torch.optim.AdamW(
         [*theirs.parameters(), *head.parameters()], lr=1e-3, weight_decay=0.1, fused=False, foreach=False

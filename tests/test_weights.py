@@ -169,8 +169,8 @@ def test_missing_unread_and_misshaped_tensors_are_all_named(directory):
 
     rewrite_tensors(directory, change)
     line = refused(directory)
-    assert "missing h.1.mlp.c_fc.bias" in line
-    assert "unread h.2.ln_1.weight" in line
+    assert "missing transformer.h.1.mlp.c_fc.bias" in line
+    assert "unread transformer.h.2.ln_1.weight" in line
     assert "wpe.weight has shape [8, 32], expected [16, 32]" in line
 
 
@@ -192,7 +192,11 @@ def test_a_long_list_of_problems_is_cut(directory):
 
 def test_another_number_of_labels_is_refused(directory):
     rewrite_tensors(directory, lambda tensors: tensors.update({"score.weight": torch.ones(3, 32)}))
-    assert "score.weight has shape [3, 32], expected [2, 32]" in refused(directory, head="classifier")
+    assert from_pretrained(directory, head="classifier").head.classifier.out_features == 3
+    with pytest.raises(UserError, match="classifier for 3 labels, but num_labels says 2"):
+        from_pretrained(directory, head="classifier", num_labels=2)
+    rewrite_config(directory, num_labels=4)
+    assert "classifier for 3 labels, but its config.json says 4" in refused(directory, head="classifier")
 
 
 # Files that can't be read
@@ -261,7 +265,7 @@ def test_a_malformed_config(directory, content):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"model_type": "bert"}, "'bert'.*gpt2"),
+        ({"model_type": "t5"}, "'t5'.*gpt2, bert, roberta, distilbert"),
         ({"model_type": None}, "None.*gpt2"),
         ({"activation_function": "relu"}, "activation_function.*'relu'.*'gelu_new'"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
