@@ -16,8 +16,13 @@ from run import DEFAULTS, Run, resolve
 from train import pick_amp, pick_device
 
 DEFAULT_DATASET = {"gpt2": "spam", "distilbert": "sst2", "bert": "sst2", "roberta": "sst2"}  # by the kind of model
-# Vocabularies of the published models, by the kind of model: also looked for in `tokenizers/` in or beside --data_dir.
-VOCABULARIES = {"gpt2": "gpt2", "distilbert": "bert-base-uncased", "bert": "bert-base-uncased", "roberta": "roberta-base"}
+# By the kind of model: whose vocabulary a checkpoint without one gets, and its folder in `tokenizers/` (see find_tokenizer).
+VOCABULARIES = {
+    "gpt2": ("gpt2-small", "gpt2"),
+    "distilbert": ("distilbert-base-uncased", "bert-base-uncased"),
+    "bert": ("bert-base-uncased", "bert-base-uncased"),
+    "roberta": ("roberta-base", "roberta-base"),
+}
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ def find_tokenizer(run: Run, vocab_size: int) -> tuple[object, Path]:
     kind = models.architecture(run.checkpoint or run.model)
     if not folders:
         try:
-            folders = [hub.locate(run.model or VOCABULARIES[kind.model_type], files=hub.TOKENIZER_FILES)]
+            folders = [hub.locate(run.model or VOCABULARIES[kind.model_type][0], files=hub.TOKENIZER_FILES)]
         except UserError as error:
             looked = ", ".join(map(str, tokenizer_folders(run))) or "the cache"
             raise UserError(f"no tokenizer files in {looked}: pass --tokenizer DIR ({error})") from None
@@ -147,7 +152,7 @@ def tokenizer_folders(run: Run) -> list[Path]:
     own = Path(run.checkpoint) if run.checkpoint else hub.local(run.model) or hub.cached(run.model, hub.TOKENIZER_FILES)
     folders = [own] if own else []
     if run.data_dir and (run.checkpoint or run.model in hub.REPOSITORIES):
-        name = VOCABULARIES[models.architecture(run.checkpoint or run.model).model_type]
+        name = VOCABULARIES[models.architecture(run.checkpoint or run.model).model_type][1]
         folders += [Path(folder) / "tokenizers" / name for folder in (run.data_dir, Path(run.data_dir).parent)]
     return folders
 
