@@ -1,8 +1,9 @@
-"""Makes `gpt2-pocket`: its byte-level BPE, then next-token prediction through the same `fit` as everything else.
+"""Makes the shipped models: a vocabulary, then pretraining through the same `fit` as everything else.
 
-    python pretrain.py --data_dir ../shared/data            (about an hour on 2 cores)
+    python pretrain.py gpt2-pocket --data_dir ../shared/data         next-token prediction, about an hour on 2 cores
+    python pretrain.py distilbert-pocket --data_dir ../shared/data   masked tokens
 
-Writes config.json, model.safetensors (fp16), vocab.json, merges.txt and pretraining.json (tokens seen, held-out loss).
+Writes config.json, model.safetensors (fp16), the vocabulary and pretraining.json (tokens seen, held-out loss).
 """
 
 import argparse
@@ -15,15 +16,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from model.wordpiece import learn_vocabulary, save_vocabulary
 
 from data import get_task
-from data.batching import IGNORED, Batches, Example, seeded_order
+from data.batching import IGNORED, Batches, Example, bucketed_order, by_length, seeded_order
+from data.masking import MaskedBatches
 from errors import run_program
 from model.bpe import learn_merges, save_tokenizer
+from model.distilbert import DistilBert, DistilBertConfig
 from model.gpt2 import GPT2, GPT2Config, init_gpt2
-from model.heads import LanguageModelHead
+from model.heads import LanguageModelHead, MaskedLanguageModelHead
 from model.hub import POCKET_DIR
-from model.tokenizer import GPT2Tokenizer
+from model.tokenizer import load_tokenizer
+from model.transformer import Transformer
 from model.weights import save_pretrained
 from run import Run, resolve
 from train import Metrics, evaluate, fit, pick_amp, pick_device
@@ -53,6 +58,19 @@ def read_documents(data_dir: Path) -> list[str]:
     return documents
 
 
+def film_sentences(data_dir: Path) -> list[str]:
+    """The texts of SST-2's training split that are no part of another: most of them are phrases of the others."""
+    texts = sorted({example.text.strip() for example in get_task("sst2").read(data_dir)["train"]}, key=len, reverse=True)
+    kept, seen = [], set()
+    for text in texts:
+        words = text.split()
+        if " ".join(words) in seen:
+            continue
+        kept.append(text)
+        seen.update(" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1))
+    return kept
+
+
 def passages(text: str, least: int = 1500) -> Iterator[str]:
     """A long text cut at blank lines into pieces of at least `least` characters."""
     piece: list[str] = []
@@ -65,7 +83,7 @@ def passages(text: str, least: int = 1500) -> Iterator[str]:
         yield "\n\n".join(piece)
 
 
-def to_examples(documents: list[str], tokenizer: GPT2Tokenizer, length: int) -> list[Example]:
+def to_examples(documents: list[str], tokenizer, length: int) -> list[Example]:
     """All documents in one stream, <|endoftext|> after each, cut into rows of `length` tokens with shifted targets."""
     stream = [tokenizer.end_of_text]
     for document in documents:
@@ -74,64 +92,115 @@ def to_examples(documents: list[str], tokenizer: GPT2Tokenizer, length: int) -> 
     return [Example(row[:-1], row[1:]) for row in rows]
 
 
-def bits_per_byte(model: GPT2, held_out: Batches, n_bytes: int, amp: str) -> float:
+def to_windows(documents: list[str], tokenizer, length: int) -> list[list[int]]:
+    """Each document cut into pieces of at most `length` tokens, its special tokens around each piece."""
+    windows, room = [], length - len(tokenizer.build([])[0])
+    for document in documents:
+        ids = tokenizer.encode(document)
+        windows += [tokenizer.build(ids[start : start + room])[0] for start in range(0, len(ids), room)]
+    return windows
+
+
+def make_gpt2(training: list[str], held_out: list[str], args) -> tuple[Transformer, Batches, Batches]:
+    """The untrained model, what it is trained on and what it is measured on."""
+    save_tokenizer(learn_merges(training, args.vocab_size - 257), args.output_dir)
+    tokenizer = load_tokenizer(args.output_dir)
+    model = init_gpt2(GPT2(GPT2Config(tokenizer.vocab_size, args.context_length, args.dim, args.n_heads, args.n_layers)))
+    model.head = LanguageModelHead(model.token_embedding)
+    length, pad_id = args.context_length, tokenizer.pad_id
+    examples = to_examples(training, tokenizer, length)
+    train = Batches(examples, args.batch_size, pad_id, length, seeded_order(len(examples), args.seed))
+    return model, train, Batches(to_examples(held_out, tokenizer, length), 16, pad_id, length)
+
+
+def make_distilbert(training: list[str], held_out: list[str], args) -> tuple[Transformer, Batches, Batches]:
+    save_vocabulary(learn_vocabulary(training, args.vocab_size), args.output_dir)
+    tokenizer = load_tokenizer(args.output_dir, "wordpiece")
+    sizes = {"dim": args.dim, "n_heads": args.n_heads, "n_layers": args.n_layers, "mlp_dim": 4 * args.dim}
+    config = DistilBertConfig(tokenizer.vocab_size, args.context_length, **sizes, dropout=0.0, pad_id=tokenizer.pad_id)
+    model = DistilBert(config)
+    for module in model.modules():  # as BERT was drawn
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+            torch.nn.init.normal_(module.weight, std=0.02)
+    model.head = MaskedLanguageModelHead(model.token_embedding, config.layer_norm_eps)
+    windows = to_windows(training, tokenizer, args.window)
+    order = bucketed_order([len(one) for one in windows], args.seed, args.batch_size)
+    check = to_windows(held_out, tokenizer, args.window)
+    return (
+        model,
+        MaskedBatches(windows, args.batch_size, tokenizer, args.seed, order),
+        MaskedBatches(check, 64, tokenizer, args.seed, by_length([len(one) for one in check])),
+    )
+
+
+def measure(model: Transformer, held_out: Batches, n_bytes: int, amp: str) -> dict[str, float]:
+    """On the held-out documents: of a causal model bits per byte; of a masked one the loss and accuracy of its guesses."""
     result = evaluate(model, held_out, amp, IGNORED)
-    return result["loss"] * result["targets"] / math.log(2) / n_bytes
+    if isinstance(held_out, MaskedBatches):
+        return {"masked_token_loss": result["loss"], "masked_token_accuracy": result["accuracy"]}
+    return {"bits_per_byte": result["loss"] * result["targets"] / math.log(2) / n_bytes}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+# What makes each model, and the sizes that it was made with.
+SIZES = ("vocab_size", "dim", "n_layers", "n_heads", "context_length", "num_epochs", "batch_size")
+MODELS = {
+    "gpt2-pocket": (make_gpt2, (3057, 192, 4, 3, 512, 4, 8)),
+    "distilbert-pocket": (make_distilbert, (4000, 128, 6, 4, 512, 8, 64)),
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=MODELS)
     parser.add_argument("--data_dir", type=Path, required=True)
-    parser.add_argument("--output_dir", type=Path, default=POCKET_DIR / "gpt2-pocket")
-    parser.add_argument("--merges", type=int, default=2800)
-    parser.add_argument("--dim", type=int, default=192)
-    parser.add_argument("--n_layers", type=int, default=4)
-    parser.add_argument("--n_heads", type=int, default=3)
-    parser.add_argument("--context_length", type=int, default=512, help="of the model, and tokens per training row")
-    parser.add_argument("--num_epochs", type=int, default=4)
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--output_dir", type=Path, help="default: where the shipped one lies")
+    for name in SIZES:
+        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--window", type=int, default=128, help="of distilbert: tokens per training row")
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--max_steps", type=int, default=0)
     parser.add_argument("--seed", type=int, default=123)
     args = parser.parse_args()
+    for name, value in zip(SIZES, MODELS[args.name][1], strict=True):
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.output_dir = args.output_dir or POCKET_DIR / args.name
+    return args
 
-    started = time.perf_counter()
+
+def main() -> int:
+    args, started = parse_args(), time.perf_counter()
+    make, _ = MODELS[args.name]
     documents = read_documents(args.data_dir)
+    if args.name == "distilbert-pocket":
+        documents += film_sentences(args.data_dir)
     held_out = documents[::HELD_OUT_EVERY]
     training = [document for i, document in enumerate(documents) if i % HELD_OUT_EVERY]
-    save_tokenizer(learn_merges(training, args.merges), args.output_dir)
-    tokenizer = GPT2Tokenizer.from_directory(args.output_dir)
-    config = GPT2Config(tokenizer.vocab_size, args.context_length, args.dim, args.n_heads, args.n_layers)
-    examples = to_examples(training, tokenizer, args.context_length)
-    order = seeded_order(len(examples), args.seed)
-    train = Batches(examples, args.batch_size, tokenizer.end_of_text, args.context_length, order)
-    check = Batches(to_examples(held_out, tokenizer, args.context_length), 16, tokenizer.end_of_text, args.context_length)
     n_bytes = sum(len(document.encode("utf-8")) for document in held_out)
-
-    device = pick_device("auto")
+    torch.manual_seed(args.seed)
+    model, train, check = make(training, held_out, args)
+    model.to(pick_device("auto"))
     settings = {name: getattr(args, name) for name in ("num_epochs", "batch_size", "learning_rate", "max_steps", "seed")}
     recipe = {"weight_decay": 0.1, "lr_scheduler_type": "cosine", "warmup_ratio": 0.02, "max_grad_norm": 1.0}
-    run = resolve(Run(**settings, amp=pick_amp("auto", device), logging_steps=50), recipe)
-    torch.manual_seed(args.seed)
-    model = init_gpt2(GPT2(config)).to(device)
-    model.head = LanguageModelHead(model.token_embedding)
-    untrained = bits_per_byte(model, check, n_bytes, run.amp)
+    run = resolve(Run(**settings, amp=pick_amp("auto", pick_device("auto")), logging_steps=50), recipe)
+    untrained = measure(model, check, n_bytes, run.amp)
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters:,} parameters, {len(examples):,} rows, untrained {untrained:.3f} bits per byte", flush=True)
+    print(f"{parameters:,} parameters, {len(train.examples):,} rows, untrained {untrained}", flush=True)
     fitted = fit(model, train, run, Metrics(args.output_dir / "pretraining.jsonl"), check)
+    tokens = sum(len(example.ids) for example in train.examples)
     report = {
         "parameters": parameters,
         "documents": len(training),
         "training_bytes": sum(len(document.encode("utf-8")) for document in training),
-        "training_tokens": sum(len(example.ids) for example in examples),
-        "tokens_seen": fitted.steps * args.batch_size * args.context_length,
+        "training_tokens": tokens,
+        "tokens_seen": round(tokens * fitted.steps / len(train)),
         "held_out_documents": len(held_out),
         "held_out_bytes": n_bytes,
-        "held_out_bits_per_byte": bits_per_byte(model, check, n_bytes, run.amp),
-        "untrained_bits_per_byte": untrained,
+        **{f"held_out_{name}": value for name, value in measure(model, check, n_bytes, run.amp).items()},
+        **{f"untrained_{name}": value for name, value in untrained.items()},
         "steps": fitted.steps,
         "seconds": time.perf_counter() - started,
-        "config": asdict(config),
+        "config": asdict(model.config),
         "settings": settings,
     }
     save_pretrained(model, args.output_dir, torch.float16)
