@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from torch import nn
 
 from errors import UserError
-from model.names import ARCHITECTURES, Entry, architecture_of, expand
+from model.names import entries_of
+from model.transformer import Transformer
 
 PARTS = {"qkv": "q,k,v", "norm": "attn_norm,mlp_norm"}  # names for several modules of a block
 
@@ -79,13 +80,9 @@ def parse_layers(text: str, n_layers: int, said: str | None = None) -> list[int]
 
 def their_names(model: nn.Module) -> dict[str, str]:
     """Path of a module of ours -> the path of what holds its tensors in the checkpoint's own layout."""
-    if not any(type(model.config) is one.config for one in ARCHITECTURES.values()):
+    if not isinstance(model, Transformer):
         return {}
-    return module_names(expand(architecture_of(model.config).names, model.config.n_layers))
-
-
-def module_names(table: list[Entry]) -> dict[str, str]:
-    return {ours.rpartition(".")[0]: entry.theirs.rpartition(".")[0] for entry in table for ours in entry.ours}
+    return {ours.rpartition(".")[0]: entry.theirs.rpartition(".")[0] for entry in entries_of(model) for ours in entry.ours}
 
 
 def _own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from errors import UserError
-from model.gpt2 import GPT2, Block, GPT2Config
+from model import from_pretrained
+from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead
 from peft import Adapter, BitFit, Bypass, LoRA, attach
 from peft.adapter import AdapterLinear
@@ -72,20 +73,6 @@ def test_a_factor_above_the_width_is_refused():
 # Published counts: trained parameters with 2 labels
 
 
-class Encoder(nn.Module):
-    """The modules of an encoder under the names that all models share, without a computation: blocks as GPT-2's are."""
-
-    def __init__(self, n_layers: int, dim: int = 768):
-        super().__init__()
-        self.config = GPT2Config(50265, 514, dim, 12, n_layers)
-        self.token_embedding = nn.Embedding(50265, dim)
-        self.position_embedding = nn.Embedding(514, dim)
-        self.embedding_norm = nn.LayerNorm(dim)
-        self.blocks = nn.ModuleList(Block(self.config) for _ in range(n_layers))
-        self.head = ClassifierHead(dim, 2, position="first")
-        self.head.dense = nn.Linear(dim, dim)
-
-
 HEAD = 768 * 768 + 768 + 768 * 2 + 2
 COUNTS = [
     ("roberta-base", BitFit(train_head=False), 102_914),  # printed in the RoBERTa notes
@@ -95,16 +82,16 @@ COUNTS = [
     ("roberta-base", Adapter(train_head=False), 12 * (768 * 48 * 2 + 48 + 768)),
     ("roberta-base", Adapter(train_head=False), 894_528),
     ("roberta-base", Adapter("houlsby"), 2 * 894_528 + HEAD),
-    ("distilbert", LoRA(rank=8, targets="attn.q,attn.v"), 739_586),
-    ("distilbert", Bypass("4", train_head=False), 590_592),
-    ("distilbert", Bypass("3,4,5", train_head=False), 3 * 590_592),
-    ("distilbert", Bypass("2,3,4,5", depth=2), 8 * 590_592 + HEAD),
-    ("distilbert", Bypass("attn.2,attn.3,attn.4", into="dense", train_head=False), 3 * 590_592),
+    ("distilbert-base-uncased", LoRA(rank=8, targets="attn.q,attn.v"), 739_586),
+    ("distilbert-base-uncased", Bypass("4", train_head=False), 590_592),
+    ("distilbert-base-uncased", Bypass("3,4,5", train_head=False), 3 * 590_592),
+    ("distilbert-base-uncased", Bypass("2,3,4,5", depth=2), 8 * 590_592 + HEAD),
+    ("distilbert-base-uncased", Bypass("attn.2,attn.3,attn.4", into="dense", train_head=False), 3 * 590_592),
 ]
 
 
 @pytest.mark.parametrize(("name", "method", "expected"), COUNTS)
 def test_published_counts(name: str, method, expected: int):
     with torch.device("meta"):  # shapes without memory
-        model = attach(Encoder({"roberta-base": 12, "distilbert": 6}[name]), method)
+        model = attach(from_pretrained(name, "classifier", 2, random_weights=True), method)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected

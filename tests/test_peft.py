@@ -11,9 +11,9 @@ from torch.nn import functional as F
 import peft
 from data.spam import RECIPE
 from errors import UserError
-from model.gpt2 import GPT2, GPT2Config
-from model.heads import ClassifierHead
-from model.weights import GPT2_NAMES, GPT2_PREFIX, to_hugging_face
+from model.gpt2 import GPT2Config
+from model.names import ARCHITECTURES
+from model.weights import to_hugging_face
 from peft import (
     METHODS,
     Adapter,
@@ -40,7 +40,7 @@ ADDED = {
     "lora with scaling alpha, drawn wide": LoRA(rank=4, alpha=3, scaling="alpha", init="wide"),
     "lora without the head": LoRA(rank=4, targets="all", train_head=False),
     "lora in the top block": LoRA(rank=4, targets="all", layers="last1"),
-    "adapters in two places": Adapter("houlsby", 8, layers="1-2", train_head=False),
+    "adapters in two places": Adapter("houlsby", 2, layers="1-2", train_head=False),
     "deep branches": Bypass("1,2,3,attn.1,attn.3", depth=3, into="dense", train_head=False),
     "biases alone": BitFit(train_head=False),
     "norms of a block": FreezeBlocks("1", "norm", train_head=False),
@@ -52,12 +52,27 @@ ADDED = {
 ALL = {name: method_of(resolve(Run(trainable_layers=name), RECIPE)) for name in METHODS} | ADDED
 # An adapter's activation and a branch past the blocks have no plain layer that computes the same.
 FOLDED = {name: chosen for name, chosen in ALL.items() if not re.search("Adapter|Bypass", str(chosen))}
-every_method = pytest.mark.parametrize("chosen", ALL.values(), ids=ALL.keys())
 
 
-def tiny(seed: int = 1) -> GPT2:
+def every_method(test):
+    """With every kind of model."""
+    return pytest.mark.usefixtures("kind")(pytest.mark.parametrize("chosen", ALL.values(), ids=ALL.keys())(test))
+
+
+@pytest.fixture(params=list(ARCHITECTURES))
+def kind(request, monkeypatch) -> str:
+    """What `tiny` makes in a test that uses this."""
+    monkeypatch.setattr(tiny, "kind", ARCHITECTURES[request.param])
+    return request.param
+
+
+def tiny(seed: int = 1) -> nn.Module:
     torch.manual_seed(seed)
-    return GPT2(CONFIG, ClassifierHead(CONFIG.dim, 2))
+    config = tiny.kind.config(vocab_size=50, context_length=16, dim=32, n_heads=4, n_layers=3, dropout=0.0)
+    return tiny.kind.model(config, tiny.kind.classifier_head(config, 2, tiny.kind.position, False))
+
+
+tiny.kind = ARCHITECTURES["gpt2"]
 
 
 def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -171,7 +186,7 @@ def test_merge_keeps_what_cannot_be_folded(name: str):
     torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
     assert model.state_dict().keys() == tiny().state_dict().keys() | added  # LoRA beside it is folded
     with pytest.raises(UserError, match=r"can't save .* in Hugging Face layout"):
-        to_hugging_face(model, GPT2_NAMES, GPT2_PREFIX)
+        to_hugging_face(model)
     with pytest.raises(UserError, match="already"):
         attach(model, ALL[name])
 

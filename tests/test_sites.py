@@ -4,13 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-import peft.sites
 from errors import UserError
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead
-from model.weights import Entry, expand
+from model.names import ARCHITECTURES
 from peft import Adapter, Bypass, LoRA, attach
-from peft.sites import find_parts, find_sites, module_names, parse_layers, their_names
+from peft.sites import find_parts, find_sites, parse_layers, their_names
 
 
 def tiny(n_layers: int = 21) -> GPT2:
@@ -111,37 +110,16 @@ def test_gpt2s_own_names():
     assert sites("10-11.c_fc") == ["blocks.10.mlp.up", "blocks.11.mlp.up"]
 
 
-THEIRS = [
-    ("attn.q", "transformer.layer.{}.attention.q_lin", "encoder.layer.{}.attention.self.query"),
-    ("attn.k", "transformer.layer.{}.attention.k_lin", "encoder.layer.{}.attention.self.key"),
-    ("attn.v", "transformer.layer.{}.attention.v_lin", "encoder.layer.{}.attention.self.value"),
-    ("attn.out", "transformer.layer.{}.attention.out_lin", "encoder.layer.{}.attention.output.dense"),
-    ("mlp.up", "transformer.layer.{}.ffn.lin1", "encoder.layer.{}.intermediate.dense"),
-    ("mlp.down", "transformer.layer.{}.ffn.lin2", "encoder.layer.{}.output.dense"),
-]
+def encoder(kind: str) -> nn.Module:
+    """A model of 13 blocks with the names of its kind."""
+    architecture = ARCHITECTURES[kind]
+    config = architecture.config(vocab_size=50, context_length=16, dim=8, n_heads=2, n_layers=13, mlp_dim=16)
+    with torch.device("meta"):
+        return architecture.model(config, architecture.classifier_head(config, 2, "first", False))
 
 
-@pytest.fixture
-def like(monkeypatch):
-    """like("distilbert"): a model of 13 blocks with a dense layer in its head, whose checkpoint has those names."""
-
-    def make(kind: str) -> nn.Module:
-        column = ["distilbert", "bert"].index(kind) + 1
-        table = [Entry(f"{row[column]}.weight", (f"blocks.{{}}.{row[0]}.weight",)) for row in THEIRS]
-        dense = "pre_classifier" if kind == "distilbert" else "pooler.dense"
-        table.append(Entry(f"{dense}.weight", ("head.dense.weight",), head=kind == "distilbert"))
-        table.append(Entry("classifier.weight", ("head.classifier.weight",), head=True))
-        names = module_names(expand(table, 13), f"{kind}.")
-        monkeypatch.setattr(peft.sites, "their_names", lambda model: names)
-        model = tiny(13)
-        model.head.dense = nn.Linear(8, 8, device="meta")
-        return model
-
-    return make
-
-
-def test_the_targets_of_the_distilbert_log(like):
-    model = like("distilbert")
+def test_the_targets_of_the_distilbert_log():
+    model = encoder("distilbert")
     found = list(
         find_sites(model, "transformer.layer.2.attention.q_lin,transformer.layer.2.attention.out_lin,pre_classifier")
     )
@@ -152,8 +130,8 @@ def test_the_targets_of_the_distilbert_log(like):
     assert list(find_parts(model, "3", "attention")) == [f"blocks.3.attn.{name}" for name in ("q", "k", "v", "out")]
 
 
-def test_where_a_name_is_ours_and_theirs_ours_is_meant(like):
-    model = like("bert")
+def test_where_a_name_is_ours_and_theirs_ours_is_meant():
+    model = encoder("bert")
     assert list(find_sites(model, "dense")) == ["head.dense"]
     assert list(find_sites(model, "encoder.layer.2.attention.self.query")) == ["blocks.2.attn.q"]
     assert list(find_sites(model, "2.attention.output.dense")) == ["blocks.2.attn.out"]
@@ -161,7 +139,7 @@ def test_where_a_name_is_ours_and_theirs_ours_is_meant(like):
     assert list(find_sites(model, "query,value", "12")) == ["blocks.12.attn.q", "blocks.12.attn.v"]
 
 
-def test_a_dense_layer_of_the_head_is_adapted_while_the_head_stays(like):
-    model = attach(like("distilbert"), LoRA(rank=2, targets="5.q_lin,pre_classifier", train_head=False))
+def test_a_dense_layer_of_the_head_is_adapted_while_the_head_stays():
+    model = attach(encoder("distilbert"), LoRA(rank=2, targets="5.q_lin,pre_classifier", train_head=False))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {f"{path}.lora_{ab}" for path in ("blocks.5.attn.q", "head.dense") for ab in "ab"}
