@@ -62,10 +62,7 @@ def from_pretrained(
 
     A classifier that the checkpoint doesn't hold is drawn from torch's global generator. Raises UserError.
     """
-    if head not in HEADS:
-        raise UserError(f"unknown head {head!r}: choose {', '.join(map(repr, HEADS))}")
-    if position not in (None, *POSITIONS):
-        raise UserError(f"unknown position {position!r}: choose {', '.join(POSITIONS)}")
+    _check_head(head, position)
     name = canonical_name(str(name_or_dir))
     config, labels = _config_and_labels(name)
     config, kind = _changed(config, config_changes), architecture_of(config)
@@ -80,12 +77,10 @@ def from_pretrained(
         model.to_empty(device="cpu")
     if seed is not None:
         torch.manual_seed(seed)
-    if head == "lm":
-        model.head = kind.lm_head(model)
-    elif head == "classifier":
-        n = _number_of_labels(num_labels, labels, checkpoint, kind)
-        model.head = kind.classifier_head(config, n, position or kind.position, average)
-        model.head.labels = labels if labels and len(labels) == n else None
+    n = _number_of_labels(num_labels, labels, checkpoint, kind) if head == "classifier" else 0
+    model.head = make_head(model, head, n, position, average)
+    if head == "classifier" and labels and len(labels) == n:
+        model.head.labels = labels
     if checkpoint is not None:
         kept = weights.load(model, checkpoint)
         uncovered = [path for path in kept if path.split(".")[0] != "head"]
@@ -93,6 +88,24 @@ def from_pretrained(
         if "head.classifier.bias" in kept and "head.classifier.weight" not in kept:
             torch.nn.init.zeros_(model.head.classifier.bias)  # their classifier has none
     return model
+
+
+def make_head(
+    model: Transformer, head: str | None, num_labels: int = 2, position: str | None = None, average: bool = False
+) -> torch.nn.Module | None:
+    """A new head for this model: arguments as of `from_pretrained`."""
+    _check_head(head, position)
+    architecture = architecture_of(model.config)
+    if head == "classifier":
+        return architecture.classifier_head(model.config, num_labels, position or architecture.position, average)
+    return architecture.lm_head(model) if head == "lm" else None
+
+
+def _check_head(head: str | None, position: str | None) -> None:
+    if head not in HEADS:
+        raise UserError(f"unknown head {head!r}: choose {', '.join(map(repr, HEADS))}")
+    if position not in (None, *POSITIONS):
+        raise UserError(f"unknown position {position!r}: choose {', '.join(POSITIONS)}")
 
 
 def _changed(config, changes: dict) -> Any:

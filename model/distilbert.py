@@ -15,7 +15,7 @@ class DistilBertConfig(BertConfig):
 
     n_layers: int = 6
     n_token_types: int = 0
-    head_dropout: float | None = 0.2
+    head_dropout: float = 0.2
 
 
 class DistilBert(Bert):

@@ -225,6 +225,29 @@ def test_a_repository_that_does_not_exist(fake_hub, attempt):
     assert "owner/tiny/deep" in error
 
 
+def test_a_revision_is_what_is_asked_for(fake_hub, attempt):
+    name = "owner/tiny@refs/pr/7"
+    found = attempt(f"hub.locate({name!r})", fake_hub.endpoint)["value"]
+    assert any("/api/models/owner/tiny/revision/refs%2Fpr%2F7" in request for request in fake_hub.requests)
+    assert attempt(f"hub.locate({name!r})", offline=True)["value"] == found
+    assert "isn't in the Hugging Face cache" in attempt("hub.locate('owner/tiny')", offline=True)["error"]  # another one
+
+
+def test_a_repository_with_pickled_weights_only_says_what_to_do(fake_hub, attempt):
+    del fake_hub.files["model.safetensors"]
+    error = attempt("hub.locate('owner/tiny')", fake_hub.endpoint)["error"]
+    for said in (
+        "owner/tiny holds no safetensors",
+        "owner/tiny@refs/pr/N",
+        "--checkpoint",
+        "never loaded",
+        "save_pretrained",
+    ):
+        assert said in error
+    assert not any("pytorch_model.bin" in request for request in fake_hub.requests)
+    assert Path(attempt("hub.locate('owner/tiny', files=hub.TOKENIZER_FILES)", fake_hub.endpoint)["value"]).is_dir()
+
+
 # No hub
 
 

@@ -1,0 +1,55 @@
+"""A BERT checkpoint as a DistilBERT's, computing the same for single texts.
+
+    python -m model.convert BERT_DIR OUT_DIR
+
+DistilBERT is BERT's encoder without token types. Where every token is of the first text, BERT adds row 0 of its token-type
+table at every position, so that row can be added to the position table instead. Only the body is written (a classifier's
+dense layer works differently in the two), with the tokenizer's files beside it.
+"""
+
+import argparse
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from errors import UserError, run_program
+from model import from_pretrained, hub
+from model.bert import Bert, BertConfig
+from model.distilbert import DistilBert, DistilBertConfig
+from model.weights import save_pretrained
+
+
+@torch.no_grad()
+def bert_to_distilbert(bert: Bert) -> DistilBert:
+    if type(bert.config) is not BertConfig:
+        raise UserError(f"only a BERT can become a DistilBERT, and this is a {type(bert).__name__}")
+    if bert.config.layer_norm_eps != DistilBertConfig.layer_norm_eps:
+        eps = bert.config.layer_norm_eps
+        raise UserError(f"a DistilBERT has layer_norm_eps {DistilBertConfig.layer_norm_eps}, this BERT {eps}")
+    changes = {"n_token_types": 0, "head_dropout": DistilBertConfig.head_dropout}
+    distilbert = DistilBert(DistilBertConfig(**asdict(bert.config) | changes))
+    tensors = bert.state_dict()
+    tensors = {
+        name: tensor for name, tensor in tensors.items() if name.split(".")[0] not in ("head", "token_type_embedding")
+    }
+    tensors["position_embedding.weight"] = bert.position_embedding.weight + bert.token_type_embedding.weight[0]
+    distilbert.load_state_dict(tensors)
+    return distilbert
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bert", help="a BERT's directory or name")
+    parser.add_argument("out", type=Path, help="the directory to write")
+    args = parser.parse_args()
+    save_pretrained(bert_to_distilbert(from_pretrained(args.bert, head=None)), args.out)
+    for file in map(hub.locate(args.bert).joinpath, hub.TOKENIZER_FILES):
+        if file.is_file():
+            shutil.copy(file, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)
