@@ -16,7 +16,7 @@ from run import DEFAULTS, Run, resolve
 from train import pick_amp, pick_device
 
 DEFAULT_DATASET = {"gpt2": "spam", "distilbert": "sst2", "bert": "sst2", "roberta": "sst2"}  # by the kind of model
-# By the kind of model: whose vocabulary a checkpoint without one gets, and its folder in `tokenizers/` (see find_tokenizer).
+# By the kind of model: whose vocabulary a checkpoint without one gets, and its folder in `tokenizers/`, see find_tokenizer.
 VOCABULARIES = {
     "gpt2": ("gpt2-small", "gpt2"),
     "distilbert": ("distilbert-base-uncased", "bert-base-uncased"),
