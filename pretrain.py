@@ -16,13 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from model.wordpiece import learn_vocabulary, save_vocabulary
 
 from data import get_task
 from data.batching import IGNORED, Batches, Example, bucketed_order, by_length, seeded_order
 from data.masking import MaskedBatches
 from errors import run_program
-from model.bpe import learn_merges, save_tokenizer
+from model.bpe import learn_merges, learn_vocabulary, save_tokenizer, save_vocabulary
 from model.distilbert import DistilBert, DistilBertConfig
 from model.gpt2 import GPT2, GPT2Config, init_gpt2
 from model.heads import LanguageModelHead, MaskedLanguageModelHead
