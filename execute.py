@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -89,7 +89,9 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     print_header(job, tokenizer_folder, batches, plan, *count_parameters(model))
     if run.memory_report:
         width = max(len(one.ids) for one in batches["train"].examples)
-        print(memory.report(lambda: build_model(run, n_labels), peft.method_of(plan[0]), run.batch_size, width), flush=True)
+        unread = replace(run, weights="random")  # shapes are all that matters: nothing is read from the checkpoint
+        budgets = memory.report(lambda: build_model(unread, n_labels), peft.method_of(plan[0]), run.batch_size, width)
+        print(budgets, flush=True)
     if run.plot_loss:
         plots.need_matplotlib()  # before any time is spent
     finished = finished_stages(directory) if run.resume else forget(directory)
