@@ -113,7 +113,7 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
         "method": run.trainable_layers,
         "seed": run.seed,
         **accuracies,
-        **(f1 if "macro_f1" in job.task.metrics else {}),
+        **f1,
         "steps": sum(stage["steps"] for stage in stages),
         "interrupted": interrupted,
         "stages": stages,

@@ -111,8 +111,8 @@ def run_one(run: Run, argv: list[str]) -> int:
     if result["interrupted"]:
         print(f"interrupted after {result['steps']} steps; what was trained is saved, --resume goes on from there")
         return 130
-    for name in ("accuracy", "macro_f1"):
-        values = {split: result.get(f"{split}_{name}") for split in SPLITS}
+    for name in prepared.task.metrics:
+        values = {split: result[f"{split}_{name}"] for split in SPLITS}
         if any(value is not None for value in values.values()):
             shown = ", ".join(f"{split} {value:.2%}" for split, value in values.items() if value is not None)
             print(f"{name:<8} {shown}")

@@ -11,7 +11,10 @@ from run import Run
 
 
 def padded_length(run: Run, longest: int, limit: int) -> int:
-    """--context_length as a number of tokens; every text is cut to it."""
+    """--context_length as a number of tokens; every text is cut to it.
+
+    longest: the longest training example; without padding that of all splits, which no length has to exceed.
+    """
     if run.context_length == "longest_training_example":
         length, what = longest, f"the longest training example has {longest} tokens"
     elif run.context_length == "model_context_length":
@@ -27,6 +30,7 @@ def padded_length(run: Run, longest: int, limit: int) -> int:
                 f"--context_length is {run.context_length!r}; choose longest_training_example, model_context_length "
                 f"or a number of tokens from 1 to {limit}"
             )
+    length = min(length, longest) if run.no_padding else length
     if length > limit:
         raise UserError(f"{what}, the model's context {limit}; choose --context_length {limit} or less")
     return length
@@ -50,7 +54,8 @@ def make_batches(run: Run, texts: dict[str, list[TextExample]], tokenizer, limit
         name: [(tokenizer.encode(one.text), None if one.pair is None else tokenizer.encode(one.pair)) for one in examples]
         for name, examples in texts.items()
     }
-    length = padded_length(run, max(len(tokenizer.build(*one)[0]) for one in words["train"]), limit)
+    measured = [one for name in words if name == "train" or run.no_padding for one in words[name]]
+    length = padded_length(run, max(len(tokenizer.build(*one)[0]) for one in measured), limit)
     splits = {
         name: [
             Example(ids, one.label, types)

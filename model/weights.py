@@ -197,6 +197,8 @@ def read_config(directory: Path) -> tuple[Any, tuple[str, ...] | None]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read: {error}") from None
     kind = settings.get("model_type") if isinstance(settings, dict) else None
+    if kind is None and isinstance(settings, dict) and {"hidden_size", "type_vocab_size"} <= settings.keys():
+        kind = "bert"  # as SciBERT's: from before the type was written down
     if kind not in ARCHITECTURES:
         raise UserError(f"{path} describes a model of type {kind!r}; the types that are read: {', '.join(ARCHITECTURES)}")
     architecture = ARCHITECTURES[kind]

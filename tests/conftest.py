@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 import experiments
 import train
 from model import hub
-from model.bpe import learn_merges, save_tokenizer
+from model.bpe import learn_merges, learn_vocabulary, save_tokenizer, save_vocabulary
 from model.gpt2 import GPT2, GPT2Config
+from model.names import ARCHITECTURES
 from model.weights import save_pretrained
 
 ROOT = Path(__file__).parent.parent
@@ -86,6 +87,67 @@ def make_checkpoint(directory: Path, text: str, n_merges: int = 100, n_layers: i
 def small_checkpoint(tmp_path_factory, small_data) -> Path:
     text = (small_data / "sms_spam" / "SMSSpamCollection").read_text(encoding="utf-8")
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", text)
+
+
+SENTIMENTS = {"1": ("good", "fine", "lovely", "funny", "warm"), "0": ("bad", "dull", "poor", "cold", "sad")}
+NEUTRAL = ("film", "the", "a", "story", "plot", "with", "actors", "and", "is", "it")
+
+
+@pytest.fixture(scope="session")
+def encoder_data(tmp_path_factory) -> Path:
+    """A --data_dir with small glue_sst2 and glue_rte: 60 texts or pairs to train, 20 to validate."""
+    folder, draw = tmp_path_factory.mktemp("encoder_data"), random.Random(0)
+
+    def sentence(label: str) -> str:
+        words = [draw.choice(NEUTRAL) for _ in range(draw.randint(3, 12))] + [draw.choice(SENTIMENTS[label])]
+        draw.shuffle(words)
+        return " ".join(words)
+
+    for name in ("glue_sst2", "glue_rte"):
+        (folder / name).mkdir()
+        for file, n in (("train.tsv", 60), ("dev.tsv", 20)):
+            rows = []
+            for i in range(n):
+                one, two = draw.choice("01"), draw.choice("01")
+                if name == "glue_sst2":
+                    rows.append(f"{sentence(one)} \t{one}")
+                else:
+                    same = "entailment" if one == two else "not_entailment"
+                    rows.append(f"{i}\t{sentence(one)}\t{sentence(two)}\t{same}")
+            head = "sentence\tlabel" if name == "glue_sst2" else "index\tsentence1\tsentence2\tlabel"
+            (folder / name / file).write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+    return folder
+
+
+def make_encoder(directory: Path, kind: str, data: Path, **labels) -> Path:
+    """A --checkpoint directory: a random encoder of that kind, 32 wide, and its tokenizer."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted(data.glob("*/train.tsv"))]
+    if kind == "roberta":
+        save_tokenizer(learn_merges(texts, 60), directory)
+        vocab = json.loads((directory / "vocab.json").read_text())
+        ids = {token: i for i, token in enumerate(("<s>", "<pad>", "</s>", "<unk>"))}
+        ids |= {token: i + 4 for token, i in vocab.items() if token != "<|endoftext|>"}
+        ids["<mask>"] = len(ids)
+        (directory / "vocab.json").write_text(json.dumps(ids))
+        size, pad_id = len(ids), 1
+    else:
+        tokens = learn_vocabulary(texts, 120)
+        save_vocabulary(tokens, directory)
+        size, pad_id = len(tokens), 0
+    architecture = ARCHITECTURES[kind]
+    torch.manual_seed(1)
+    config = architecture.config(size, 128, 32, 4, 3, 64, dropout=0.0, pad_id=pad_id)
+    model = architecture.model(config)
+    if labels:
+        model.head = architecture.classifier_head(config, len(labels["labels"]), "first", False)
+        model.head.labels = labels["labels"]
+    save_pretrained(model, directory)
+    return directory
+
+
+@pytest.fixture(scope="session", params=["distilbert", "bert", "roberta"])
+def encoder(request, tmp_path_factory, encoder_data) -> Path:
+    return make_encoder(tmp_path_factory.mktemp("encoder") / request.param, request.param, encoder_data)
 
 
 @pytest.fixture

@@ -193,3 +193,12 @@ def test_convert_refuses_what_is_no_bert(tmp_path):
     ids = torch.randint(2, 60, (3, 20))
     distil = bert_to_distilbert(bert).eval()
     assert distance(distil.encode(ids, MASK), bert.encode(ids, MASK)) <= TOLERANCE
+
+
+def test_a_bert_config_from_before_types_were_written_down(tmp_path):
+    """SciBERT's config.json has no model_type."""
+    save_pretrained(Bert(OURS["bert"][1]), tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    del settings["model_type"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert type(from_pretrained(tmp_path, head=None)) is Bert
