@@ -80,18 +80,12 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     prepare_directory(job)
     reset_peak_memory(device)
     inputs = fingerprint(job)
-    n_labels = len(job.task.labels)
-    model = build_model(run, n_labels)
+    model = build_model(run, len(job.task.labels))
     tokenizer, tokenizer_folder = find_tokenizer(run, model.config.vocab_size)
     batches = make_batches(run, job.read(), tokenizer, model.config.context_length)
     plan = stages_of(run, len(model.blocks))
     peft.attach(model, peft.method_of(plan[0]))
     print_header(job, tokenizer_folder, batches, plan, *count_parameters(model))
-    if run.memory_report:
-        width = max(len(one.ids) for one in batches["train"].examples)
-        unread = replace(run, weights="random")  # shapes are all that matters: nothing is read from the checkpoint
-        budgets = memory.report(lambda: build_model(unread, n_labels), peft.method_of(plan[0]), run.batch_size, width)
-        print(budgets, flush=True)
     if run.plot_loss:
         plots.need_matplotlib()  # before any time is spent
     finished = finished_stages(directory) if run.resume else forget(directory)
@@ -101,8 +95,6 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
         interrupted = stages[-1]["interrupted"]
         measured = {} if interrupted else final_measures(peft.merge(model), used, run, metrics)
     metrics.close()
-    accuracies = {f"{split}_accuracy": measured.get(split, {}).get("accuracy") for split in SPLITS}
-    f1 = {f"{split}_macro_f1": measured.get(split, {}).get("macro_f1") for split in SPLITS}
     result = {
         "model": job.model_source,
         "model_reason": job.model_reason,
@@ -112,15 +104,9 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
         "data_reason": job.data_reason,
         "method": run.trainable_layers,
         "seed": run.seed,
-        **accuracies,
-        **f1,
-        "steps": sum(stage["steps"] for stage in stages),
-        "interrupted": interrupted,
-        "stages": stages,
-        "train_seconds": round(sum(stage["seconds"] for stage in stages), 3),
+        **{f"{split}_{name}": measured.get(split, {}).get(name) for name in ("accuracy", "macro_f1") for split in SPLITS},
+        **totals(stages),
         "total_seconds": round(time.perf_counter() - started, 3),
-        "trainable_parameters": max(stage["trainable_parameters"] for stage in stages),
-        "total_parameters": max(stage["total_parameters"] for stage in stages),
         "peak_memory_bytes": peak_memory_bytes(device),
         "device": device_name(device),
         "amp": run.amp,
@@ -136,6 +122,18 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     if run.plot_loss:
         print(f"plot     {plots.draw(directory)}")
     return result
+
+
+def totals(stages: list[dict]) -> dict:
+    """What a run's stages come to."""
+    return {
+        "steps": sum(stage["steps"] for stage in stages),
+        "interrupted": stages[-1]["interrupted"],
+        "train_seconds": round(sum(stage["seconds"] for stage in stages), 3),
+        "trainable_parameters": max(stage["trainable_parameters"] for stage in stages),
+        "total_parameters": max(stage["total_parameters"] for stage in stages),
+        "stages": stages,
+    }
 
 
 def finished_stages(directory: Path) -> list[dict]:
@@ -194,3 +192,7 @@ def print_header(
             print(f"         the LoRA product is multiplied by {one.scale:g}")
     settings = " ".join(f"{name}={value}" for name, value in asdict(run).items() if value is not None)
     print(f"settings {settings}", flush=True)
+    if run.memory_report:
+        width = max(len(one.ids) for one in batches["train"].examples)
+        unread = replace(run, weights="random")  # shapes are all that matters: nothing is read from the checkpoint
+        print(memory.report(lambda: build_model(unread, len(job.task.labels)), method, run.batch_size, width), flush=True)
