@@ -15,6 +15,7 @@ import model as models
 import train
 from errors import UserError
 from model import hub
+from model.weights import save_pretrained
 from run import Run
 
 CHECKS = {}
@@ -423,9 +424,15 @@ def resume(experiment, fixtures):
     assert not (rest.directory / "training_state.safetensors").exists()
 
 
-@pytest.mark.parametrize("checks", dict.fromkeys(CHECKS.values()), ids=lambda function: function.__name__)
-def test_flag(checks, experiment, fixtures):
-    checks(experiment, fixtures)
+@check("head_labels")
+def head_labels(experiment, fixtures):
+    folder = make_checkpoint(fixtures["alone"] / "three", "see you later " * 9)
+    three = models.from_pretrained(folder, "classifier", 3)
+    save_pretrained(three, folder)
+    found = experiment("--head_labels", "2,0", checkpoint=folder, learning_rate=0, weight_decay=0)
+    assert torch.equal(found.tensors["head.classifier.weight"], three.head.classifier.weight[[2, 0]])
+    with pytest.raises(UserError, match=r"has a classifier for 3 labels, but num_labels says 2"):
+        experiment(checkpoint=folder)
 
 
 @check("stages")
@@ -474,6 +481,11 @@ def plot_loss(experiment, fixtures):
     pytest.importorskip("matplotlib", reason="plots need matplotlib")
     assert (experiment("--plot_loss", output_dir=fixtures["alone"] / "drawn").directory / "curves.png").is_file()
     assert not (experiment().directory / "curves.png").exists()
+
+
+@pytest.mark.parametrize("checks", dict.fromkeys(CHECKS.values()), ids=lambda function: function.__name__)
+def test_flag(checks, experiment, fixtures):
+    checks(experiment, fixtures)
 
 
 def test_every_flag_is_checked():
