@@ -1,19 +1,32 @@
-"""GPT-2's byte-level BPE, run by tiktoken from the files that lie beside the weights. Nothing is downloaded here."""
+"""The tokenizers of all architectures, from the files that lie beside the weights: `load_tokenizer` finds out which it is.
+Nothing is downloaded here.
+
+GPT-2's and RoBERTa's byte-level BPE are here, run by tiktoken; BERT's WordPiece is in wordpiece.py."""
 
 import json
+import re
 from pathlib import Path
 
 import tiktoken
 
 from errors import UserError
+from model.sequence import Tokenizer
+from model.wordpiece import FILES as WORDPIECE_FILES
+from model.wordpiece import WordPieceTokenizer
 
-END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT = "<|endoftext|>"  # GPT-2's one special token
+START = "<s>"  # RoBERTa's first
 
 # How GPT-2 cuts text into words before BPE (openai/gpt-2, src/encoder.py).
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
-# Vocabulary and merges: under the Hugging Face names, under OpenAI's, and both in the one file that newer tools write.
+# The files of byte-level BPE, vocabulary and merges: under the Hugging Face names, under OpenAI's, and both in the one
+# file that newer tools write.
 FILE_SETS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("tokenizer.json",))
+ALL_FILE_SETS = (*FILE_SETS, *((name,) for name in WORDPIECE_FILES if (name,) not in FILE_SETS))
+
+# Entries that no merge makes and that need none: special tokens, and the ones that fill RoBERTa's table up.
+WHOLE_TOKEN = re.compile(r"<.*>|\[.*\]|madeupword\d+")
 
 
 def byte_alphabet() -> dict[int, str]:
@@ -27,41 +40,137 @@ def byte_alphabet() -> dict[int, str]:
     return alphabet | {byte: chr(256 + i) for i, byte in enumerate(unprintable)}
 
 
-class GPT2Tokenizer:
-    """Text -> token ids and back. `end_of_text` also serves as the padding id, as in the published spam rows."""
+class BytePairTokenizer(Tokenizer):
+    """Text -> token ids and back. Every character is text, `<|endoftext|>` too: a text can't smuggle in a special token."""
 
-    def __init__(self, ranks: dict[bytes, int], end_of_text: int):
-        self.end_of_text = end_of_text
-        self.vocab_size = max(end_of_text, *ranks.values()) + 1
+    name: str
+    required: tuple[str, ...]  # special tokens that the vocabulary must have
+    ids_follow_merges: bool
+
+    def __init__(self, tokens: list[str], vocab: dict[str, int]):
+        """tokens: those of single bytes, then what each merge makes; vocab: token -> id, of these and of special tokens."""
+        byte_of = {character: byte for byte, character in byte_alphabet().items()}
+        made = set(tokens)
+        special = [token for token in vocab if token not in made]
+        # tiktoken joins the pair with the lowest rank first: a rank is a place in the order of the merges, not yet an id.
+        self._id_of_rank = [vocab[token] for token in tokens + special]
+        self._rank_of_id = {token_id: rank for rank, token_id in enumerate(self._id_of_rank)}
         self._encoding = tiktoken.Encoding(
-            "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: end_of_text}
+            self.name,
+            pat_str=GPT2_PATTERN,
+            mergeable_ranks={bytes(byte_of[c] for c in token): rank for rank, token in enumerate(tokens)},
+            special_tokens={token: rank for rank, token in enumerate(special, start=len(tokens))},
         )
+        self.vocab_size = max(self._id_of_rank) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Every character is text, `<|endoftext|>` too: a message can't smuggle in a special token."""
-        return self._encoding.encode_ordinary(text)
+        return [self._id_of_rank[rank] for rank in self._encoding.encode_ordinary(text)]
 
     def decode(self, ids: list[int]) -> str:
-        return self._encoding.decode(ids)
+        return self._encoding.decode([self._rank_of_id[token_id] for token_id in ids])
 
     @classmethod
-    def from_directory(cls, directory: str | Path) -> "GPT2Tokenizer":
+    def from_directory(cls, directory: str | Path) -> "BytePairTokenizer":
         """Reads the files of FILE_SETS, the first set that is there. Raises UserError if none is, or one is broken."""
-        directory = Path(directory)
-        for names in FILE_SETS:
-            files = [directory / name for name in names]
-            if all(file.is_file() for file in files):
-                try:
-                    vocab, merged = _read_json(*files) if len(files) == 1 else _read_pair(*files)
-                except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise UserError(f"{directory}: can't read {' + '.join(names)}: {error}") from None
-                return cls(*_ranks(vocab, merged, files[0]))
-        choices = " or ".join(" + ".join(names) for names in FILE_SETS)
-        raise UserError(f"{directory} has no GPT-2 tokenizer files ({choices})")
+        file, vocab, tokens = _read_byte_pairs(Path(directory), cls.name)
+        missing = [token for token in cls.required if token not in vocab]
+        if missing:
+            raise UserError(f"{file} is no {cls.name} vocabulary: it has no entry {', '.join(missing)}")
+        _check(file, vocab, tokens, cls.ids_follow_merges)
+        return cls(tokens, vocab)
+
+
+class GPT2Tokenizer(BytePairTokenizer):
+    """`end_of_text` is also the padding id, as in the published spam rows. `build` puts a newline between two texts."""
+
+    name = "GPT-2"
+    required = (END_OF_TEXT,)
+    ids_follow_merges = True
+
+    def __init__(self, tokens: list[str], vocab: dict[str, int]):
+        super().__init__(tokens, vocab)
+        self.pad_id = self.end_of_text = vocab[END_OF_TEXT]
+        self.special_ids = frozenset([self.end_of_text])
+        self.between = tuple(self.encode("\n"))
+
+
+class RobertaTokenizer(BytePairTokenizer):
+    """GPT-2's merges with ids in another order: `<s> A </s>`, and `<s> A </s></s> B </s>`, where tokens have no types."""
+
+    name = "RoBERTa"
+    required = (START, "<pad>", "</s>", "<unk>")
+    ids_follow_merges = False
+
+    def __init__(self, tokens: list[str], vocab: dict[str, int]):
+        super().__init__(tokens, vocab)
+        start, self.pad_id, end, _ = (vocab[token] for token in self.required)
+        self.mask_id = vocab.get("<mask>")
+        self.special_ids = frozenset(vocab[token] for token in (*self.required, "<mask>") if token in vocab)
+        self.start, self.between, self.end = (start,), (end, end), (end,)
+
+
+KINDS = {"gpt2": GPT2Tokenizer, "roberta": RobertaTokenizer, "wordpiece": WordPieceTokenizer}
+KIND_OF_MODEL = {"gpt2": "gpt2", "roberta": "roberta", "bert": "wordpiece", "distilbert": "wordpiece"}
+
+
+def load_tokenizer(directory: str | Path, kind: str | None = None) -> Tokenizer:
+    """The tokenizer in `directory`, of that kind (KINDS), else of the kind that its files show. Raises UserError."""
+    directory = Path(directory)
+    kind = kind or _kind(directory)
+    if kind not in KINDS:
+        raise UserError(f"unknown kind of tokenizer {kind!r}: choose {', '.join(KINDS)}")
+    return KINDS[kind].from_directory(directory)
 
 
 def has_tokenizer_files(directory: Path) -> bool:
-    return any(all((directory / name).is_file() for name in names) for names in FILE_SETS)
+    return _first_complete(directory, ALL_FILE_SETS) is not None
+
+
+def _kind(directory: Path) -> str:
+    """What config.json's model has, else what the files can be. RoBERTa's vocabulary has <|endoftext|> too, unused."""
+    if not has_tokenizer_files(directory):
+        raise UserError(f"{directory} has no tokenizer files ({_choices(ALL_FILE_SETS)})")
+    model_type = _entry(directory / "config.json", "model_type")
+    if isinstance(model_type, str) and model_type in KIND_OF_MODEL:
+        return KIND_OF_MODEL[model_type]
+    if (directory / "vocab.txt").is_file():
+        return "wordpiece"
+    files = _first_complete(directory, FILE_SETS)
+    if files == [directory / "tokenizer.json"] and _entry(files[0], "model", "type") == "WordPiece":
+        return "wordpiece"
+    return "roberta" if START in _read_byte_pairs(directory, "byte-level BPE")[1] else "gpt2"
+
+
+def _entry(file: Path, *keys: str) -> object:
+    """content[key][key]... of a JSON file, or None where there is no such entry."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        for key in keys:
+            content = content[key]
+        return content
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _first_complete(directory: Path, file_sets: tuple[tuple[str, ...], ...]) -> list[Path] | None:
+    sets = ([directory / name for name in names] for names in file_sets)
+    return next((files for files in sets if all(file.is_file() for file in files)), None)
+
+
+def _choices(file_sets: tuple[tuple[str, ...], ...]) -> str:
+    return " or ".join(" + ".join(names) for names in file_sets)
+
+
+def _read_byte_pairs(directory: Path, name: str) -> tuple[Path, dict[str, int], list[str]]:
+    """(the vocabulary's file, token -> id, the tokens of the single bytes and then what each merge makes)."""
+    files = _first_complete(directory, FILE_SETS)
+    if files is None:
+        raise UserError(f"{directory} has no {name} tokenizer files ({_choices(FILE_SETS)})")
+    try:
+        vocab, merged = _read_json(*files) if len(files) == 1 else _read_pair(*files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{directory}: can't read {' + '.join(file.name for file in files)}: {error}") from None
+    return files[0], vocab, [*byte_alphabet().values(), *merged]
 
 
 def _read_pair(vocab_file: Path, merges_file: Path) -> tuple[dict[str, int], list[str]]:
@@ -81,25 +190,22 @@ def _read_json(file: Path) -> tuple[dict[str, int], list[str]]:
     return content["model"]["vocab"] | apart, merged
 
 
-def _ranks(vocab: dict[str, int], merged: list[str], file: Path) -> tuple[dict[bytes, int], int]:
-    """tiktoken's table (the bytes of each token -> its id), and the id of <|endoftext|>.
-
-    tiktoken joins the pair with the lowest id first, so ids must follow the order of the merges; that is checked here.
-    """
-    tokens = [*byte_alphabet().values(), *merged]
-    if END_OF_TEXT not in vocab:
-        raise UserError(f"{file} is no GPT-2 vocabulary: it has no entry {END_OF_TEXT}")
+def _check(file: Path, vocab: dict[str, int], tokens: list[str], ids_follow_merges: bool) -> None:
+    """Raises UserError where vocabulary and merges aren't of the same tokenizer, or ids can't be."""
+    apart = f"{file}: vocabulary and merges don't belong together"
     for rank, token in enumerate(tokens):
-        if vocab.get(token) != rank:
-            raise UserError(
-                f"{file}: vocabulary and merges don't belong together: token {rank} is {token!r} by the merges, but the "
-                f"vocabulary gives it the id {vocab.get(token)}"
-            )
-    end_of_text = vocab[END_OF_TEXT]
-    if type(end_of_text) is not int or end_of_text not in range(len(tokens), 2**31):
-        raise UserError(f"{file} gives {END_OF_TEXT} the id {end_of_text!r}; the ids from {len(tokens)} on are free")
-    byte_of = {character: byte for byte, character in byte_alphabet().items()}
-    try:
-        return {bytes(byte_of[c] for c in token): rank for rank, token in enumerate(tokens)}, end_of_text
-    except KeyError as error:
-        raise UserError(f"{file}: the merges hold the character {error}, which stands for no byte") from None
+        found = vocab.get(token)
+        if found is None or (ids_follow_merges and found != rank):
+            raise UserError(f"{apart}: token {rank} is {token!r} by the merges, but the vocabulary gives it the id {found}")
+    made = set(tokens)
+    unmade = [token for token in vocab if token not in made and not WHOLE_TOKEN.fullmatch(token)]
+    if unmade:
+        raise UserError(f"{apart}: the vocabulary has {unmade[0]!r} and {len(unmade) - 1} more tokens that no merge makes")
+    if len(made) < len(tokens):
+        raise UserError(f"{file}: two of the merges make the same token")
+    if unknown := set().union(*tokens) - set(byte_alphabet().values()):
+        raise UserError(f"{file}: the merges hold characters that stand for no byte: {''.join(sorted(unknown))!r}")
+    owner: dict[int, str] = {}
+    for token, token_id in vocab.items():
+        if type(token_id) is not int or token_id not in range(2**31) or owner.setdefault(token_id, token) != token:
+            raise UserError(f"{file} gives {token} the id {token_id!r}; ids are whole numbers from 0 on, each given once")

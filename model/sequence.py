@@ -1,0 +1,51 @@
+"""What every tokenizer shares: from the ids of one text, or of two, to the sequence that the model reads."""
+
+from errors import UserError
+
+
+class Tokenizer:
+    """A tokenizer has `encode(text) -> ids`, without special tokens, and `decode(ids) -> text`. `build` adds the rest."""
+
+    vocab_size: int
+    pad_id: int
+    mask_id: int | None = None
+    special_ids: frozenset[int]
+
+    # Around a text A: start A end. Around a pair: start A between B end.
+    start: tuple[int, ...] = ()
+    between: tuple[int, ...] = ()
+    end: tuple[int, ...] = ()
+    has_token_types = False  # whether the model tells the two texts of a pair apart by a type for each token
+
+    def build(
+        self, ids: list[int], pair_ids: list[int] | None = None, max_length: int | None = None
+    ) -> tuple[list[int], list[int] | None]:
+        """(ids with the special tokens, type of each: 0 up to the second text, 1 from there; None if there are no types).
+
+        Where max_length is smaller, both texts lose tokens on the right, the longer one first; the special tokens stay.
+        Raises UserError if not even those fit.
+        """
+        added = len(self.start) + len(self.end) + (len(self.between) if pair_ids is not None else 0)
+        if max_length is not None:
+            room = max_length - added
+            if room < 0:
+                raise UserError(f"a length of {max_length} is too short: the special tokens alone take {added}")
+            n, n_pair = longest_first(len(ids), len(pair_ids or ()), room)
+            ids, pair_ids = ids[:n], pair_ids if pair_ids is None else pair_ids[:n_pair]
+        if pair_ids is None:
+            first, second = [*self.start, *ids, *self.end], []
+        else:
+            first, second = [*self.start, *ids, *self.between], [*pair_ids, *self.end]
+        return first + second, [0] * len(first) + [1] * len(second) if self.has_token_types else None
+
+
+def longest_first(n: int, n_pair: int, room: int) -> tuple[int, int]:
+    """How many tokens of two texts stay in `room` places: the longer text is cut to the other's length, then both.
+
+    An odd place goes to the longer text, to the second of two equal ones (the reference library's choice).
+    """
+    short, long = sorted((n, n_pair))
+    if short + long > room:
+        short = min(short, room // 2)
+        long = room - short
+    return (short, long) if n <= n_pair else (long, short)

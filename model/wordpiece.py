@@ -1,0 +1,208 @@
+"""BERT's WordPiece tokenizer: text -> words -> the longest pieces of each word that the vocabulary holds.
+
+The same ids as the reference library's `BertTokenizer`, with one difference: there a "[SEP]" written in a text becomes
+the special token, here every character of a text is text."""
+
+import json
+import unicodedata
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from errors import UserError
+from model.sequence import Tokenizer
+
+PAD, UNKNOWN, START, SEPARATOR, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+CONTINUES = "##"  # a piece that doesn't begin its word
+MAX_WORD = 100  # characters; a longer word is [UNK]
+CACHED_WORDS = 2**16
+
+FILES = ("vocab.txt", "tokenizer.json")
+
+# Their names for BasicTokenizer's arguments: in tokenizer.json's normalizer, and in tokenizer_config.json, which wins.
+SETTINGS = {
+    "lower_case": ("lowercase", "do_lower_case"),
+    "strip_accents": ("strip_accents", "strip_accents"),
+    "isolate_ideographs": ("handle_chinese_chars", "tokenize_chinese_chars"),
+}
+
+# Ideographs: each is a word of its own. Hangul and kana are not among them: those are written with spaces or as words.
+IDEOGRAPHS = (
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B73F),
+    (0x2B740, 0x2B81F),
+    (0x2B820, 0x2CEAF),
+    (0x2F800, 0x2FA1F),
+)
+
+
+class Replacements(dict):
+    """For str.translate: what each character becomes, worked out when it is first met."""
+
+    def __init__(self, rule: Callable[[str], str]):
+        super().__init__()
+        self.rule = rule
+
+    def __missing__(self, code: int) -> str:
+        self[code] = self.rule(chr(code))
+        return self[code]
+
+
+def clean(character: str) -> str:
+    """Nothing for control, format and private characters; one space for any white space."""
+    if character in "\t\n\r":
+        return " "
+    # Unassigned code points ("Cn") stay: they may be the letters of a later Unicode version.
+    if character in "\0\ufffd" or unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs"):
+        return ""
+    return " " if character.isspace() else character
+
+
+def isolate_ideograph(character: str) -> str:
+    return f" {character} " if any(low <= ord(character) <= high for low, high in IDEOGRAPHS) else character
+
+
+def drop_mark(character: str) -> str:
+    return "" if unicodedata.category(character) == "Mn" else character
+
+
+def isolate_punctuation(character: str) -> str:
+    """All of ASCII's symbols count, `$` and `+` too, which Unicode doesn't call punctuation."""
+    ascii_symbol = "!" <= character <= "~" and not character.isalnum()
+    return f" {character} " if ascii_symbol or unicodedata.category(character)[0] == "P" else character
+
+
+class BasicTokenizer:
+    """Text -> words. `strip_accents` None: wherever letters are lower-cased."""
+
+    def __init__(self, lower_case: bool = True, strip_accents: bool | None = None, isolate_ideographs: bool = True):
+        self.lower_case = lower_case
+        self.strip_accents = lower_case if strip_accents is None else strip_accents
+        self._clean = Replacements(lambda c: isolate_ideograph(clean(c)) if isolate_ideographs and clean(c) else clean(c))
+        self._drop_marks = Replacements(drop_mark)
+        self._isolate_punctuation = Replacements(isolate_punctuation)
+
+    def words(self, text: str) -> list[str]:
+        text = text.translate(self._clean)
+        if self.strip_accents and not text.isascii():
+            text = unicodedata.normalize("NFD", text).translate(self._drop_marks)  # é -> e and a mark -> e
+        if self.lower_case:
+            # Letter by letter: Python alone would write a Σ at a word's end as ς.
+            text = text.replace("Σ", "σ").lower()
+        return text.translate(self._isolate_punctuation).split()
+
+
+class WordPieceTokenizer(Tokenizer):
+    """Text -> token ids and back (decoding can't bring back case, accents or spaces around punctuation)."""
+
+    has_token_types = True
+
+    def __init__(self, vocab: dict[str, int], basic: BasicTokenizer | None = None):
+        self.basic = basic or BasicTokenizer()
+        self.pad_id, self.unknown_id, start, separator = (vocab[token] for token in SPECIAL_TOKENS[:4])
+        self.mask_id = vocab.get(MASK)
+        self.special_ids = frozenset(vocab[token] for token in SPECIAL_TOKENS if token in vocab)
+        self.start, self.between, self.end = (start,), (separator,), (separator,)
+        self.vocab_size = max(vocab.values()) + 1
+        self._vocab = vocab
+        self._tokens = {token_id: token for token, token_id in vocab.items()}
+        self._longest = max(map(len, vocab))
+        # Most words of a text have been met before, so the pieces of the latest ones are kept.
+        self._pieces = lru_cache(CACHED_WORDS)(self._split)
+
+    def encode(self, text: str) -> list[int]:
+        return [piece for word in self.basic.words(text) for piece in self._pieces(word)]
+
+    def _split(self, word: str) -> tuple[int, ...]:
+        """From left to right, the longest piece that the vocabulary holds; [UNK] for the whole word where there is none."""
+        if len(word) > MAX_WORD:
+            return (self.unknown_id,)
+        pieces, start = [], 0
+        while start < len(word):
+            prefix = CONTINUES if start else ""
+            for end in range(min(len(word), start + self._longest), start, -1):
+                piece = self._vocab.get(prefix + word[start:end])
+                if piece is not None:
+                    break
+            else:
+                return (self.unknown_id,)
+            pieces.append(piece)
+            start = end
+        return tuple(pieces)
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(self._tokens[token_id] for token_id in ids).replace(f" {CONTINUES}", "")
+
+    @classmethod
+    def from_directory(cls, directory: str | Path) -> "WordPieceTokenizer":
+        """Reads vocab.txt, else tokenizer.json, and how to treat case and accents from the settings beside it.
+
+        Raises UserError if neither is there, or one is broken.
+        """
+        directory = Path(directory)
+        file = next((file for name in FILES if (file := directory / name).is_file()), None)
+        if file is None:
+            raise UserError(f"{directory} has no WordPiece tokenizer files ({' or '.join(FILES)})")
+        try:
+            vocab = _read_json(file) if file.suffix == ".json" else _read_lines(file)
+            missing = [token for token in SPECIAL_TOKENS[:4] if token not in vocab]
+            if missing:
+                raise ValueError(f"it has no entry {', '.join(missing)}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{file} is no WordPiece vocabulary: {error}") from None
+        return cls(vocab, BasicTokenizer(**_settings(directory)))
+
+
+def _read_lines(file: Path) -> dict[str, int]:
+    """token -> id, which is the number of its line. SciBERT's has an empty line: an id that no text gets."""
+    lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    vocab: dict[str, int] = {}
+    for number, token in enumerate(lines):
+        if token and vocab.setdefault(token, number) != number:
+            raise ValueError(f"{token!r} stands in line {vocab[token] + 1} and again in line {number + 1}")
+    if not vocab:
+        raise ValueError("it is empty")
+    return vocab
+
+
+def _read_json(file: Path) -> dict[str, int]:
+    model = json.loads(file.read_text(encoding="utf-8"))["model"]
+    if model["type"] != "WordPiece":
+        raise ValueError(f"it holds a tokenizer of type {model['type']!r}, not WordPiece")
+    for name, known in (("continuing_subword_prefix", CONTINUES), ("max_input_chars_per_word", MAX_WORD)):
+        if model.get(name, known) != known:
+            raise ValueError(f"{name} is {model[name]!r}; only {known!r} is known")
+    vocab = dict(model["vocab"].items())
+    if not vocab:
+        raise ValueError("it is empty")
+    if not all(type(token_id) is int and token_id >= 0 for token_id in vocab.values()):
+        raise ValueError("not all of its ids are numbers from 0 on")
+    if len(set(vocab.values())) < len(vocab):
+        raise ValueError("two of its tokens have the same id")
+    return vocab
+
+
+def _settings(directory: Path) -> dict[str, bool]:
+    found: dict[str, bool] = {}
+    for column, name in enumerate(("tokenizer.json", "tokenizer_config.json")):
+        file = directory / name
+        if not file.is_file():
+            continue
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if name == "tokenizer.json":
+                content = content["normalizer"] or {}
+                if content and content["type"] != "BertNormalizer":
+                    raise ValueError(f"its normalizer is {content['type']!r}; only 'BertNormalizer' is known")
+            for argument, names in SETTINGS.items():
+                value = content.get(names[column])
+                if value is not None and type(value) is not bool:
+                    raise ValueError(f"{names[column]} is {value!r}; choose true or false")
+                if value is not None:
+                    found[argument] = value
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"can't read {file}: {error}") from None
+    return found
