@@ -30,8 +30,8 @@ def learn_merges(texts: Iterable[str], n_merges: int) -> list[Pair]:
 def learn_vocabulary(texts: Iterable[str], size: int, lower_case: bool = True) -> list[str]:
     """The tokens of a WordPiece vocabulary: special ones, single characters, then what joining frequent pairs makes.
 
-    Pairs are joined in BPE's order, by plain frequency. The score freq(ab) / (freq(a) freq(b)), also called WordPiece,
-    joins rare characters that only occur together first, and a small vocabulary would go to those.
+    Pairs are joined as in BPE, by plain frequency. The score freq(ab) / (freq(a) freq(b)), the other choice, is highest for
+    characters that occur once and together, and a small vocabulary would go to those.
     At most a quarter of `size` goes to characters, the frequent ones; words with others are left out, as they'll be [UNK].
     Fewer tokens than `size` come back where the texts have no more pairs.
     """
@@ -97,7 +97,7 @@ def frequent_pairs(symbols: list[list[str]], counts: list[int], join: Callable[[
 
 
 def _join(symbols, i: int, best: Pair, joined: str, count: int, pair_counts, where) -> set[Pair]:
-    """Replaces `best` by `joined` in word i and keeps the counts of the pairs around it. Returns those that changed."""
+    """Joins `best` in word i and keeps the counts of the pairs around it. Returns the pairs whose count changed."""
     old = symbols[i]
     new: list[str] = []
     position = 0
