@@ -200,7 +200,7 @@ def _check(file: Path, vocab: dict[str, int], tokens: list[str], ids_follow_merg
     made = set(tokens)
     unmade = [token for token in vocab if token not in made and not WHOLE_TOKEN.fullmatch(token)]
     if unmade:
-        raise UserError(f"{apart}: the vocabulary has {unmade[0]!r} and {len(unmade) - 1} more tokens that no merge makes")
+        raise UserError(f"{apart}: the vocabulary has {unmade[0]!r} (and {len(unmade) - 1} more), which no merge makes")
     if len(made) < len(tokens):
         raise UserError(f"{file}: two of the merges make the same token")
     if unknown := set().union(*tokens) - set(byte_alphabet().values()):

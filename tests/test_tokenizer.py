@@ -1,4 +1,5 @@
-"""GPT-2's tokenizer from its published files, and the learning of a vocabulary of our own."""
+"""GPT-2's and RoBERTa's tokenizers from their published files, which of them a directory holds, and the learning of a
+vocabulary of our own."""
 
 import json
 import shutil
@@ -8,25 +9,21 @@ from pathlib import Path
 
 import pytest
 import regex
+from texts import ODD_TEXTS, generated_texts, real_texts, rte_pairs
 
 from errors import UserError
 from model.bpe import learn_merges, save_tokenizer
-from model.tokenizer import END_OF_TEXT, FILE_SETS, GPT2_PATTERN, GPT2Tokenizer, byte_alphabet, has_tokenizer_files
-
-ODD_TEXTS = [
-    "",
-    " ",
-    "\n\n\t  \r\n x  \n",
-    "don't we'll I'M they'Re",
-    "naïve café ﬁ ﬂ",
-    "汉字和假名ひらがな",
-    "👩‍👩‍👧‍👦 🇨🇳 \U0001f600",
-    "a\u0301\u0323 \u200b\u200d\ufeff\u00a0\u3000\u2028end",
-    "١٢٣ ½ ² Ⅷ",
-    "\x00\x01\x7f\x85",
-    "x" * 300 + "!?" * 50,
-    "עברית العربية हिन्दी",
-]
+from model.tokenizer import (
+    END_OF_TEXT,
+    FILE_SETS,
+    GPT2_PATTERN,
+    GPT2Tokenizer,
+    RobertaTokenizer,
+    byte_alphabet,
+    has_tokenizer_files,
+    load_tokenizer,
+)
+from model.wordpiece import SPECIAL_TOKENS, WordPieceTokenizer
 
 
 def theirs_from(directory: Path):
@@ -88,6 +85,132 @@ def test_a_message_cannot_smuggle_in_the_end_of_text(gpt2):
     assert gpt2.end_of_text not in ids
     assert gpt2.decode(ids) == text
     assert gpt2.decode([gpt2.end_of_text]) == END_OF_TEXT  # as a padding id it still has a text
+
+
+def test_a_single_text_gets_no_special_tokens_and_a_pair_a_newline(gpt2):
+    assert gpt2.build([1, 2, 3]) == ([1, 2, 3], None)
+    assert gpt2.build([1, 2, 3], max_length=2) == ([1, 2], None)
+    pair, types = gpt2.build(gpt2.encode("one two"), gpt2.encode("three"))
+    assert (gpt2.decode(pair), types) == ("one two\nthree", None)
+    assert gpt2.build([1, 2, 3], [4], max_length=4) == ([1, 2, 198, 4], None)
+    assert (gpt2.pad_id, gpt2.mask_id, gpt2.special_ids) == (50256, None, {50256})
+
+
+# RoBERTa
+
+
+@pytest.fixture(scope="module")
+def roberta_files(shared) -> Path:
+    return shared / "tokenizers/roberta-base"
+
+
+@pytest.fixture(scope="module")
+def roberta(roberta_files) -> RobertaTokenizer:
+    return load_tokenizer(roberta_files)
+
+
+@pytest.fixture(scope="module")
+def their_roberta(roberta_files):
+    from transformers import RobertaTokenizerFast
+
+    return RobertaTokenizerFast.from_pretrained(roberta_files)
+
+
+def test_published_ids_of_roberta(roberta):
+    assert roberta.build(roberta.encode("Hello world")) == ([0, 31414, 232, 2], None)
+    assert roberta.build([7], [8]) == ([0, 7, 2, 2, 8, 2], None)
+    assert (roberta.pad_id, roberta.mask_id, roberta.vocab_size) == (1, 50264, 50265)
+    assert roberta.special_ids == {0, 1, 2, 3, 50264}
+    assert roberta.decode([0, 31414, 232, 50264, 2]) == "<s>Hello world<mask></s>"
+
+
+def test_roberta_equals_transformers_on_all_real_texts_and_generated_unicode(roberta, their_roberta, shared):
+    texts = real_texts(shared / "data") + ODD_TEXTS + generated_texts(10_000)
+    theirs = their_roberta.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    different = [text for text, row in zip(texts, theirs, strict=True) if roberta.encode(text) != row.ids]
+    assert not different[:3]
+
+
+@pytest.mark.parametrize("max_length", [32, 64])
+def test_pairs_of_roberta_equal_transformers(roberta, their_roberta, shared, max_length):
+    pairs = rte_pairs(shared / "data")
+    first, second = map(list, zip(*pairs, strict=True))
+    theirs = their_roberta(first, second, truncation=True, max_length=max_length)["input_ids"]
+    ours = [roberta.build(roberta.encode(text), roberta.encode(pair), max_length)[0] for text, pair in pairs]
+    assert ours == theirs
+    assert max(map(len, ours)) == max_length
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_any_text_survives_roberta(roberta, text):
+    assert roberta.decode(roberta.encode(text)) == text
+
+
+def test_a_text_cannot_smuggle_in_a_special_token_of_roberta(roberta):
+    text = "<s>one</s><mask> <pad><|endoftext|>"
+    assert not roberta.special_ids.intersection(roberta.encode(text))
+    assert roberta.decode(roberta.encode(text)) == text
+
+
+# Which tokenizer a directory holds
+
+
+def save_roberta(directory: Path) -> Path:
+    """A small vocabulary of RoBERTa's kind: special tokens first, the others in an order that isn't that of the merges."""
+    save_tokenizer(learn_merges(TEXTS, 40), directory)
+    vocab = json.loads((directory / "vocab.json").read_text(encoding="utf-8"))
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *sorted(vocab), "<mask>"]
+    (directory / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    return directory
+
+
+def save_wordpiece(directory: Path) -> Path:
+    (directory / "vocab.txt").write_text("\n".join(SPECIAL_TOKENS) + "\nlow\n")
+    return directory
+
+
+def test_the_kind_is_found_out_from_the_files(learned, tmp_path, shared):
+    assert type(load_tokenizer(learned)) is GPT2Tokenizer
+    assert type(load_tokenizer(save_roberta(tmp_path / "roberta"))) is RobertaTokenizer
+    assert type(load_tokenizer(save_wordpiece(tmp_path))) is WordPieceTokenizer
+    assert type(load_tokenizer(shared / "tokenizers/gpt2")) is GPT2Tokenizer
+    assert all(has_tokenizer_files(directory) for directory in (learned, tmp_path, tmp_path / "roberta"))
+
+
+def test_the_model_type_decides_where_the_files_leave_it_open(learned):
+    save_wordpiece(learned)
+    for model_type, kind in {"gpt2": GPT2Tokenizer, "distilbert": WordPieceTokenizer, "other": WordPieceTokenizer}.items():
+        (learned / "config.json").write_text(json.dumps({"model_type": model_type}))
+        assert type(load_tokenizer(learned)) is kind
+    for broken in ("", "[]", '{"model_type": []}', "{}"):
+        (learned / "config.json").write_text(broken)
+        assert type(load_tokenizer(learned)) is WordPieceTokenizer
+    assert type(load_tokenizer(learned, "gpt2")) is GPT2Tokenizer
+
+
+def test_the_kind_of_a_tokenizer_json(learned, tmp_path):
+    for kind, directory in {GPT2Tokenizer: learned, RobertaTokenizer: save_roberta(tmp_path / "roberta")}.items():
+        vocab = json.loads((directory / "vocab.json").read_text(encoding="utf-8"))
+        merges = (directory / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+        expected = load_tokenizer(directory).encode("hello lowest")
+        (directory / "vocab.json").unlink()
+        content = {"model": {"type": "BPE", "vocab": vocab, "merges": merges}, "normalizer": None}
+        (directory / "tokenizer.json").write_text(json.dumps(content))
+        assert type(load_tokenizer(directory)) is kind
+        assert load_tokenizer(directory).encode("hello lowest") == expected
+    content["model"] = {"type": "WordPiece", "vocab": {token: i for i, token in enumerate(SPECIAL_TOKENS)}}
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    assert type(load_tokenizer(directory)) is WordPieceTokenizer
+
+
+def test_no_tokenizer_and_no_such_kind(tmp_path):
+    assert not has_tokenizer_files(tmp_path)
+    with pytest.raises(UserError, match=r"no tokenizer files \(vocab.json \+ merges.txt or .* or vocab.txt\)"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(UserError, match="unknown kind of tokenizer 'bpe': choose gpt2, roberta, wordpiece"):
+        load_tokenizer(tmp_path, "bpe")
+    with pytest.raises(UserError, match="has no RoBERTa tokenizer files"):
+        load_tokenizer(save_wordpiece(tmp_path), "roberta")
 
 
 # A vocabulary of our own
@@ -224,6 +347,33 @@ def test_an_impossible_end_of_text(learned, end_of_text):
     vocab = json.loads((learned / "vocab.json").read_text(encoding="utf-8"))
     (learned / "vocab.json").write_text(json.dumps(vocab | {END_OF_TEXT: end_of_text}))
     assert END_OF_TEXT in refused(learned)
+
+
+def test_fewer_merges_than_the_vocabulary_holds(learned):
+    lines = (learned / "merges.txt").read_text(encoding="utf-8").splitlines()
+    (learned / "merges.txt").write_text("\n".join(lines[:-2]), encoding="utf-8")
+    assert f"{''.join(lines[-2].split())!r} (and 1 more), which no merge makes" in refused(learned)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda vocab: vocab.pop("<pad>"), "has no entry <pad>"),
+        (lambda vocab: vocab.pop("lo"), "'lo' by the merges, but the vocabulary gives it the id None"),
+        (lambda vocab: vocab.update({"lo": 5}), "each given once"),
+        (lambda vocab: vocab.update({"lo": "x"}), "gives lo the id 'x'"),
+        (lambda vocab: vocab.update({"zzz": 1000}), "'zzz'"),
+    ],
+)
+def test_a_broken_vocabulary_of_roberta(tmp_path, change, expected):
+    directory = save_roberta(tmp_path / "roberta")
+    vocab = json.loads((directory / "vocab.json").read_text(encoding="utf-8"))
+    change(vocab)
+    (directory / "vocab.json").write_text(json.dumps(vocab))
+    with pytest.raises(UserError) as caught:
+        load_tokenizer(directory, "roberta")
+    assert expected in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_merges_that_are_no_text(learned):

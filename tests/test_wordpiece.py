@@ -200,13 +200,15 @@ def test_remembered_words_are_bounded(bert):
 def test_truncation_equals_transformers(vocabularies, bert, max_length):
     theirs = theirs_from(vocabularies["bert-base-uncased"])
     word = bert.encode("a")
-    for n in range(8):
-        for n_pair in range(8):
-            rows = theirs("a " * n, "a " * n_pair, truncation=True, max_length=max_length)
-            ours = bert.build(word * n, word * n_pair, max_length)
-            assert ours == (rows["input_ids"], rows["token_type_ids"]), (n, n_pair)
-        rows = theirs("a " * n, truncation=True, max_length=max_length)
-        assert bert.build(word * n, max_length=max_length) == (rows["input_ids"], rows["token_type_ids"])
+    lengths = [(n, n_pair) for n in range(8) for n_pair in range(8)]
+    # lists: of two single texts the library drops an empty second one
+    first, second = (["a " * n for n in column] for column in zip(*lengths, strict=True))
+    pairs = theirs(first, second, truncation=True, max_length=max_length)
+    singles = theirs(first, truncation=True, max_length=max_length)
+    for i, (n, n_pair) in enumerate(lengths):
+        pair = bert.build(word * n, word * n_pair, max_length)
+        assert pair == (pairs["input_ids"][i], pairs["token_type_ids"][i]), (n, n_pair)
+        assert bert.build(word * n, max_length=max_length) == (singles["input_ids"][i], singles["token_type_ids"][i])
 
 
 @pytest.mark.parametrize("lengths", [(9, 9, 0), (9, 9, 7), (3, 9, 8), (9, 3, 8), (0, 9, 5), (4, 4, 8), (4, 4, 9)])
