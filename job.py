@@ -10,7 +10,8 @@ import model as models
 from data import Task, TextExample, get_task
 from errors import UserError
 from model import hub
-from model.tokenizer import has_tokenizer_files, load_tokenizer
+from model.sequence import Tokenizer
+from model.tokenizer import KIND_OF_MODEL, has_tokenizer_files, load_tokenizer
 from record import data_sha256, read_result, weights_sha256
 from run import DEFAULTS, Run, resolve
 from train import pick_amp, pick_device
@@ -128,21 +129,21 @@ def _identity(config: dict) -> dict:
     return {name: value for name, value in config.items() if name not in apart and value != DEFAULTS.get(name)}
 
 
-def find_tokenizer(run: Run, vocab_size: int) -> tuple[object, Path]:
+def find_tokenizer(run: Run, vocab_size: int) -> tuple[Tokenizer, Path]:
     """The tokenizer and where it came from: --tokenizer, else the model's own files, else the hub.
 
     The published models' vocabularies are also taken from `tokenizers/` in or beside the data directory, as they are for
     a checkpoint that comes without any.
     """
     folders = [Path(run.tokenizer)] if run.tokenizer else list(filter(has_tokenizer_files, tokenizer_folders(run)))
-    kind = models.architecture(run.checkpoint or run.model)
+    kind = models.architecture(run.checkpoint or run.model).model_type
     if not folders:
         try:
-            folders = [hub.locate(run.model or VOCABULARIES[kind.model_type][0], files=hub.TOKENIZER_FILES)]
+            folders = [hub.locate(run.model or VOCABULARIES[kind][0], files=hub.TOKENIZER_FILES)]
         except UserError as error:
             looked = ", ".join(map(str, tokenizer_folders(run))) or "the cache"
             raise UserError(f"no tokenizer files in {looked}: pass --tokenizer DIR ({error})") from None
-    tokenizer = load_tokenizer(folders[0], kind.tokenizer)
+    tokenizer = load_tokenizer(folders[0], KIND_OF_MODEL[kind])
     if tokenizer.vocab_size > vocab_size:
         raise UserError(f"the tokenizer in {folders[0]} has {tokenizer.vocab_size} tokens, the model only {vocab_size}")
     return tokenizer, folders[0]

@@ -26,6 +26,7 @@ from model.distilbert import DistilBert, DistilBertConfig
 from model.gpt2 import GPT2, GPT2Config, init_gpt2
 from model.heads import LanguageModelHead, MaskedLanguageModelHead
 from model.hub import POCKET_DIR
+from model.sequence import Tokenizer
 from model.tokenizer import load_tokenizer
 from model.transformer import Transformer
 from model.weights import save_pretrained
@@ -82,7 +83,7 @@ def passages(text: str, least: int = 1500) -> Iterator[str]:
         yield "\n\n".join(piece)
 
 
-def to_examples(documents: list[str], tokenizer, length: int) -> list[Example]:
+def to_examples(documents: list[str], tokenizer: Tokenizer, length: int) -> list[Example]:
     """All documents in one stream, <|endoftext|> after each, cut into rows of `length` tokens with shifted targets."""
     stream = [tokenizer.end_of_text]
     for document in documents:
@@ -91,7 +92,7 @@ def to_examples(documents: list[str], tokenizer, length: int) -> list[Example]:
     return [Example(row[:-1], row[1:]) for row in rows]
 
 
-def to_windows(documents: list[str], tokenizer, length: int) -> list[list[int]]:
+def to_windows(documents: list[str], tokenizer: Tokenizer, length: int) -> list[list[int]]:
     """Each document cut into pieces of at most `length` tokens, its special tokens around each piece."""
     windows, room = [], length - len(tokenizer.build([])[0])
     for document in documents:

@@ -7,6 +7,7 @@ import numpy as np
 from data import TextExample, get_task
 from data.batching import Batches, Example, bucketed_order, by_length, published_order, seeded_order
 from errors import UserError
+from model.sequence import Tokenizer
 from run import Run
 
 
@@ -47,7 +48,7 @@ def draw_training(examples: list[TextExample], run: Run) -> list[TextExample]:
     return [examples[i] for i in sorted(chosen)]
 
 
-def make_batches(run: Run, texts: dict[str, list[TextExample]], tokenizer, limit: int) -> dict[str, Batches]:
+def make_batches(run: Run, texts: dict[str, list[TextExample]], tokenizer: Tokenizer, limit: int) -> dict[str, Batches]:
     """The splits as batches: "train" in its training order, "train_in_order" and what else there is for evaluation."""
     texts = texts | {"train": draw_training(texts["train"], run)}
     words = {

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from data.batching import IGNORED, Batch, Batches, Example, Order
+from model.sequence import Tokenizer
 
 PART = 0.15  # of the tokens is to be guessed
 MASKED, RANDOM = 0.8, 0.1  # of those: shown as the mask, as any token; the rest is shown as it is
@@ -22,7 +23,7 @@ class MaskedBatches(Batches):
         self,
         ids: Sequence[Sequence[int]],
         batch_size: int,
-        tokenizer,
+        tokenizer: Tokenizer,
         seed: int,
         order: Order | None = None,
     ):

@@ -135,7 +135,6 @@ class Architecture:
     position: str  # what a classifier reads unless told otherwise
     lm_head: Callable[[Transformer], nn.Module]
     classifier_head: Callable[..., nn.Module]  # (config, num_labels, position, average)
-    tokenizer: str
 
 
 def _gpt2_fixed(config: GPT2Config) -> dict[str, tuple]:
@@ -212,7 +211,6 @@ _ALL = [
         position="last",
         lm_head=lambda model: LanguageModelHead(model.token_embedding),
         classifier_head=lambda config, *how: ClassifierHead(config.dim, *how),
-        tokenizer="gpt2",
     ),
     Architecture(
         model_type="bert",
@@ -227,7 +225,6 @@ _ALL = [
         position="first",
         lm_head=_masked_lm,
         classifier_head=_encoder_classifier,
-        tokenizer="wordpiece",
     ),
     Architecture(
         model_type="roberta",
@@ -242,7 +239,6 @@ _ALL = [
         position="first",
         lm_head=_masked_lm,
         classifier_head=partial(_encoder_classifier, dropout_first=True),
-        tokenizer="roberta",
     ),
     Architecture(
         model_type="distilbert",
@@ -271,7 +267,6 @@ _ALL = [
         position="first",
         lm_head=_masked_lm,
         classifier_head=partial(_encoder_classifier, activation=torch.relu),
-        tokenizer="wordpiece",
     ),
 ]
 ARCHITECTURES = {one.model_type: one for one in _ALL}
