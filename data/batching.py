@@ -29,13 +29,12 @@ class Batch:
     token_type_ids: torch.Tensor | None = None  # [B, T], or None where the tokenizer has no types
     hidden: torch.Tensor | None = None  # [B, T, D], what enters block `start`, where the blocks below needn't run
     start: int = 0
-
-    def inputs(self) -> tuple[torch.Tensor | None, ...]:
-        """What a model's forward pass takes, in its order."""
-        types = () if self.token_type_ids is None else (self.token_type_ids,)
-        return self.input_ids, self.attention_mask, self.lengths, *types
+    targets: torch.Tensor | None = None  # [N], of language modelling the places in the flat labels [B * T] that have one
 
     def to(self, device: torch.device) -> "Batch":
+        """The same on the device, with `targets`: found before the move, so that no device is waited for."""
+        if self.labels.ndim == 2 and self.targets is None:
+            return replace(self, targets=(self.labels.flatten() != IGNORED).nonzero().squeeze(1)).to(device)
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
