@@ -91,7 +91,7 @@ def test_dialogues_are_short(sets: dict[str, list[dict]]):
     tokenizer = GPT2Tokenizer.from_directory(hub.POCKET_DIR / "gpt2-pocket")
     for record in all_of(sets):
         assert len(tokenizer.encode("\n".join(text for turn in turns(record) for text in turn))) <= LONGEST, record
-        assert all(2 <= len(answer.split()) <= 40 for _, answer in turns(record)), record
+        assert all(3 <= len(answer.split()) <= 25 for _, answer in turns(record)), record
 
 
 @pytest.mark.parametrize("topic", TOPICS)
