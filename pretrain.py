@@ -119,16 +119,16 @@ def make_distilbert(training: list[str], held_out: list[str], args) -> tuple[Tra
     sizes = {"dim": args.dim, "n_heads": args.n_heads, "n_layers": args.n_layers, "mlp_dim": 4 * args.dim}
     config = DistilBertConfig(tokenizer.vocab_size, args.context_length, **sizes, dropout=0.0, pad_id=tokenizer.pad_id)
     model = DistilBert(config)
-    for module in model.modules():  # as BERT was drawn
+    for module in model.modules():  # as BERT was drawn, 0.02 at a width of 768
         if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
-            torch.nn.init.normal_(module.weight, std=0.02)
+            torch.nn.init.normal_(module.weight, std=0.02 * math.sqrt(768 / args.dim))
     model.head = MaskedLanguageModelHead(model.token_embedding, config.layer_norm_eps)
     windows = to_windows(training, tokenizer, args.window)
     order = bucketed_order([len(one) for one in windows], args.seed, args.batch_size)
     check = to_windows(held_out, tokenizer, args.window)
     return (
         model,
-        MaskedBatches(windows, args.batch_size, tokenizer, args.seed, order),
+        MaskedBatches(windows, args.batch_size, tokenizer, args.seed, order, args.masked),
         MaskedBatches(check, 64, tokenizer, args.seed, by_length([len(one) for one in check])),
     )
 
@@ -142,10 +142,10 @@ def measure(model: Transformer, held_out: Batches, n_bytes: int, amp: str) -> di
 
 
 # What makes each model, and the sizes that it was made with.
-SIZES = ("vocab_size", "dim", "n_layers", "n_heads", "context_length", "num_epochs", "batch_size")
+SIZES = ("vocab_size", "dim", "n_layers", "n_heads", "context_length", "num_epochs", "batch_size", "learning_rate")
 MODELS = {
-    "gpt2-pocket": (make_gpt2, (3057, 192, 4, 3, 512, 4, 8)),
-    "distilbert-pocket": (make_distilbert, (4000, 128, 6, 4, 512, 4, 64)),
+    "gpt2-pocket": (make_gpt2, (3057, 192, 4, 3, 512, 4, 8, 2e-3)),
+    "distilbert-pocket": (make_distilbert, (4000, 128, 6, 4, 512, 4, 32, 1e-3)),
 }
 
 
@@ -155,9 +155,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, help="default: where the shipped one lies")
     for name in SIZES:
-        parser.add_argument(f"--{name}", type=int)
+        parser.add_argument(f"--{name}", type=float if name == "learning_rate" else int)
     parser.add_argument("--window", type=int, default=128, help="of distilbert: tokens per training row")
-    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--masked", type=float, default=0.3, help="of distilbert: part of the tokens that is to be guessed")
+    parser.add_argument("--warmup_ratio", type=float, default=0.02)
     parser.add_argument("--max_steps", type=int, default=0)
     parser.add_argument("--seed", type=int, default=123)
     args = parser.parse_args()
@@ -180,8 +181,9 @@ def main() -> int:
     torch.manual_seed(args.seed)
     model, train, check = make(training, held_out, args)
     model.to(pick_device("auto"))
-    settings = {name: getattr(args, name) for name in ("num_epochs", "batch_size", "learning_rate", "max_steps", "seed")}
-    recipe = {"weight_decay": 0.1, "lr_scheduler_type": "cosine", "warmup_ratio": 0.02, "max_grad_norm": 1.0}
+    names = ("num_epochs", "batch_size", "learning_rate", "warmup_ratio", "max_steps", "seed")
+    settings = {name: getattr(args, name) for name in names}
+    recipe = {"weight_decay": 0.1, "lr_scheduler_type": "cosine", "max_grad_norm": 1.0}
     run = resolve(Run(**settings, amp=pick_amp("auto", pick_device("auto")), logging_steps=50), recipe)
     untrained = measure(model, check, n_bytes, run.amp)
     parameters = sum(p.numel() for p in model.parameters())

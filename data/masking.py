@@ -9,7 +9,7 @@ import torch
 from data.batching import IGNORED, Batch, Batches, Example, Order
 from model.sequence import Tokenizer
 
-PART = 0.15  # of the tokens is to be guessed
+PART = 0.15  # of the tokens is to be guessed, unless more is asked for (Wettig et al. 2023: small models learn from more)
 MASKED, RANDOM = 0.8, 0.1  # of those: shown as the mask, as any token; the rest is shown as it is
 
 
@@ -26,10 +26,11 @@ class MaskedBatches(Batches):
         tokenizer: Tokenizer,
         seed: int,
         order: Order | None = None,
+        part: float = PART,
     ):
         examples = [Example(one, one) for one in ids]
         super().__init__(examples, batch_size, tokenizer.pad_id, None, order)
-        self.tokenizer, self.seed = tokenizer, seed
+        self.tokenizer, self.seed, self.part = tokenizer, seed, part
         self.special = torch.tensor(sorted(tokenizer.special_ids))
 
     def epoch(self, number: int = 0) -> Iterator[Batch]:
@@ -40,7 +41,7 @@ class MaskedBatches(Batches):
     def hide(self, batch: Batch, draw: np.random.Generator) -> Batch:
         shape = tuple(batch.input_ids.shape)
         real = (batch.labels != IGNORED) & ~torch.isin(batch.input_ids, self.special)  # [B, T]
-        chosen = real & torch.from_numpy(draw.random(shape) < PART)
+        chosen = real & torch.from_numpy(draw.random(shape) < self.part)
         fate = torch.from_numpy(draw.random(shape))
         others = torch.from_numpy(draw.integers(self.tokenizer.vocab_size, size=shape))
         shown = torch.where(chosen & (fate < MASKED), self.tokenizer.mask_id, batch.input_ids)
