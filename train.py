@@ -68,7 +68,7 @@ def score(model: nn.Module, batch: Batch, ignore_index: int) -> tuple[torch.Tens
     if batch.hidden is None:
         logits = model(*batch.inputs())
     else:
-        logits = model.logits(batch.hidden, batch.attention_mask, batch.lengths, batch.start)
+        logits = model.logits(batch.hidden, batch.visible(), batch.lengths, batch.start)
     logits, labels = logits.flatten(0, -2).float(), batch.labels.flatten()  # [N, C], [N]
     loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
     return loss, logits.argmax(dim=-1)
