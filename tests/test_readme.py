@@ -75,3 +75,18 @@ def test_measured_numbers_of_the_table_are_those_of_the_logs():
             assert sorted(log["seed"] for log in logs_of_row) == line["seeds"]
             mean = statistics.mean(100 * log["test_accuracy"] for log in logs_of_row)
             assert mean == pytest.approx(line["measured"]["test"], abs=0.005)
+
+
+def test_row_10_is_that_of_its_logs():
+    table = README.split("### Row 10, to the digit")[1].split("\n## ")[0]
+    rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", table, flags=re.MULTILINE))
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.parent.glob("spam-row10/*/result.json"))]
+    for result in results:
+        config = result["config"]
+        assert (config["model"], config["weights"], config["trainable_layers"]) == ("gpt2-small", "random", "all")
+        assert (config["data_order"], config["amp"], result["dataset"]) == ("published", "off", "spam")
+    columns = [[100 * result[f"{split}_accuracy"] for result in results] for split in SPLITS]
+    for result, values in zip(results, zip(*columns, strict=True), strict=True):
+        assert rows[str(result["seed"])] == " / ".join(f"{value:.2f}" for value in values)
+    spread = " / ".join(f"{statistics.mean(column):.2f} ± {statistics.stdev(column):.2f}" for column in columns)
+    assert rows["mean ± std"] == spread and len(results) == 3
