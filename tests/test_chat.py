@@ -109,36 +109,32 @@ def test_a_text_cannot_smuggle_in_the_end_of_text(tokenizer):
 LONG = dialogue(("qqqq", "zzzz"), ("qqqqq", "zzzzz"), ("qqqqqq", "zzzzzz"))  # 10 + 12 + 14 tokens with newline and end
 
 
+TURNS, QUESTION, ANSWER = "earlier turns", "the end of a question", "the end of an answer"
+
+
 @pytest.mark.parametrize(
-    "settings, expected",
+    "settings, expected, lost",
     [
-        ({}, f"qqqq\nzzzz{EOT}qqqqq\nzzzzz{EOT}qqqqqq\nzzzzzz{EOT}"),
-        ({"max_target_length": 5}, f"qqqq\nzzzz{EOT}qqqqq\nzzzzz{EOT}qqqqqq\nzzzzz{EOT}"),
-        ({"max_source_length": 29}, f"qqqq\nzzzz{EOT}qqqqq\nzzzzz{EOT}qqqqqq\nzzzzzz{EOT}"),
-        ({"max_source_length": 28}, f"qqqqq\nzzzzz{EOT}qqqqqq\nzzzzzz{EOT}"),  # the oldest turn goes first
-        ({"max_source_length": 18}, f"qqqqqq\nzzzzzz{EOT}"),
-        ({"max_source_length": 5}, f"qqqq\nzzzzzz{EOT}"),  # the question's tail
-        ({"length": 35}, f"qqqq\nzzzz{EOT}qqqqq\nzzzzz{EOT}qqqqqq\nzzzzzz{EOT}"),  # the last end is only predicted
-        ({"length": 34}, f"qqqqq\nzzzzz{EOT}qqqqqq\nzzzzzz{EOT}"),
-        ({"length": 24}, f"qqqqqq\nzzzzzz{EOT}"),
-        ({"length": 12}, f"qqqqq\nzzzzzz{EOT}"),
-        ({"length": 9}, f"qqqq\nzzzz{EOT}"),
-        ({"length": 3}, f"q\nz{EOT}"),
+        ({}, f"qqqq\nzzzz{EOT}qqqqq\nzzzzz{EOT}qqqqqq\nzzzzzz{EOT}", {}),
+        ({"max_target_length": 5}, f"qqqq\nzzzz{EOT}qqqqq\nzzzzz{EOT}qqqqqq\nzzzzz{EOT}", {ANSWER}),
+        ({"max_source_length": 29}, f"qqqq\nzzzz{EOT}qqqqq\nzzzzz{EOT}qqqqqq\nzzzzzz{EOT}", {}),
+        ({"max_source_length": 28}, f"qqqqq\nzzzzz{EOT}qqqqqq\nzzzzzz{EOT}", {TURNS}),  # the oldest goes first
+        ({"max_source_length": 18}, f"qqqqqq\nzzzzzz{EOT}", {TURNS}),
+        ({"max_source_length": 5}, f"qqqq\nzzzzzz{EOT}", {TURNS, QUESTION}),
+        ({"length": 35}, f"qqqq\nzzzz{EOT}qqqqq\nzzzzz{EOT}qqqqqq\nzzzzzz{EOT}", {}),  # the last end is only predicted
+        ({"length": 34}, f"qqqqq\nzzzzz{EOT}qqqqqq\nzzzzzz{EOT}", {TURNS}),
+        ({"length": 24}, f"qqqqqq\nzzzzzz{EOT}", {TURNS}),
+        ({"length": 12}, f"qqqqq\nzzzzzz{EOT}", {TURNS, QUESTION}),
+        ({"length": 9}, f"qqqq\nzzzz{EOT}", {TURNS, QUESTION, ANSWER}),
+        ({"length": 3}, f"q\nz{EOT}", {TURNS, QUESTION, ANSWER}),
     ],
 )
-def test_the_rule_by_which_long_dialogues_are_cut(tokenizer, settings, expected):
+def test_the_rule_by_which_long_dialogues_are_cut(tokenizer, settings, expected, lost):
     made = encoder(tokenizer, **settings)
     example = made.encode(LONG)
-    last = example.label[-1] if example.label[-1] != IGNORED else tokenizer.end_of_text
-    assert shown(tokenizer, [*example.ids, last]) == expected
+    assert shown(tokenizer, [*example.ids, tokenizer.end_of_text]) == expected
     assert len(example.ids) <= made.length
-    assert sum(made.counts.values()) == (0 if expected.count("q") == 15 and expected.count("z") == 15 else sum(
-        (
-            expected.count(EOT) < 3,
-            expected.count("q") not in (15, 11, 6),
-            expected.count("z") not in (15, 11, 6),
-        )
-    ))  # fmt: skip
+    assert {what for what, n in made.counts.items() if n} == set(lost)
 
 
 def test_the_prefix_stays(tokenizer):
@@ -180,7 +176,7 @@ def chat(experiment, alone):
     other.write_text("".join(json.dumps(one) + "\n" for one in records(40, 1, "cash")), encoding="utf-8")
 
     def run(*flags, **replaced):
-        return experiment("--dataset", path, *flags, **({"num_epochs": 1} | replaced))
+        return experiment(*flags, **({"dataset": path, "num_epochs": 1} | replaced))
 
     run.path, run.other = path, other
     return run
@@ -211,11 +207,12 @@ def test_a_general_set_is_measured_too(chat):
 
 def test_auxiliary_dialogues_are_mixed_in(chat, monkeypatch):
     seen, score = [], train.score
-    monkeypatch.setattr(
-        train,
-        "score",
-        lambda model, batch, ignored: (seen.append((model.training, batch)), score(model, batch, ignored))[1],
-    )
+
+    def spy(model, batch, ignore_index):
+        seen.append((model.training, batch))
+        return score(model, batch, ignore_index)
+
+    monkeypatch.setattr(train, "score", spy)
 
     def kinds(*flags):
         """For each training batch the dialogues of the auxiliary set among its own."""
@@ -269,7 +266,7 @@ def test_early_stopping_goes_back_to_the_best(chat):
     best = losses.index(min(losses))
     assert len(losses) == best + 3 < 30 and found.result["steps"] == steps[-1] and not found.result["interrupted"]
     assert found.result["stages"][0]["best_step"] == steps[best]
-    assert found.result["validation_loss"] == pytest.approx(losses[best], rel=1e-5)
+    assert found.result["validation_loss"] == pytest.approx(losses[best], rel=1e-3)
     with pytest.raises(UserError, match="--early_stopping_patience is 2, but the data set has no validation part"):
         chat(*flags, "--test_share", 0)
 

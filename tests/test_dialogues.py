@@ -67,7 +67,10 @@ MALFORMED = (
     ({"messages": "hello"}, "expected a list of objects with role and content under messages, got 'hello'"),
     (messages(), r"the roles must be user and assistant by turns, the assistant last, got \[\]"),
     (messages((USER, "a")), "the roles must be user and assistant by turns"),
-    (messages((USER, "a"), (ASSISTANT, "b"), (USER, "c")), "the assistant last"),
+    (
+        messages((USER, "a"), (ASSISTANT, "b"), (USER, "c")),
+        "the roles must be user and assistant by turns, the assistant last",
+    ),
     (messages((ASSISTANT, "b"), (USER, "a")), "the roles must be"),
     (messages((USER, "a"), ("system", "s"), (ASSISTANT, "b")), "the roles must be"),
     (messages((USER, "a"), (ASSISTANT, None)), "expected a text under content of message 2, got None"),
