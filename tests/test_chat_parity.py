@@ -63,7 +63,7 @@ def test_loss_and_gradients(pair, tokenizer, examples):  # noqa: F811
     expected, targets = their_loss(theirs, tokenizer, examples)
     (expected / targets).backward()
     batch = next(Batches(examples, len(examples), tokenizer.pad_id).epoch())
-    loss, _ = score(ours, batch, IGNORED)
+    loss, *_ = score(ours, batch.to(torch.device("cpu")), IGNORED)
     (loss / targets).backward()
     assert distance(loss, expected) <= TOLERANCE
     gradients = copy.deepcopy(ours)

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from data import get_task
 from data.dialogues import Dialogue, Records, Turn, read_records, split
 from errors import UserError
+from run import Run, resolve
 
 USER, ASSISTANT = "user", "assistant"
 
@@ -60,7 +62,11 @@ MALFORMED = (
     ({"instruction": "a", "output": "b", "input": ["c"]}, r"expected a text under input, got \['c'\]"),
     ({"instruction": "a", "output": "b", "history": ["q", "a"]}, r"expected a list of \[question, answer\] under history"),
     ({"instruction": "a", "output": "b", "history": [["q", ""]]}, "expected a text under an answer in history, got ''"),
-    ({"instruction": "a", "output": "b", "split": "dev"}, "the split is 'dev'; it must be one of train, validation, test"),
+    (
+        {"instruction": "a", "output": "b", "split": "dev"},
+        "the split is 'dev'; it must be one of train, validation, test, held_out",
+    ),
+    ({"instruction": "a", "output": "b", "split": [1]}, r"the split is \[1\]; it must be one of"),
     ({"instruction": "a", "output": "\ud83d"}, "the text under output isn't valid Unicode"),
     (["a", "b"], r"expected an object with instruction and output, or messages, got \['a', 'b'\]"),
     ("words", "expected an object with instruction and output, or messages, got 'words'"),
@@ -173,3 +179,9 @@ def test_public_files(shared, name, n, n_turns):
     found = read_records(shared / "data" / "chat_sft" / name)
     assert found.problems == [] and len(found.dialogues) == n
     assert sum(len(dialogue.turns) for dialogue, _ in found.dialogues) == n_turns
+
+
+@pytest.mark.parametrize("name, sizes", [("persona", (292, 32, 76)), ("general", (137, 15, 38))])
+def test_shipped_files(name, sizes):
+    parts = get_task(name).splits(resolve(Run(general_dataset="none"), {}))
+    assert tuple(len(parts[split]) for split in ("train", "validation", "test")) == sizes
