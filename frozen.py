@@ -62,7 +62,8 @@ def with_hidden(model: nn.Module, batches: Batches, n_blocks: int, amp: str) -> 
     for batch in Batches(batches.examples, batches.batch_size, batches.pad_id, batches.pad_to, order).epoch():
         batch = batch.to(device)
         with autocast(amp, device):
-            hidden = model.run_blocks(model.embed(batch.input_ids, batch.token_type_ids), batch.attention_mask, 0, n_blocks)
+            hidden = model.embed(batch.input_ids, batch.token_type_ids, batch.positions)
+            hidden = model.run_blocks(hidden, batch.visible(), 0, n_blocks)
         for states, length in zip(hidden, batch.lengths.tolist(), strict=True):
             number, width = next(numbers), batches.pad_to or length
             found[number] = replace(found[number], hidden=states[:width].clone(), start=n_blocks)  # a view keeps the batch

@@ -16,6 +16,7 @@ class Example:
     ids: Sequence[int]
     label: int | Sequence[int]  # a class, or for language modelling the target at each position (IGNORED for none)
     types: Sequence[int] | None = None  # of a pair: 0 in the first text, 1 in the second
+    parts: Sequence[int] | None = None  # where it holds several texts, the length of each: none is to see another
     hidden: torch.Tensor | None = None  # [T, D], what enters block `start` (see frozen.py)
     start: int = 0
 
@@ -27,9 +28,17 @@ class Batch:
     lengths: torch.Tensor  # [B], real tokens
     attention_mask: torch.Tensor | None  # [B, T], or None where the model is to see every position
     token_type_ids: torch.Tensor | None = None  # [B, T], or None where the tokenizer has no types
+    documents: torch.Tensor | None = None  # [B, T], which text of its row each token is of: 1, 2, ..., and 0 for padding
+    positions: torch.Tensor | None = None  # [B, T], the place of each token in its text; both None for one text per row
     hidden: torch.Tensor | None = None  # [B, T, D], what enters block `start`, where the blocks below needn't run
     start: int = 0
     targets: torch.Tensor | None = None  # [N], of language modelling the places in the flat labels [B * T] that have one
+
+    def visible(self) -> torch.Tensor | None:
+        """What attention may look at: the attention mask [B, T], or with several texts in a row [B, T, T], within each."""
+        if self.documents is None:
+            return self.attention_mask
+        return self.documents[:, :, None] == self.documents[:, None, :]  # padding sees padding, and no text sees it
 
     def to(self, device: torch.device) -> "Batch":
         """The same on the device, with `targets`: found before the move, so that no device is waited for."""
@@ -42,7 +51,8 @@ class Batch:
 
 def collate(examples: Sequence[Example], pad_id: int, pad_to: int | None) -> Batch:
     """pad_to a number: every text has that length and the padding is *seen*, as in the published spam rows.
-    pad_to None: padded to the longest of the batch and masked, so that padding can't influence anything."""
+    pad_to None: padded to the longest of the batch and masked, so that padding can't influence anything.
+    Where an example holds several texts, padding is seen by none of them in either case."""
     lengths = torch.tensor([len(example.ids) for example in examples])  # [B]
     width = pad_to or int(lengths.max())
 
@@ -56,13 +66,19 @@ def collate(examples: Sequence[Example], pad_id: int, pad_to: int | None) -> Bat
     labels = [example.label for example in examples]
     types = [example.types for example in examples]
     hidden = [example.hidden for example in examples]
-    masked = pad_to is None and bool((lengths < width).any())
+    packed = any(example.parts is not None for example in examples)
+    parts = [example.parts or (len(example.ids),) for example in examples]
+    masked = not packed and pad_to is None and bool((lengths < width).any())
     return Batch(
         input_ids=padded([example.ids for example in examples], pad_id),
         labels=torch.tensor(labels) if one_class else padded(labels, IGNORED),
         lengths=lengths,
         attention_mask=(torch.arange(width) < lengths[:, None]).long() if masked else None,  # [B, T]
         token_type_ids=None if types[0] is None else padded(types, 0),
+        documents=padded([[i for i, n in enumerate(row, start=1) for _ in range(n)] for row in parts], 0)
+        if packed
+        else None,
+        positions=padded([[i for n in row for i in range(n)] for row in parts], 0) if packed else None,
         hidden=None if hidden[0] is None else pad_sequence(hidden, batch_first=True),  # [B, T, D]
         start=examples[0].start,
     )

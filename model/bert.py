@@ -112,10 +112,16 @@ class Bert(Transformer):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.head = head
 
-    def embed(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None = None) -> torch.Tensor:
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Token ids [B, T], and which text of a pair each is of [B, T] -> hidden states [B, T, D] that enter block 0."""
         self._check_length(input_ids)
-        x = self.token_embedding(input_ids) + self.position_embedding(self.positions(input_ids))
+        rows = self.positions(input_ids) if positions is None else positions + self.config.first_position
+        x = self.token_embedding(input_ids) + self.position_embedding(rows)
         if self.config.n_token_types:
             known = token_type_ids is not None and self.config.n_token_types > 1
             x = x + self.token_type_embedding(token_type_ids if known else torch.zeros_like(input_ids))

@@ -88,10 +88,16 @@ class GPT2(Transformer):
         self.final_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.head = head
 
-    def embed(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None = None) -> torch.Tensor:
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Token ids [B, T] -> the hidden states [B, T, D] that enter block 0. GPT-2 knows one kind of token."""
         self._check_length(input_ids)
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)  # [T]
+        if positions is None:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)  # [T]
         return self.dropout(self.token_embedding(input_ids) + self.position_embedding(positions))
 
     def finish(self, hidden: torch.Tensor) -> torch.Tensor:

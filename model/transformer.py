@@ -52,6 +52,11 @@ class Transformer(nn.Module):
     An architecture adds `config`, `blocks`, `head` and `embed`: token ids [B, T] -> the hidden states [B, T, D] that enter
     block 0; and `finish`, where it has something above the last block. A block is called as
     `block(hidden, mask, is_causal, rows)`.
+
+    `attention_mask` is [B, T], 1 = real and 0 = padding, or [B, T, T], where [b, i, j] says whether position i may attend
+    to j; a causal model looks at no later position in any case. `positions` [B, T] count from 0 in each text, for rows in
+    which not every text begins at the first place. Several texts in a row, as `data.batching.Batch` has them, need both.
+    A head that reads one position of each row takes an `attention_mask` [B, T] only.
     """
 
     def run_blocks(
@@ -61,7 +66,7 @@ class Transformer(nn.Module):
         start: int = 0,
         stop: int | None = None,
     ) -> torch.Tensor:
-        """Blocks start..stop-1 on given hidden states [B, T, D] -> [B, T, D]; `attention_mask` [B, T] is 1 where real."""
+        """Blocks start..stop-1 on given hidden states [B, T, D] -> [B, T, D]."""
         mask, is_causal = self._attention_rule(attention_mask, hidden.shape[1])
         for block in self.blocks[start:stop]:
             hidden = block(hidden, mask, is_causal)
@@ -76,9 +81,10 @@ class Transformer(nn.Module):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Token ids [B, T] and an optional mask [B, T] (1 = real, 0 = padding) -> final hidden states [B, T, D]."""
-        return self.finish(self.run_blocks(self.embed(input_ids, token_type_ids), attention_mask))
+        """Token ids [B, T] -> final hidden states [B, T, D]."""
+        return self.finish(self.run_blocks(self.embed(input_ids, token_type_ids, positions), attention_mask))
 
     def forward(
         self,
@@ -87,6 +93,7 @@ class Transformer(nn.Module):
         lengths: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits: [B, T, V] with a language-model head, [B, C] with a classifier.
 
@@ -96,7 +103,8 @@ class Transformer(nn.Module):
         language-model head gives the logits [N, V] of those alone: a vocabulary is wide, and where few positions have a
         target, most of a pass over it would be for nothing.
         """
-        return self.logits(self.embed(input_ids, token_type_ids), attention_mask, lengths, targets=targets)
+        hidden = self.embed(input_ids, token_type_ids, positions)
+        return self.logits(hidden, attention_mask, lengths, targets=targets)
 
     def logits(
         self,
@@ -154,7 +162,8 @@ class Transformer(nn.Module):
         """
         if attention_mask is None:
             return None, self.config.causal
-        mask = attention_mask.bool()[:, None, None, :]  # [B, T] -> [B, 1, 1, T]: keys to look at
+        mask = attention_mask.bool()
+        mask = mask[:, None] if mask.ndim == 3 else mask[:, None, None, :]  # [B, 1, T, T], or [B, 1, 1, T]: keys to look at
         if self.config.causal:
             mask = mask & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()  # [B, 1, T, T]
         return mask, False
