@@ -60,6 +60,7 @@ def train_stages(
         record, used = train_stage(model, replace(stage, resume=resumed), batches, metrics, directory)
         records.append(record)
         tensors = {name: parameters[name].detach().cpu().clone() for name in sorted(changed)}
+        tensors = tensors if record["interrupted"] else peft.fold(model, tensors)  # what goes on trains as it did
         write_safetensors(tensors, directory / "trained.safetensors", {"format": "pt"})
         if record["interrupted"]:
             break
