@@ -196,6 +196,18 @@ def adapter(experiment, fixtures):
         added("--adapter_placement", "both")
 
 
+@check("prefix_length", "prefix_projection")
+def prefix_length(experiment, fixtures):
+    for name in ("prefix", "prompt"):
+        for length in (2, 5):
+            found = experiment("--trainable_layers", name, "--train_head", "no", "--prefix_length", length).tensors
+            assert {tensor.shape[-2:] for tensor in found.values()} == {(length, 32)}
+    flags = ("--trainable_layers", "prefix", "--prefix_length", 2)
+    plain, projected = experiment(*flags), experiment(*flags, "--prefix_projection")
+    assert plain.result["trainable_parameters"] < projected.result["trainable_parameters"]
+    assert plain.tensors.keys() == projected.tensors.keys() and differ(plain.tensors, projected.tensors)
+
+
 @check("bypass_taps", "bypass_depth", "bypass_init")
 def bypass(experiment, fixtures):
     def branches(*flags):
