@@ -13,7 +13,6 @@ import model as models
 import peft
 import plots
 from data.batching import Batches
-from data.encode import make_batches
 from errors import UserError
 from job import Job, find_tokenizer, fingerprint, prepare_directory
 from published.plans import stages_of
@@ -31,17 +30,16 @@ from run import Run, to_flags
 from stages import train_stages
 from train import Metrics, evaluate
 
-SPLITS = ("train", "validation", "test")
-TO = {"train": "train", "validation": "validate", "test": "test"}
+TO = {"train": "train", "validation": "validate", "test": "test", "general": "test what is kept"}
 
 
 def build_model(run: Run, n_labels: int) -> nn.Module:
-    """The model with its classifier, drawn from the run's seed in the published script's order: body, head (from a fresh
-    generator); what a method adds is drawn next."""
+    """The model with its classifier, or for no labels with its language-model head, drawn from the run's seed in the
+    published script's order: body, head (from a fresh generator); what a method adds is drawn next."""
     model = models.from_pretrained(
         run.checkpoint or run.model,
-        head="classifier",
-        num_labels=None if run.head_labels else n_labels,
+        head="classifier" if n_labels else "lm",
+        num_labels=None if run.head_labels else n_labels or None,
         random_weights=run.weights == "random",
         position=run.trainable_token_pos,
         average=run.average_embeddings,
@@ -82,18 +80,21 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     inputs = fingerprint(job)
     model = build_model(run, len(job.task.labels))
     tokenizer, tokenizer_folder = find_tokenizer(run, model.config.vocab_size)
-    batches = make_batches(run, job.read(), tokenizer, model.config.context_length)
+    batches, notes = job.task.make_batches(run, job.read(), tokenizer, model.config.context_length)
     plan = stages_of(run, len(model.blocks))
     peft.attach(model, peft.method_of(plan[0]))
-    print_header(job, tokenizer_folder, batches, plan, *count_parameters(model))
+    print_header(job, tokenizer_folder, batches, notes, plan, *count_parameters(model))
     if run.plot_loss:
         plots.need_matplotlib()  # before any time is spent
     finished = finished_stages(directory) if run.resume else forget(directory)
     metrics = Metrics(directory / "metrics.jsonl", append=run.resume)
     with advice_when_out_of_memory(run):
-        stages, used = train_stages(model.to(device), plan, batches, metrics, directory, finished)
+        stages, used = train_stages(
+            model.to(device), plan, batches, metrics, directory, finished,
+            lambda done: write_json(directory / "result.json", unfinished(run, done, inputs)),
+        )  # fmt: skip
         interrupted = stages[-1]["interrupted"]
-        measured = {} if interrupted else final_measures(peft.merge(model), used, run, metrics)
+        measured = {} if interrupted else final_measures(peft.merge(model), used, job, metrics)
     metrics.close()
     result = {
         "model": job.model_source,
@@ -104,7 +105,12 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
         "data_reason": job.data_reason,
         "method": run.trainable_layers,
         "seed": run.seed,
-        **{f"{split}_{name}": measured.get(split, {}).get(name) for name in ("accuracy", "macro_f1") for split in SPLITS},
+        **{
+            f"{split}_{name}": measured.get(split, {}).get(name)
+            for name in job.task.measures
+            for split in job.task.evaluated
+        },
+        "notes": notes,
         **totals(stages),
         "total_seconds": round(time.perf_counter() - started, 3),
         "peak_memory_bytes": peak_memory_bytes(device),
@@ -122,6 +128,11 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     if run.plot_loss:
         print(f"plot     {plots.draw(directory)}")
     return result
+
+
+def unfinished(run: Run, finished: list[dict], inputs: dict) -> dict:
+    """What `result.json` says while a run can be resumed that nobody interrupted yet."""
+    return {"interrupted": True, "stages": finished, "config": asdict(run), **inputs}
 
 
 def totals(stages: list[dict]) -> dict:
@@ -161,10 +172,10 @@ def advice_when_out_of_memory(run: Run):
         ) from None
 
 
-def final_measures(model: nn.Module, batches: dict[str, Batches], run: Run, metrics: Metrics) -> dict[str, dict]:
-    """Loss, accuracy and macro-F1 by split."""
-    measured, step = {}, (metrics.last("train") or {"step": 0})["step"]
-    for split in SPLITS:
+def final_measures(model: nn.Module, batches: dict[str, Batches], job: Job, metrics: Metrics) -> dict[str, dict]:
+    """Loss, accuracy and what else `evaluate` gives, by split."""
+    run, measured, step = job.run, {}, (metrics.last("train") or {"step": 0})["step"]
+    for split in job.task.evaluated:
         name = "train_in_order" if split == "train" else split
         if name not in batches or (split == "train" and run.eval_train == "no"):
             continue
@@ -174,15 +185,23 @@ def final_measures(model: nn.Module, batches: dict[str, Batches], run: Run, metr
 
 
 def print_header(
-    job: Job, tokenizer: Path, batches: dict[str, Batches], plan: list[Run], trainable: int, total: int
+    job: Job,
+    tokenizer: Path,
+    batches: dict[str, Batches],
+    notes: list[str],
+    plan: list[Run],
+    trainable: int,
+    total: int,
 ) -> None:
     """Everything that was decided, before anything is trained."""
     run, method = job.run, peft.method_of(plan[0])
     width = f"{batches['train'].pad_to} tokens each" if batches["train"].pad_to else "no padding"
-    sizes = {split: str(len(batches[split].examples)) for split in SPLITS if split in batches}
+    sizes = {split: str(len(batches[split].examples)) for split in job.task.evaluated if split in batches}
     texts = f"{' / '.join(sizes.values())} texts to {' / '.join(TO[split] for split in sizes)}"
     print(f"model    {job.model_source}, {run.weights} weights ({job.model_reason}); tokenizer from {tokenizer}")
     print(f"dataset  {run.dataset}, {texts}, {width} ({job.data_reason})")
+    for note in notes:
+        print(f"         {note}")
     if len(plan) == 1:
         print(f"method   {method}: {trainable:,} of {total:,} parameters train")
     else:

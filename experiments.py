@@ -102,7 +102,7 @@ def print_rows() -> None:
 
 
 def run_one(run: Run, argv: list[str]) -> int:
-    from execute import SPLITS, execute  # bring torch, which --help and --list have no use for
+    from execute import execute  # brings torch, which --help and --list have no use for
     from job import prepare
 
     prepared = prepare(run)
@@ -112,10 +112,11 @@ def run_one(run: Run, argv: list[str]) -> int:
         print(f"interrupted after {result['steps']} steps; what was trained is saved, --resume goes on from there")
         return 130
     for name in prepared.task.metrics:
-        values = {split: result[f"{split}_{name}"] for split in SPLITS}
+        values = {split: result[f"{split}_{name}"] for split in prepared.task.evaluated}
         if any(value is not None for value in values.values()):
-            shown = ", ".join(f"{split} {value:.2%}" for split, value in values.items() if value is not None)
-            print(f"{name:<8} {shown}")
+            form = ".4g" if name in ("loss", "perplexity") else ".2%"
+            shown = ", ".join(f"{split} {value:{form}}" for split, value in values.items() if value is not None)
+            print(f"{name:<10} {shown}" if form == ".4g" else f"{name:<8} {shown}")
     print(f"time     {result['train_seconds']:.0f} s training, {result['total_seconds']:.0f} s in all")
     return 0
 

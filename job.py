@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import model as models
-from data import Task, TextExample, get_task
+from data import Task, get_task
+from data.chat import task_of_file
 from errors import UserError
 from model import hub
 from model.sequence import Tokenizer
@@ -43,14 +44,13 @@ class Job:
     def directory(self) -> Path:
         return Path(self.run.output_dir)
 
-    def read(self) -> dict[str, list[TextExample]]:
-        return self.task.read(Path(self.run.data_dir) if self.run.data_dir else None)
+    def read(self) -> dict[str, list]:
+        return self.task.splits(self.run)
 
 
 def prepare(run: Run) -> Job:
     """Chooses what wasn't named, fills in the recipe, and names the run after its configuration."""
-    paths = {name: os.path.normpath(path) for name in ("checkpoint", "data_dir") if (path := getattr(run, name))}
-    run = replace(run, **paths)  # DIR and DIR/ are one
+    run = normalized(run)
     dataset = run.dataset or default_dataset(run)
     run, model_reason = choose_model(run, get_task(dataset))
     run, data_reason = choose_dataset(run, get_task(dataset))
@@ -59,9 +59,19 @@ def prepare(run: Run) -> Job:
     resolved = resolve(run, position | task.recipe_for(run.model or ""))
     device = pick_device(resolved.device)
     resolved = replace(resolved, device=device.type, amp=pick_amp(resolved.amp, device))
+    task.check(resolved)
     if resolved.output_dir is None:
         resolved = replace(resolved, output_dir=str(Path("runs") / run_name(resolved)))
     return Job(resolved, task, model_reason, data_reason)
+
+
+def normalized(run: Run) -> Run:
+    """DIR and DIR/ are one, and so are FILE and ./FILE."""
+    paths = {name: os.path.normpath(path) for name in ("checkpoint", "data_dir") if (path := getattr(run, name))}
+    for name in ("dataset", "auxiliary_dataset", "general_dataset"):
+        path = getattr(run, name)
+        paths |= {name: os.path.normpath(path)} if path and task_of_file(path) else {}
+    return replace(run, **paths)
 
 
 def default_dataset(run: Run) -> str:
@@ -113,7 +123,8 @@ def run_name(run: Run) -> str:
     """Runs of the same configuration share a directory, whichever row or flags they came from; others never do."""
     digest = hashlib.sha256(json.dumps(identity(run), sort_keys=True).encode()).hexdigest()[:8]
     model = run.model or Path(run.checkpoint).name
-    return f"{run.dataset}-{model.replace('/', '--')}-{run.trainable_layers}-seed{run.seed}-{digest}"
+    dataset = Path(run.dataset).stem  # of a file
+    return f"{dataset}-{model.replace('/', '--')}-{run.trainable_layers}-seed{run.seed}-{digest}"
 
 
 def identity(run: Run) -> dict:
@@ -125,7 +136,7 @@ def identity(run: Run) -> dict:
 
 
 def _identity(config: dict) -> dict:
-    apart = ("output_dir", "resume", "memory_report", "plot_loss")
+    apart = ("output_dir", "resume", "memory_report", "plot_loss", "save_steps")
     return {name: value for name, value in config.items() if name not in apart and value != DEFAULTS.get(name)}
 
 

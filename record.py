@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from data import TextExample
+from data.dialogues import Dialogue
 
 
 def write_json(path: Path, content: object) -> None:
@@ -67,9 +68,8 @@ def _sha256_of_files(files: tuple[tuple[Path, int, int], ...]) -> str:
     return digest.hexdigest()
 
 
-def data_sha256(splits: dict[str, Iterable[TextExample]]) -> str:
-    """Of texts and labels, and of pairs only where there are any."""
-    rows = {name: [one[:2] if one.pair is None else one for one in examples] for name, examples in splits.items()}
+def data_sha256(splits: dict[str, Iterable[TextExample | Dialogue]]) -> str:
+    rows = {name: [one.content() for one in examples] for name, examples in splits.items()}
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 

@@ -91,7 +91,11 @@ class Run:
     prefix_length: int | None = flag(int, "positions that prefix tuning and prompt tuning put before a text", least=1)
     prefix_projection: bool | None = flag(bool, "train the prefix through a small network, which is folded away after it")
     # the data
-    dataset: str | None = flag(str, "spam, or the shipped spam-pocket (default: spam where it can be had)")
+    dataset: str | None = flag(
+        str,
+        "spam, or the shipped spam-pocket (default: spam where it can be had), persona, general, ..., or the path of a "
+        ".json or .jsonl file of dialogues",
+    )
     data_dir: str | None = flag(str, "a directory with data sets (sms_spam/SMSSpamCollection, ...)")
     trainable_token_pos: str | None = flag(
         str, "whose hidden state the classifier reads", choices=("first", "last", "flexible")
@@ -103,6 +107,22 @@ class Run:
     no_padding: bool | None = flag(bool, "no influence of padding (masked where a batch needs some)")
     train_samples: int | None = flag(int, "train on this many examples, drawn by the seed (0: on all)", least=0)
     eval_train: str | None = flag(str, "evaluate the training examples too, at the end", choices=YES_NO)
+    template: str | None = flag(str, "how a dialogue becomes text: default (plain lines) or alpaca")
+    source_prefix: str | None = flag(str, "a text in front of every dialogue that has none of its own")
+    max_source_length: int | None = flag(
+        int, "tokens in front of a dialogue's last answer; the oldest turns are dropped (0: no limit)", least=0
+    )
+    max_target_length: int | None = flag(int, "tokens of an answer; the rest is cut off (0: no limit)", least=0)
+    packing: bool | None = flag(bool, "let several short dialogues share a row, none seeing another")
+    auxiliary_dataset: str | None = flag(str, "dialogues to mix into the training data, by name or path")
+    auxiliary_samples: int | None = flag(int, "how many of them, drawn by the seed (0: all)", least=0)
+    general_dataset: str | None = flag(str, "dialogues, by name or path, whose test part is measured too; or none")
+    test_share: float | None = flag(
+        float,
+        "part of the dialogues held out for validation, and again for testing, where the file names none, 100 at most",
+        least=0,
+        below=0.5,
+    )
     ignore_index: int | None = flag(int, "label that the loss leaves out", least=-(2**63), below=2**63)
     # the loop
     num_epochs: int | None = flag(
@@ -118,6 +138,9 @@ class Run:
     weight_decay: float | None = flag(float, "decoupled weight decay, on everything that trains", least=0)
     lr_scheduler_type: str | None = flag(str, "schedule of the learning rate", choices=("constant", "linear", "cosine"))
     warmup_ratio: float | None = flag(float, "part of the steps in which the learning rate rises from 0", least=0, below=1)
+    early_stopping_patience: int | None = flag(
+        int, "stop after this many evaluations without a lower validation loss, and go back to the best (0: don't)", least=0
+    )
     max_grad_norm: float | None = flag(float, "clip the gradient's norm to this (0: don't)", least=0)
     seed: int | None = flag(int, "of weights, order and dropout", least=0, below=2**63)
     data_order: str | None = flag(
@@ -136,6 +159,9 @@ class Run:
     )
     logging_steps: int | None = flag(int, "write training loss and accuracy every N optimizer steps", least=1)
     eval_steps: int | None = flag(int, "evaluate every N optimizer steps besides each epoch (0: don't)", least=0)
+    save_steps: int | None = flag(
+        int, "every N optimizer steps save what --resume goes on from (0: only on Ctrl-C)", least=0
+    )
     memory_report: bool | None = flag(bool, "print what the run needs in memory, and at the end what it took")
     plot_loss: bool | None = flag(bool, "draw losses and accuracies as curves.png in the output directory (matplotlib)")
     output_dir: str | None = flag(str, "where results go (default: runs/NAME; of a table: runs)")
@@ -184,10 +210,17 @@ DEFAULTS = {
     "no_padding": False,
     "train_samples": 0,
     "eval_train": "yes",
+    "template": "default",
+    "max_source_length": 0,
+    "max_target_length": 0,
+    "packing": False,
+    "auxiliary_samples": 0,
+    "test_share": 0.1,
     "ignore_index": -100,
     "max_steps": 0,
     "accumulation_steps": 1,
     "eval_batch_size": 64,
+    "early_stopping_patience": 0,
     "max_grad_norm": 0.0,
     "data_order": "seeded",
     "amp": "auto",
@@ -195,10 +228,17 @@ DEFAULTS = {
     "reuse_frozen": "yes",
     "logging_steps": 10,
     "eval_steps": 0,
+    "save_steps": 0,
     "memory_report": False,
     "plot_loss": False,
     "resume": False,
 }
+
+# What only dialogues have a use for.
+DIALOGUES_ONLY = (
+    *("template", "source_prefix", "max_source_length", "max_target_length", "packing"),
+    *("auxiliary_dataset", "auxiliary_samples", "general_dataset", "test_share"),
+)
 
 
 def override(run: Run, other: Run) -> Run:

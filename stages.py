@@ -1,9 +1,11 @@
 """Training in stages on one model. A plain run is one stage; `--stages PLAN` names a list of them (published/plans.py)."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 import peft
@@ -24,12 +26,14 @@ def train_stages(
     metrics: Metrics,
     directory: Path,
     finished: list[dict],
+    record_unfinished: Callable[[list[dict]], None] = lambda finished: None,
 ) -> tuple[list[dict], dict[str, Batches]]:
     """Each stage attaches its method, unless the one before left the same attached, and trains with a fresh optimizer and
     schedule. What a method added is folded in before the next is attached. In place.
 
     model      with the first stage's method attached
     finished   what an interrupted run had recorded of the stages it finished; the next one is resumed
+    record_unfinished   is told of the finished stages, whenever there is something to be resumed
     Returns what `result.json` says of each stage and the batches to evaluate with, and leaves the trained tensors of all
     stages in `directory`.
     """
@@ -57,28 +61,45 @@ def train_stages(
             print(
                 f"stage {metrics.stage} of {len(stages)}: {method}, {trainable:,} of {total:,} parameters train", flush=True
             )
-        record, used = train_stage(model, replace(stage, resume=resumed), batches, metrics, directory)
+        trained = {name: parameters[name] for name in sorted(changed)}
+
+        def before_saving(trained=trained) -> None:
+            write_trained(trained, directory)
+            record_unfinished(records)
+
+        record, used = train_stage(model, replace(stage, resume=resumed), batches, metrics, directory, before_saving)
         records.append(record)
-        tensors = {name: parameters[name].detach().cpu().clone() for name in sorted(changed)}
-        tensors = tensors if record["interrupted"] else peft.fold(model, tensors)  # what goes on trains as it did
-        write_safetensors(tensors, directory / "trained.safetensors", {"format": "pt"})
-        if record["interrupted"]:
+        write_trained(trained if record["interrupted"] else peft.fold(model, trained), directory)
+        if record["interrupted"]:  # what is resumed goes on in the form in which it trains
             break
         (directory / STATE).unlink(missing_ok=True)
     return records, used
 
 
-def train_stage(model: nn.Module, stage: Run, batches: dict[str, Batches], metrics: Metrics, directory: Path):
+def write_trained(trained: dict[str, torch.Tensor], directory: Path) -> None:
+    tensors = {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
+    write_safetensors(tensors, directory / "trained.safetensors", {"format": "pt"})
+
+
+def train_stage(
+    model: nn.Module,
+    stage: Run,
+    batches: dict[str, Batches],
+    metrics: Metrics,
+    directory: Path,
+    before_saving: Callable[[], None],
+):
     """What `result.json` says of one stage, and the batches that it used."""
     started = time.perf_counter()
     used = reuse(model, batches, stage.amp) if stage.reuse_frozen == "yes" else batches
-    fitted = fit(model, used["train"], stage, metrics, used.get("validation"), directory / STATE)
+    fitted = fit(model, used["train"], stage, metrics, used.get("validation"), directory / STATE, before_saving)
     trainable, total = count_parameters(model)
     return {
         "method": stage.trainable_layers,
         "steps": fitted.steps,
         "seconds": round(time.perf_counter() - started, 3),
         "interrupted": fitted.interrupted,
+        "best_step": fitted.best_step,
         "trainable_parameters": trainable,
         "total_parameters": total,
         "validation": metrics.last("validation"),

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -94,7 +94,7 @@ def macro_f1(guesses: torch.Tensor, labels: torch.Tensor) -> float:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Batches, amp: str = "off", ignore_index: int = IGNORED) -> dict[str, float]:
-    """Mean loss and accuracy over every target of every example, and of a classifier the macro-F1.
+    """Mean loss and accuracy over every target of every example; of a classifier the macro-F1, else the perplexity.
 
     Draws no random number and leaves the mode as it was.
     """
@@ -117,6 +117,8 @@ def evaluate(model: nn.Module, batches: Batches, amp: str = "off", ignore_index:
     result = {"loss": mean_loss, "accuracy": accuracy, "targets": targets}
     if answers and targets:
         result["macro_f1"] = macro_f1(*(torch.cat(part) for part in zip(*answers, strict=True)))
+    if not answers:
+        result["perplexity"] = math.exp(min(mean_loss, 700.0))  # a float ends there
     return result
 
 
@@ -143,6 +145,7 @@ class Metrics:
     def __init__(self, path: Path | None = None, append: bool = False):
         self.records: list[dict] = []
         self.stage: int | None = None  # of a run in several stages: the number that each record gets
+        self._path = path
         self._file = path.open("a" if append else "w", encoding="utf-8") if path else None
 
     def write(self, **record) -> None:
@@ -150,6 +153,18 @@ class Metrics:
         self.records.append(record)
         if self._file:
             self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+
+    def forget_after(self, step: int) -> None:
+        """Drops what the file says of this stage's later steps: a run that was killed goes on from where it last saved."""
+        if not self._file:
+            return
+        lines = self._path.read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines if line.endswith("}")]  # the last may be cut off
+        kept = [one for one in records if one.get("stage") != self.stage or one["step"] <= step]
+        if len(kept) < len(lines):
+            self._file.truncate(0)
+            self._file.writelines(json.dumps(one) + "\n" for one in kept)
             self._file.flush()
 
     def last(self, split: str) -> dict | None:
@@ -166,6 +181,7 @@ class Fitted:
     steps: int  # optimizer steps done
     seconds: float
     interrupted: bool  # by Ctrl-C
+    best_step: int | None  # with early stopping: the step that it went back to
 
 
 def windows(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
@@ -181,11 +197,13 @@ def fit(
     metrics: Metrics,
     validation: Batches | None = None,
     state_file: Path | None = None,
+    before_saving: Callable[[], None] = lambda: None,
 ) -> Fitted:
     """Trains in place what requires a gradient, as the (resolved) run says.
 
     Each step's gradient is that of the mean loss over all targets of its window, whatever the window is cut into.
-    Ctrl-C ends it after the step under way; `state_file` then receives what `run.resume` needs to go on from there.
+    Ctrl-C ends it after the step under way; `state_file` then receives what `run.resume` needs to go on from there, and
+    before that every `run.save_steps`, after a call of `before_saving`.
     """
     device = next(model.parameters()).device
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -198,14 +216,16 @@ def fit(
     total_steps = min(total_steps, run.max_steps) if run.max_steps else total_steps
     factor = schedule(run.lr_scheduler_type, run.warmup_ratio, total_steps)
     torch.manual_seed(run.seed)  # from here on only dropout draws from torch's global generator
-    done = load_state(state_file, trained, optimizer, scaler) if run.resume else 0
+    best = Best(run.early_stopping_patience, trained, validation)
+    done = load_state(state_file, trained, optimizer, scaler, best) if run.resume else 0
+    metrics.forget_after(done)
     meter = Meter(metrics, run, total_steps, train, done)
     model.train()
     step = 0
     with interrupt_flag() as interrupted:
         for epoch in range(math.ceil(total_steps / steps_per_epoch)):
             for window in windows(train.epoch(epoch), run.accumulation_steps):
-                if step == total_steps or interrupted.is_set():
+                if step == total_steps or interrupted.is_set() or best.is_over:
                     break
                 step += 1
                 if step <= done:
@@ -222,12 +242,19 @@ def fit(
                 meter.step(step, epoch, targets, rate)
                 at_end_of_epoch = step % steps_per_epoch == 0 or step == total_steps
                 if validation and (at_end_of_epoch or (run.eval_steps and step % run.eval_steps == 0)):
-                    meter.evaluation(step, epoch, evaluate(model, validation, run.amp, run.ignore_index))
+                    result = evaluate(model, validation, run.amp, run.ignore_index)
+                    meter.evaluation(step, epoch, result)
+                    best.see(step, result["loss"])
+                if state_file and run.save_steps and step % run.save_steps == 0 and step < total_steps:
+                    before_saving()
+                    save_state(state_file, trained, optimizer, scaler, best, step)
         step = max(step, done)  # Ctrl-C may come while a resumed run still skips what is done
-        stopped = step < total_steps
+        stopped = step < total_steps and not best.is_over
         if stopped and state_file:
-            save_state(state_file, trained, optimizer, scaler, step)
-    return Fitted(step, meter.close(), stopped)
+            save_state(state_file, trained, optimizer, scaler, best, step)
+    if not stopped:
+        best.restore()
+    return Fitted(step, meter.close(), stopped, best.step if best.patience else None)
 
 
 def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, rate: float, max_grad_norm: float) -> None:
@@ -263,29 +290,66 @@ def interrupt_flag() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, previous)
 
 
-def save_state(path: Path, trained: dict, optimizer: torch.optim.Optimizer, scaler, step: int) -> None:
-    """The optimizer's moments, the generators and the loss scale (the trained tensors are exported by the caller)."""
+class Best:
+    """Early stopping: what has the lowest validation loss so far, and for how many evaluations nothing was better."""
+
+    def __init__(self, patience: int, trained: dict[str, nn.Parameter], validation: Batches | None):
+        if patience and validation is None:
+            raise UserError(f"--early_stopping_patience is {patience}, but the data set has no validation part")
+        self.patience, self.trained = patience, trained
+        self.step, self.loss, self.waited = 0, math.inf, 0
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self.patience) and self.waited >= self.patience
+
+    def see(self, step: int, loss: float) -> None:
+        if not self.patience:
+            return
+        self.waited += 1
+        if loss < self.loss:
+            self.step, self.loss, self.waited = step, loss, 0
+            self.tensors = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for name, tensor in self.tensors.items():
+            self.trained[name].copy_(tensor)
+
+
+def save_state(path: Path, trained: dict, optimizer: torch.optim.Optimizer, scaler, best: Best, step: int) -> None:
+    """The trained tensors and the best ones, the optimizer's moments, the generators and the loss scale."""
     tensors = {"generator.cpu": torch.get_rng_state()}
+    tensors |= {f"trained.{name}": parameter.detach().cpu() for name, parameter in trained.items()}
+    tensors |= {f"best.{name}": tensor.cpu() for name, tensor in best.tensors.items()}
     if torch.cuda.is_available():
         tensors["generator.cuda"] = torch.cuda.get_rng_state()
     for name, parameter in trained.items():
         for key, value in optimizer.state[parameter].items():
             tensors[f"{key}.{name}"] = value.cpu()
-    write_safetensors(tensors, path, {"step": str(step), "scaler": json.dumps(scaler.state_dict())})
+    seen = {"step": best.step, "loss": best.loss, "waited": best.waited}
+    metadata = {"step": str(step), "scaler": json.dumps(scaler.state_dict()), "best": json.dumps(seen)}
+    write_safetensors(tensors, path, metadata)
 
 
-def load_state(path: Path, trained: dict, optimizer: torch.optim.Optimizer, scaler) -> int:
+@torch.no_grad()
+def load_state(path: Path, trained: dict, optimizer: torch.optim.Optimizer, scaler, best: Best) -> int:
     """Puts everything of `save_state` back. Returns the number of optimizer steps done."""
     tensors, metadata = read_safetensors(path)
     keys = ("step", "exp_avg", "exp_avg_sq")
     try:
         step, scale = int(metadata["step"]), json.loads(metadata["scaler"])
         moments = [{key: tensors[f"{key}.{name}"] for key in keys} for name in trained if step]  # none before step 1
+        vars(best).update(json.loads(metadata["best"]))
+        for name, parameter in trained.items():
+            parameter.copy_(tensors[f"trained.{name}"])
     except (KeyError, ValueError) as error:
         raise UserError(f"{path} lacks {error}; train anew without --resume") from None
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": dict(enumerate(moments)), "param_groups": groups})
     scaler.load_state_dict(scale)
+    best.tensors = {name: tensors[f"best.{name}"].to(trained[name].device) for name in trained if f"best.{name}" in tensors}
     torch.set_rng_state(tensors["generator.cpu"])
     if "generator.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["generator.cuda"])

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from errors import UserError
+from run import DEFAULTS, DIALOGUES_ONLY, Run
 
 
 class TextExample(NamedTuple):
@@ -15,10 +16,14 @@ class TextExample(NamedTuple):
     label: int
     pair: str | None = None  # the second text of a task about two
 
+    def content(self) -> tuple:
+        """What a hash of the data depends on."""
+        return self[:2] if self.pair is None else self
+
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task.
+    """A classification task, and what every other kind of task has too (`data/chat.py`: answering).
 
     read     (data_dir or None) -> {"train": [...], "validation": [...], "test": [...]}; None means our cache, filled from
              the official address if need be. A split without published labels is missing; one of the two is always there
@@ -27,6 +32,7 @@ class Task:
     models   the published default, and the shipped one that stands in where that can't be had and none was named
     metrics  what was published for it: "accuracy", "macro_f1"
     few_shot train on a small draw from the training split, see `few_shot_sample`
+    measures what `result.json` has of each split of `evaluated`
     """
 
     name: str
@@ -38,6 +44,24 @@ class Task:
     models: tuple[str, str] = ("gpt2-small", "gpt2-pocket")
     metrics: tuple[str, ...] = ("accuracy",)
     few_shot: bool = False
+    measures: tuple[str, ...] = ("accuracy", "macro_f1")
+    evaluated: tuple[str, ...] = ("train", "validation", "test")
+
+    def splits(self, run: Run) -> dict[str, list]:
+        """All that a run reads. Raises UserError."""
+        return self.read(Path(run.data_dir) if run.data_dir else None)
+
+    def check(self, run: Run) -> None:
+        """Raises UserError where a (resolved) run says what this kind of task has no use for."""
+        for name in DIALOGUES_ONLY:
+            if getattr(run, name) != DEFAULTS.get(name):
+                raise UserError(f"--{name} is about dialogues, and {self.name} has none")
+
+    def make_batches(self, run: Run, splits: dict[str, list], tokenizer, limit: int):
+        """(the batches of each split, "train" in its training order and "train_in_order"; what there is to say of them)"""
+        from data.encode import make_batches
+
+        return make_batches(run, splits, tokenizer, limit), []
 
     def recipe_for(self, model: str) -> dict:
         return self.recipe | self.model_recipes.get(model, {})
@@ -66,11 +90,12 @@ def few_shot_sample(examples: list[TextExample], n_labels: int, seed: int) -> li
 
 
 def get_task(name: str) -> Task:
-    if name not in TASKS:
-        raise UserError(f"unknown dataset {name!r}: choose {', '.join(TASKS)}")
-    return TASKS[name]
+    task = TASKS.get(name) or chat.task_of_file(name)
+    if task is None:
+        raise UserError(f"unknown dataset {name!r}: choose {', '.join(TASKS)} or the path of a .json or .jsonl file")
+    return task
 
 
-from data import domains, glue, spam  # noqa: E402  (a task's file needs the classes above)
+from data import chat, domains, glue, spam  # noqa: E402  (a task's file needs the classes above)
 
-TASKS: dict[str, Task] = {task.name: task for task in (*spam.TASKS, *glue.TASKS, *domains.TASKS)}
+TASKS: dict[str, Task] = {task.name: task for task in (*spam.TASKS, *glue.TASKS, *domains.TASKS, *chat.TASKS)}
