@@ -17,7 +17,7 @@ from run import Run, override, resolve, said
 from saved import Saved, load_run
 from train import pick_device
 
-OF_THE_MODEL = ("model", "checkpoint", "tokenizer", "data_dir", "weights", "disable_causal_mask")
+OF_THE_MODEL = ("model", "checkpoint", "tokenizer", "data_dir", "weights")
 OF_THE_ANSWER = ("template", "source_prefix", "device", "seed")  # with a trained model too
 
 
@@ -82,9 +82,7 @@ def speaker(wanted: Run, directory: str | None, how: dict) -> Speaker:
 def untrained(wanted: Run) -> Saved:
     run, reason = choose_model(wanted, get_task(DEFAULT_DATASET["gpt2"]))
     run, source = resolve(run, {"seed": 123}), run.checkpoint or run.model
-    changes = {"causal": False} if run.disable_causal_mask else {}
-    is_random = run.weights == "random"
-    model = models.from_pretrained(source, head="lm", random_weights=is_random, seed=run.seed, dropout=0.0, **changes)
+    model = models.from_pretrained(source, head="lm", random_weights=run.weights == "random", seed=run.seed)
     tokenizer, _ = find_tokenizer(run, model.config.vocab_size)
     return Saved(run, model.eval(), tokenizer, f"{source} ({reason})")
 

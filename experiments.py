@@ -18,7 +18,6 @@ from errors import UserError, run_program
 from published import TABLES, Row, get_table
 from run import Run, command, override
 
-
 # Fields of `Sampling` (model/generate.py), which has their defaults and limits.
 SAMPLING = {
     "max_new_tokens": (int, "longest answer, in tokens (default 100)"),
