@@ -103,6 +103,7 @@ def trainable_layers(experiment, fixtures):
     biases = head - 2 * 32 + 32 + 2 * 11 * 32
     adapters = 2 * (2 * 2 * 32 + 2 + 32)
     counts |= {"freeze": head + 2 * block, "bitfit": biases + 2 * 32, "adapter": head + adapters, "bypass": head + 33 * 32}
+    counts |= {"prefix": head + 2 * 2 * 16 * 32, "prompt": head + 16 * 32}
     counts["adapter+bypass"] = head + adapters + 33 * 32
     for choice, expected in counts.items():
         found = experiment("--trainable_layers", choice)

@@ -197,6 +197,13 @@ def test_training_moves_the_prefix_alone_and_lowers_the_loss(chosen):
 # --- export, restore, merge
 
 
+def drawn_anew(chosen) -> GPT2:
+    """The same model with another prefix."""
+    model = tiny(head="lm")
+    torch.manual_seed(77)
+    return attach(model, chosen)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", METHODS)
 def test_the_network_is_folded_away_on_export(name):
@@ -209,12 +216,12 @@ def test_the_network_is_folded_away_on_export(name):
     assert shapes == {f"blocks.{i}.attn.prefix.weight": (2, P, 32) for i in blocks}
     assert trained_names(model) == trained and torch.equal(model(ids), expected)  # the model itself stays as it was
     for method in (chosen, METHODS["last2" if "last2" in name else "plain"]):  # either takes them
-        fresh = attach(tiny(head="lm"), method)
+        fresh = drawn_anew(method)
         assert distance(fresh(ids), expected) > 0.01
         assert distance(restore(fresh, tensors)(ids), expected) <= TOLERANCE
         assert export(fresh).keys() == tensors.keys()
     raw = {key: tensor.detach().clone() for key, tensor in model.named_parameters() if tensor.requires_grad}
-    fresh = attach(tiny(head="lm"), chosen)
+    fresh = drawn_anew(chosen)
     assert trained_names(restore(fresh, raw)) == trained  # with those of the network itself, it stays
     assert torch.equal(fresh(ids), expected)
     merged = merge(model)

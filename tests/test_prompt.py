@@ -108,7 +108,7 @@ def test_export_restore_and_merge():
     model.prompt.weight.normal_()
     expected, tensors = model(ids), export(model)
     assert tensors.keys() == {"prompt.weight"}
-    fresh = attach(tiny(head="lm"), PromptTuning(P))
+    fresh = attach(tiny(head="lm"), PromptTuning(P))  # with another prompt, since the model's was drawn anew
     assert distance(fresh(ids), expected) > 0.01
     assert torch.equal(restore(fresh, tensors)(ids), expected)
     assert torch.equal(merge(model)(ids), expected)  # there is no plain layer for it
