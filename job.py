@@ -51,6 +51,7 @@ class Job:
 def prepare(run: Run) -> Job:
     """Chooses what wasn't named, fills in the recipe, and names the run after its configuration."""
     run = normalized(run)
+    check_model_is_named_once(run)
     dataset = run.dataset or default_dataset(run)
     run, model_reason = choose_model(run, get_task(dataset))
     run, data_reason = choose_dataset(run, get_task(dataset))
@@ -74,6 +75,13 @@ def normalized(run: Run) -> Run:
     return replace(run, **paths)
 
 
+def check_model_is_named_once(run: Run) -> None:
+    if run.checkpoint and run.model:
+        raise UserError(f"--model {run.model!r} and --checkpoint {run.checkpoint!r} both name a model; give one of them")
+    if run.checkpoint and not Path(run.checkpoint).is_dir():
+        raise UserError(f"--checkpoint {run.checkpoint!r} is no directory")
+
+
 def default_dataset(run: Run) -> str:
     source = run.checkpoint or run.model
     return DEFAULT_DATASET[models.architecture(source).model_type if source else "gpt2"]
@@ -81,11 +89,7 @@ def default_dataset(run: Run) -> str:
 
 def choose_model(run: Run, task: Task) -> tuple[Run, str]:
     """A named model is never replaced. Without a name: the task's published one if it can be had, else the shipped one."""
-    if run.checkpoint and run.model:
-        raise UserError(f"--model {run.model!r} and --checkpoint {run.checkpoint!r} both name a model; give one of them")
     if run.checkpoint:
-        if not Path(run.checkpoint).is_dir():
-            raise UserError(f"--checkpoint {run.checkpoint!r} is no directory")
         return run, "named with --checkpoint"
     if run.model:
         return replace(run, model=models.canonical_name(run.model)), "named"

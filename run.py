@@ -32,15 +32,13 @@ class Run:
     # the model
     model: str | None = flag(
         str,
-        "gpt2-small, -medium, -large, -xl, gpt2-pocket, or owner/name on the hub (default: gpt2-small where it can be had, "
-        "else the shipped gpt2-pocket)",
+        "gpt2-small, -medium, -large, -xl, bert-base-uncased, roberta-base, owner/name on the hub; shipped: gpt2-pocket, "
+        "distilbert-pocket (default: the task's published model where it can be had, else the shipped one)",
         aliases=("model_size",),
     )
     checkpoint: str | None = flag(str, "a directory in Hugging Face layout, instead of --model")
     tokenizer: str | None = flag(str, "a directory with the tokenizer's files (default: the checkpoint's own)")
-    weights: str | None = flag(
-        str, "random: PyTorch's default initialisation of every layer", choices=("pretrained", "random")
-    )
+    weights: str | None = flag(str, "random: every layer drawn anew as PyTorch draws it", choices=("pretrained", "random"))
     disable_causal_mask: bool | None = flag(bool, "let every token attend to every other")
     dropout: float | None = flag(float, "dropout in the model", least=0, below=1)
     # what is trained
@@ -93,10 +91,11 @@ class Run:
     # the data
     dataset: str | None = flag(
         str,
-        "spam, or the shipped spam-pocket (default: spam where it can be had), persona, general, ..., or the path of a "
-        ".json or .jsonl file of dialogues",
+        "spam, sst2, rte, restaurant_sup, acl_sup, agnews_sup (few-shot: restaurant_fs, ...), or shipped: spam-pocket, "
+        "sentiment-pocket (default: spam for GPT-2, else sst2, where it can be had); dialogues: the shipped persona and "
+        "general, or the path of a .json or .jsonl file",
     )
-    data_dir: str | None = flag(str, "a directory with data sets (sms_spam/SMSSpamCollection, ...)")
+    data_dir: str | None = flag(str, "a directory with data sets (sms_spam/SMSSpamCollection, glue_sst2/train.tsv, ...)")
     trainable_token_pos: str | None = flag(
         str, "whose hidden state the classifier reads", choices=("first", "last", "flexible")
     )

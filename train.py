@@ -60,22 +60,23 @@ def autocast(amp: str, device: torch.device):
     return torch.autocast(device.type, dtype=torch.bfloat16 if amp == "bf16" else torch.float16)
 
 
-def score(model: nn.Module, batch: Batch, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of the cross-entropy over the batch's targets, and the class [N] that the model ranks first for each label.
+def score(model: nn.Module, batch: Batch, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sum of the cross-entropy over the batch's targets; of each of them the class that the model ranks first; its label.
 
-    One rule for both tasks: classification [B, C] against [B], language modelling [B, T, V] against [B, T].
+    One rule for both tasks: classification [B, C] against [B], language modelling [N, V] against [N] of the labels [B, T].
     """
     if batch.hidden is None:
-        logits = model(*batch.inputs())
+        inputs = (batch.input_ids, batch.visible(), batch.lengths, batch.token_type_ids, batch.targets, batch.positions)
+        logits = model(*inputs)
     else:
-        logits = model.logits(batch.hidden, batch.visible(), batch.lengths, batch.start)
+        logits = model.logits(batch.hidden, batch.visible(), batch.lengths, batch.start, batch.targets)
     logits, labels = logits.flatten(0, -2).float(), batch.labels.flatten()  # [N, C], [N]
+    labels = labels if batch.targets is None else labels[batch.targets]
     loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-    return loss, logits.argmax(dim=-1)
+    return loss, logits.argmax(dim=-1), labels
 
 
 def count_hits(guesses: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
-    labels = labels.flatten()
     return ((guesses == labels) & (labels != ignore_index)).sum()
 
 
@@ -106,12 +107,12 @@ def evaluate(model: nn.Module, batches: Batches, amp: str = "off", ignore_index:
         targets += count_targets(batch, ignore_index)
         batch = batch.to(device)
         with autocast(amp, device):
-            batch_loss, guesses = score(model, batch, ignore_index)
+            batch_loss, guesses, labels = score(model, batch, ignore_index)
         losses.append(batch_loss)  # read at the end, so that the device never waits
-        hits.append(count_hits(guesses, batch.labels, ignore_index))
+        hits.append(count_hits(guesses, labels, ignore_index))
         if batch.labels.ndim == 1:
-            known = batch.labels != ignore_index
-            answers.append((guesses[known], batch.labels[known]))
+            known = labels != ignore_index
+            answers.append((guesses[known], labels[known]))
     model.train(was_training)
     mean_loss, accuracy = (sum(value.item() for value in values) / max(targets, 1) for values in (losses, hits))
     result = {"loss": mean_loss, "accuracy": accuracy, "targets": targets}
@@ -235,9 +236,9 @@ def fit(
                 for batch in window:
                     batch = batch.to(device)
                     with autocast(run.amp, device):
-                        loss, guesses = score(model, batch, run.ignore_index)
+                        loss, guesses, labels = score(model, batch, run.ignore_index)
                     scaler.scale(loss / max(targets, 1)).backward()
-                    meter.add(loss, count_hits(guesses, batch.labels, run.ignore_index), len(batch.labels))
+                    meter.add(loss, count_hits(guesses, labels, run.ignore_index), len(batch.labels))
                 update(optimizer, scaler, rate, run.max_grad_norm)
                 meter.step(step, epoch, targets, rate)
                 at_end_of_epoch = step % steps_per_epoch == 0 or step == total_steps

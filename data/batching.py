@@ -32,12 +32,7 @@ class Batch:
     positions: torch.Tensor | None = None  # [B, T], the place of each token in its text; both None for one text per row
     hidden: torch.Tensor | None = None  # [B, T, D], what enters block `start`, where the blocks below needn't run
     start: int = 0
-
-    def inputs(self) -> tuple[torch.Tensor | None, ...]:
-        """What a model's forward pass takes, in its order."""
-        types = () if self.token_type_ids is None and self.positions is None else (self.token_type_ids,)
-        positions = () if self.positions is None else (self.positions,)
-        return self.input_ids, self.visible(), self.lengths, *types, *positions
+    targets: torch.Tensor | None = None  # [N], of language modelling the places in the flat labels [B * T] that have one
 
     def visible(self) -> torch.Tensor | None:
         """What attention may look at: the attention mask [B, T], or with several texts in a row [B, T, T], within each."""
@@ -46,6 +41,9 @@ class Batch:
         return self.documents[:, :, None] == self.documents[:, None, :]  # padding sees padding, and no text sees it
 
     def to(self, device: torch.device) -> "Batch":
+        """The same on the device, with `targets`: found before the move, so that no device is waited for."""
+        if self.labels.ndim == 2 and self.targets is None:
+            return replace(self, targets=(self.labels.flatten() != IGNORED).nonzero().squeeze(1)).to(device)
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})

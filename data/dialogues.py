@@ -19,6 +19,7 @@ from data.files import parse_json, read_text, shown
 from errors import UserError
 
 SPLITS = ("train", "validation", "test")
+SPLIT_OF = {name: name for name in SPLITS} | {"held_out": "test"}  # by what a record says
 LARGEST_PART = 100  # dialogues held out at most, the number on which the published plan measures
 HELD_OUT_SEED = 2023  # of the draw, whatever the seed of the run: all runs are measured on the same dialogues
 
@@ -98,10 +99,11 @@ def parse_record(record: object) -> tuple[Dialogue, str | None]:
     """The dialogue and its split. Raises Malformed."""
     if not isinstance(record, dict):
         raise Malformed(f"expected an object with instruction and output, or messages, got {shown(record)}")
-    if record.get("split") not in (None, *SPLITS):
-        raise Malformed(f"the split is {shown(record['split'])}; it must be one of {', '.join(SPLITS)}")
+    said = record.get("split")
+    if said is not None and (not isinstance(said, str) or said not in SPLIT_OF):
+        raise Malformed(f"the split is {shown(said)}; it must be one of {', '.join(SPLIT_OF)}")
     dialogue = from_messages(record["messages"]) if "messages" in record else from_instruction(record)
-    return dialogue, record.get("split")
+    return dialogue, SPLIT_OF.get(said)
 
 
 def from_instruction(record: dict) -> Dialogue:

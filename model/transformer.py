@@ -145,15 +145,19 @@ class Transformer(nn.Module):
         attention_mask: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
+        targets: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits: [B, T, V] with a language-model head, [B, C] with a classifier.
 
         `lengths` [B] counts the real tokens of each text. It only tells the classifier where a text ends (position
         `flexible`); what attention sees is up to `attention_mask` alone. `token_type_ids` [B, T] (0 first text, 1 second)
-        are ignored by models that know one kind of token only.
+        are ignored by models that know one kind of token only. With `targets` [N], places in the flat [B * T], a
+        language-model head gives the logits [N, V] of those alone: a vocabulary is wide, and where few positions have a
+        target, most of a pass over it would be for nothing.
         """
-        return self.logits(self.embed(input_ids, token_type_ids, positions), attention_mask, lengths)
+        hidden = self.embed(input_ids, token_type_ids, positions)
+        return self.logits(hidden, attention_mask, lengths, targets=targets)
 
     def logits(
         self,
@@ -161,6 +165,7 @@ class Transformer(nn.Module):
         attention_mask: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
         start: int = 0,
+        targets: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Everything above the hidden states [B, T, D] that enter block `start`.
 
@@ -174,6 +179,8 @@ class Transformer(nn.Module):
             hidden = self.climb(hidden, attention_mask, rows, start)  # [B, T, D], or with rows -> [B, 1, D]
         unheard = [tap for tap in self.head.taps if tap not in heard]
         assert not unheard, f"the head listens to {unheard}, which lies below block {start}"
+        if targets is not None:
+            return self.head(self.finish(hidden).flatten(0, 1)[targets], attention_mask, heard)  # [N, D] -> [N, V]
         if rows is None:
             return self.head(self.finish(hidden), attention_mask, heard)
         # [B, T, D] -> [B, D]; what the last block puts out is [B, 1, D] already

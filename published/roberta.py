@@ -34,14 +34,7 @@ def _row(number: int, title: str, run: Run, method: Run, series: tuple[float, ..
     return Row(number, title, override(run, method), published, note, series)
 
 
-_RECIPE = {
-    "model": "roberta-base",
-    "num_epochs": 3,
-    "batch_size": 8,
-    "learning_rate": 5e-5,
-    "weight_decay": 0.0,
-    "accumulation_steps": 2,
-}
+_RECIPE = {"model": "roberta-base", "num_epochs": 3, "batch_size": 8, "accumulation_steps": 2}
 SST2 = Run(dataset="sst2", eval_steps=500, **_RECIPE)
 RTE = Run(dataset="rte", eval_steps=100, **_RECIPE)
 FULL = Run(trainable_layers="all")

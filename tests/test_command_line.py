@@ -264,7 +264,7 @@ DAMAGE = {
     "missing": (lambda folder: (folder / "model.safetensors").unlink(), "has neither model.safetensors nor"),
     "truncated": (lambda folder: os.truncate(folder / "model.safetensors", 9000), "can't be read as safetensors"),
     "wrong shape": (edit_tensor, "h.1.mlp.c_fc.weight has shape [32, 127], expected [32, 128]"),
-    "other architecture": (lambda folder: edit_config(folder, model_type="bert"), "a model of type 'bert'; the types"),
+    "other architecture": (lambda folder: edit_config(folder, model_type="t5"), "a model of type 't5'; the types"),
     "no tokenizer": (lambda folder: (folder / "merges.txt").unlink(), "pass --tokenizer DIR"),
     "no directory": (shutil.rmtree, "is no directory"),
 }

@@ -5,6 +5,7 @@ import re
 import signal
 from dataclasses import fields
 
+import chat_checks
 import pytest
 import torch
 from conftest import make_checkpoint, write_messages
@@ -18,7 +19,7 @@ from model import hub
 from model.weights import save_pretrained
 from run import Run
 
-CHECKS = {}
+CHECKS = dict(chat_checks.CHECKS)
 LORA = ("--trainable_layers", "lora", "--lora_rank", 4)
 
 
@@ -34,7 +35,10 @@ def check(*names):
 
 @pytest.fixture
 def fixtures(alone, small_checkpoint, small_data, monkeypatch):
-    return {"alone": alone, "checkpoint": small_checkpoint, "data": small_data, "monkeypatch": monkeypatch}
+    saved, save_state = [], train.save_state
+    monkeypatch.setattr(train, "save_state", lambda *call: (saved.append(call[-1]), save_state(*call)))
+    found = {"alone": alone, "checkpoint": small_checkpoint, "data": small_data, "monkeypatch": monkeypatch}
+    return found | {"save_state": saved}
 
 
 def differ(one, other):

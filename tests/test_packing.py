@@ -41,7 +41,7 @@ def loss_and_gradients(model, examples: list[Example], batch_size: int, pad_to: 
     model.zero_grad()
     total = 0.0
     for batch in Batches(examples, batch_size, PAD, pad_to).epoch():
-        loss, _ = score(model, batch, IGNORED)
+        loss, *_ = score(model, batch, IGNORED)
         loss.backward()
         total += loss.item()
     return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -99,16 +99,15 @@ def test_a_batch_of_packed_rows():
     assert batch.documents.tolist() == [[1, 1, 1, 2, 2], [1, 0, 0, 0, 0]]
     assert batch.positions.tolist() == [[0, 1, 2, 0, 1], [0, 0, 0, 0, 0]]
     assert batch.lengths.tolist() == [5, 1] and batch.attention_mask is None
-    visible, inputs = batch.visible(), batch.inputs()
+    visible = batch.visible()
     assert visible.shape == (2, 5, 5) and visible[0, 3].tolist() == [False, False, False, True, True]
     assert not visible[1, 0, 1:].any()
-    assert inputs[3] is None and inputs[4] is batch.positions and torch.equal(inputs[1], visible)
     assert batch.to(torch.device("meta")).documents.device.type == "meta"
 
 
 def test_a_row_of_one_text_needs_nothing():
     batch = collate(texts(4, 3), PAD, None)
-    assert batch.documents is None and batch.positions is None and len(batch.inputs()) == 3
+    assert batch.documents is None and batch.positions is None
     assert batch.visible() is batch.attention_mask
 
 

@@ -64,7 +64,8 @@ def test_held_out_loss_is_that_of_the_card(shared):
     tokenizer = GPT2Tokenizer.from_directory(POCKET)
     rows = pretrain.to_examples(held_out, tokenizer, 512)
     model = from_pretrained("gpt2-pocket")
-    found = pretrain.bits_per_byte(model, Batches(rows, 8, tokenizer.end_of_text, 512), n_bytes, "off")
+    batches = Batches(rows, 8, tokenizer.end_of_text, 512)
+    found = pretrain.measure(model, batches, n_bytes, "off")["bits_per_byte"]
     assert all(target != IGNORED for row in rows for target in row.label)
     assert found == pytest.approx(CARD["held_out_bits_per_byte"], rel=0.1)  # the first 40 documents of all
     assert found < 0.7 * CARD["untrained_bits_per_byte"]

@@ -11,10 +11,11 @@ from conftest import ROOT
 
 import experiments
 from data import get_task
-from published.tables import values_of
-from run import resolve
+from published import get_table
+from published.tables import key_of, values_of
+from run import command, resolve
 
-RESULTS = ROOT / "published" / "results" / "spam-shipped"
+RESULTS = ROOT / "published" / "results"
 SPLITS = ("train", "validation", "test")
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(set(re.findall(r"python experiments\.py[^\n`|&]*", README)))
@@ -50,37 +51,58 @@ def test_run_time_dependencies_are_the_five_and_pinned():
     assert all("==" in line for line in lines) and "torch==2.13.0" in lines
 
 
-def test_measured_numbers_of_the_table_are_those_of_the_logs():
-    """Each measured cell equals the table's JSON, and that the results of its runs."""
-    rows = re.findall(r"^\| (\d+) \| [^|]+ \| ([^|]+) \| ([^|]+) \|", README, flags=re.MULTILINE)
-    assert [int(number) for number, _, _ in rows] == list(range(1, 20))
-    lines = {line["row"]: line for line in json.loads((RESULTS / "table-spam.json").read_text())}
-    logs = [json.loads(path.read_text()) for path in RESULTS.glob("*/result.json")]
-    for number, published, measured in rows:
-        line = lines[int(number)]
-        assert published.strip() == values_of(line["published"], None, SPLITS)
-        assert measured.strip() == (values_of(line["measured"], line["std"], SPLITS) if line["measured"] else "–")
-        if line["measured"]:
-            run = experiments.parse(shlex.split(line["command"])[2:])[0]
-            config = resolve(run, get_task(run.dataset).recipe_for(run.model))
-            apart = {"seed", "device", "amp", "output_dir"}  # resolved on the machine, or varied within the row
-            wanted = {name: value for name, value in asdict(config).items() if name not in apart}
-            # A log may be older than a flag; whatever the flag's default, it says what runs did before there was one.
-            logs_of_row = [
-                log
-                for log in logs
-                if all(log["config"].get(name, value) == value for name, value in wanted.items())
-                and log["seed"] in line["seeds"]
-            ]
-            assert sorted(log["seed"] for log in logs_of_row) == line["seeds"]
-            mean = statistics.mean(100 * log["test_accuracy"] for log in logs_of_row)
-            assert mean == pytest.approx(line["measured"]["test"], abs=0.005)
+# Each table of the README: the columns that were measured, as folders of published/results, and what is shown of them.
+TABLES = {
+    "spam": (("spam-shipped", "spam-real"), ("test",)),
+}
+
+
+def readme_lines(name: str) -> list[str]:
+    """The rows as the README must have them: made anew from the published table and the JSON of what was measured."""
+    folders, metrics = TABLES[name]
+    table = get_table(name)
+    measured = [{line["row"]: line for line in read_table(folder, name)} for folder in folders]
+    lines = []
+    for row in table.rows:
+        cells = [str(row.number), row.title, values_of(row.published, row.published_std, table.metrics)]
+        for found in (lines_of[row.number] for lines_of in measured):
+            cells.append(values_of(found["measured"], found["std"], metrics) if found["measured"] else "–")
+        lines.append("| " + " | ".join([*cells, f"`{command(row.run)}`"]) + " |")
+    return lines
+
+
+def read_table(folder: str, name: str) -> list[dict]:
+    return json.loads((RESULTS / folder / f"table-{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_hold_what_was_measured(name):
+    missing = [line for line in readme_lines(name) if line not in README.splitlines()]
+    assert not missing, "\n".join(missing)
+
+
+@pytest.mark.parametrize("name, folder", [(name, folder) for name, (folders, _) in TABLES.items() for folder in folders])
+def test_what_was_measured_is_what_the_logs_say(name, folder):
+    logs = [json.loads(path.read_text()) for path in (RESULTS / folder).glob("*/result.json")]
+    measured = [line for line in read_table(folder, name) if line["measured"]]
+    assert measured
+    for line in measured:
+        run = experiments.parse(shlex.split(line["command"])[2:])[0]
+        config = resolve(run, get_task(run.dataset).recipe_for(run.model))
+        apart = {"seed", "device", "amp", "output_dir", "data_dir"}  # of the machine, or varied within the row
+        wanted = {key: value for key, value in asdict(config).items() if key not in apart}
+        # A log may be older than a flag; whatever the flag's default, it says what runs did before there was one.
+        of_row = [log for log in logs if all(log["config"].get(key, value) == value for key, value in wanted.items())]
+        of_row = [log for log in of_row if log["seed"] in line["seeds"]]
+        assert sorted(log["seed"] for log in of_row) == sorted(line["seeds"])
+        for metric, mean in line["measured"].items():
+            assert statistics.mean(100 * log[key_of(metric)] for log in of_row) == pytest.approx(mean, abs=0.005)
 
 
 def test_row_10_is_that_of_its_logs():
     table = README.split("### Row 10, to the digit")[1].split("\n## ")[0]
     rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", table, flags=re.MULTILINE))
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.parent.glob("spam-row10/*/result.json"))]
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("spam-row10/*/result.json"))]
     for result in results:
         config = result["config"]
         assert (config["model"], config["weights"], config["trainable_layers"]) == ("gpt2-small", "random", "all")

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import peft
+import train
 from data import spam
 from data.batching import IGNORED, Batches, Example, seeded_order
 from errors import UserError
@@ -370,3 +371,16 @@ def test_macro_f1_of_an_evaluation_leaves_ignored_labels_out():
     found = evaluate(model, make_batches(examples, 5), ignore_index=1)
     kept = [example for example in examples if example.label != 1]
     assert found["macro_f1"] == pytest.approx(evaluate(model, make_batches(kept, 5))["macro_f1"])
+
+
+def test_logits_at_the_targets_alone_give_the_loss_and_gradients_of_all_positions():
+    model, batch = make_model("lm"), next(make_batches(make_examples(6, "token"), 6).epoch()).to(torch.device("cpu"))
+    loss, guesses, labels = train.score(model, batch, IGNORED)
+    found = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+    assert len(labels) == int((batch.labels != IGNORED).sum()) < batch.labels.numel() and IGNORED not in labels
+    logits = model(batch.input_ids, batch.attention_mask)  # [B, T, V]
+    wanted = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+    assert torch.equal(guesses, logits.argmax(-1)[batch.labels != IGNORED])
+    expected = torch.autograd.grad(wanted, [p for p in model.parameters() if p.requires_grad])
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, expected, strict=True))

@@ -73,7 +73,7 @@ def test_published_ids(bert):
     assert bert.special_ids == {0, 100, 101, 102, 103}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])])
 def test_equal_to_transformers_on_all_real_texts(vocabularies, shared, name):
     texts = real_texts(shared / "data")
     assert len(texts) > 90_000

@@ -1,0 +1,80 @@
+"""The checks of test_flags.py for flags that are about dialogues, and for those of long runs."""
+
+import json
+
+import torch
+
+CHECKS = {}
+
+
+def check(*names):
+    def register(function):
+        CHECKS.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def write_dialogues(path, n=40, word="prize"):
+    """Of two turns each; 80% are trained on, a tenth each is for validation and for testing."""
+    turns = [(f"see {i}", f"{word} {i % 7}") for i in range(n)]
+    records = [{"instruction": q, "input": "home", "output": a, "history": [["ok", "later"]]} for q, a in turns]
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return path
+
+
+def widest(found):
+    return max(found.widths(True) + found.widths(False))
+
+
+@check("template", "source_prefix", "max_source_length", "max_target_length", "packing")
+def how_dialogues_become_rows(experiment, fixtures):
+    def run(*flags):
+        return experiment("--dataset", path, "--num_epochs", 1, *flags, max_steps=None)
+
+    path = write_dialogues(fixtures["alone"] / "some.json")
+    plain = run()
+    assert widest(run("--template", "alpaca")) > widest(plain) + 40
+    prefixed = run("--source_prefix", "qqqqq")
+    assert widest(prefixed) == widest(plain) + 6  # and the newline
+    shorter = run("--max_source_length", 12)
+    assert widest(shorter) < widest(plain) and "32 dialogues" not in plain.out and "lost earlier turns" in shorter.out
+    cut = run("--max_target_length", 1)
+    assert cut.logged("targets", "final test")[0] < plain.logged("targets", "final test")[0]
+    assert "lost the end of an answer" in cut.out
+    packed = run("--packing")
+    assert sum(packed.sizes(True)) < 16 and sum(plain.sizes(True)) == 32
+
+
+@check("auxiliary_dataset", "auxiliary_samples", "general_dataset", "test_share")
+def which_dialogues(experiment, fixtures):
+    def run(*flags):
+        return experiment("--dataset", path, "--num_epochs", 1, *flags, max_steps=None)
+
+    path = write_dialogues(fixtures["alone"] / "some.json")
+    other = write_dialogues(fixtures["alone"] / "other.json", 20, "cash")
+    assert sum(run().sizes(True)) == 32 and run().result["general_loss"] is None
+    assert sum(run("--auxiliary_dataset", other).sizes(True)) == 32 + 16
+    assert sum(run("--auxiliary_dataset", other, "--auxiliary_samples", 5).sizes(True)) == 32 + 5
+    assert run("--general_dataset", other).result["general_loss"] > 0
+    assert run("--general_dataset", "none").result["general_loss"] is None
+    assert "24 / 8 / 8 texts" in run("--test_share", 0.2).out
+    assert run("--test_share", 0).result["test_loss"] is None
+
+
+@check("early_stopping_patience")
+def early_stopping_patience(experiment, fixtures):
+    flags = ("--eval_steps", 1, "--lr_scheduler_type", "constant")
+    plain = experiment(*flags, max_steps=12, learning_rate=0)
+    assert plain.result["steps"] == 12 and plain.result["stages"][0]["best_step"] is None
+    stopped = experiment(*flags, "--early_stopping_patience", 3, max_steps=12, learning_rate=0)
+    assert stopped.result["steps"] == 1 + 3 and stopped.result["stages"][0]["best_step"] == 1
+
+
+@check("save_steps")
+def save_steps(experiment, fixtures):
+    saved = fixtures["save_state"]
+    plain = experiment(max_steps=7)
+    assert not saved
+    found = experiment("--save_steps", 3, max_steps=7)
+    assert saved == [3, 6] and all(torch.equal(plain.tensors[name], found.tensors[name]) for name in plain.tensors)
