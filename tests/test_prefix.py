@@ -96,7 +96,7 @@ def test_logits_loss_and_gradients_equal_theirs_with_past_keys_and_values(pair, 
 def by_hand(model, ids, mask, number: int) -> torch.Tensor:
     """Block `number`'s attention output with its prefix, from the definition, position by position. [B, T, D]"""
     attention, hidden = model.blocks[number].attn, model.run_blocks(model.embed(ids), mask, 0, number)
-    if model.config.causal:
+    if isinstance(model, GPT2):  # whose norm comes before attention
         hidden = model.blocks[number].attn_norm(hidden)
     keys, values = attention.prefix()  # [P, D] each
     k, v, q = (getattr(attention, name)(hidden) for name in "kvq")
