@@ -71,7 +71,6 @@ def measured_models(monkeypatch) -> list:
     return measured
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("method", METHODS)
 def test_the_model_of_a_run_computes_what_was_measured(method, train, monkeypatch):
     measured = measured_models(monkeypatch)
