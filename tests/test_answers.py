@@ -250,7 +250,7 @@ def test_a_question_that_is_too_long_does_not_end_the_dialogue(train, capsys, mo
 def test_ctrl_c_ends_it_politely(where, train, capsys, monkeypatch):
     directory = train("lora").directory
 
-    def interrupted(*given):
+    def interrupted(*given, **how):
         raise KeyboardInterrupt
         yield
 
