@@ -145,7 +145,7 @@ def measure(model: Transformer, held_out: Batches, n_bytes: int, amp: str) -> di
 SIZES = ("vocab_size", "dim", "n_layers", "n_heads", "context_length", "num_epochs", "batch_size")
 MODELS = {
     "gpt2-pocket": (make_gpt2, (3057, 192, 4, 3, 512, 4, 8)),
-    "distilbert-pocket": (make_distilbert, (4000, 128, 6, 4, 512, 8, 64)),
+    "distilbert-pocket": (make_distilbert, (4000, 128, 6, 4, 512, 4, 64)),
 }
 
 
