@@ -5,6 +5,8 @@ python experiments.py --trainable_layers lora --lora_rank 16   the same with LoR
 python experiments.py --row 7                                  row 7 of the spam table
 python experiments.py --table spam --seeds 3                   the whole table, three seeds a row
 python experiments.py --list                                   the rows and their commands
+python experiments.py --generate "Who are you?"                one answer; of a trained model with --run_dir runs/NAME
+python experiments.py --chat runs/NAME                         talk to a trained model
 """
 
 import argparse
@@ -15,6 +17,15 @@ from dataclasses import fields
 from errors import UserError, run_program
 from published import TABLES, Row, get_table
 from run import Run, command, override
+
+# Fields of `Sampling` (model/generate.py), which has their defaults and limits.
+SAMPLING = {
+    "max_new_tokens": (int, "longest answer, in tokens (default 100)"),
+    "temperature": (float, "divides the scores of the next token (default 0: always the likeliest)"),
+    "top_k": (int, "choose among the K likeliest tokens (default 0: all)"),
+    "top_p": (float, "choose among the likeliest tokens that have this probability together (default 1: all)"),
+    "repetition_penalty": (float, "makes tokens that are there already less likely (default 1: not)"),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,6 +46,16 @@ def build_parser() -> Parser:
     rows.add_argument("--rows", metavar="LIST", help="of the table, only these: 1,3-5")
     rows.add_argument("--seeds", metavar="K", type=int, help="runs per row, with seeds from --seed on (default 1)")
     rows.add_argument("--list", action="store_true", help="print every row with its command")
+    answers = parser.add_argument_group(
+        "answers (of a language model; also --model, --checkpoint, --template, --seed, ...)"
+    )
+    answers.add_argument("--generate", metavar="QUESTION", help="answer once")
+    answers.add_argument(
+        "--run_dir", metavar="DIR", help="with --generate: the directory of the run that trained the model"
+    )
+    answers.add_argument("--chat", metavar="DIR", help="talk to the model that the run with this directory trained")
+    for name, (kind, meaning) in SAMPLING.items():
+        answers.add_argument(f"--{name}", type=kind, metavar=name.upper(), help=meaning)
     flags = parser.add_argument_group("one run (what isn't said comes from the row, else from the task's recipe)")
     for one in fields(Run):
         names = [f"--{name}" for name in (one.name, *one.metadata["aliases"])]
@@ -121,11 +142,29 @@ def run_one(run: Run, argv: list[str]) -> int:
     return 0
 
 
+def answer(said: Run, options: dict) -> int:
+    """`--generate` or `--chat`."""
+    possible = {"generate", "run_dir", *SAMPLING} if "generate" in options else {"chat", *SAMPLING}
+    if useless := [name for name in options if name not in possible]:
+        raise UserError(f"--{useless[0]} doesn't go with --{'generate' if 'generate' in options else 'chat'}")
+    import chat  # brings torch
+
+    how = {name: value for name, value in options.items() if name in SAMPLING}
+    if "chat" in options:
+        return chat.talk(said, options["chat"], how)
+    return chat.generate_once(options["generate"], said, options.get("run_dir"), how)
+
+
 def main(argv: list[str]) -> int:
     said, options = parse(argv)
     if options.get("list"):
         print_rows()
         return 0
+    if "generate" in options or "chat" in options:
+        return answer(said, options)
+    for name in ("run_dir", *SAMPLING):
+        if name in options:
+            raise UserError(f"--{name} goes with --generate" + (" or --chat" if name in SAMPLING else ""))
     if "table" in options:
         if said.resume:
             raise UserError("--resume goes with one run; a table goes on by itself where it stopped")

@@ -45,7 +45,7 @@ class Run:
     trainable_layers: str | None = flag(
         str,
         "last_layer (the head), last_block, last_two_blocks, all, freeze, bitfit, adapter, bypass, lora, lora_alternative, "
-        "or a method of your own; several joined with +, such as lora+bypass",
+        "prefix, prompt, or a method of your own; several joined with +, such as lora+bypass",
     )
     train_head: str | None = flag(str, "train the head in full", choices=YES_NO)
     head_labels: str | None = flag(
@@ -54,7 +54,7 @@ class Run:
     stages: str | None = flag(str, "train in several stages: a plan of published/plans.py, such as layer_by_layer")
     depth: int | None = flag(int, "run only this many blocks, the head reads the last one's output (0: all)", least=0)
     layers: str | None = flag(
-        str, "blocks that freeze, lora and adapter act on, counted from 0: all, first3, last3, 25-27, 0,2,5-7"
+        str, "blocks that freeze, lora, adapter and prefix act on, counted from 0: all, first3, last3, 25-27, 0,2,5-7"
     )
     part: str | None = flag(
         str, "what freeze trains of these blocks: all, attn, qkv, mlp, norm, or modules such as attn.out"
@@ -86,6 +86,8 @@ class Run:
     bypass_init: str | None = flag(
         str, "zero: the branches add nothing at first; default: PyTorch's", choices=("zero", "default")
     )
+    prefix_length: int | None = flag(int, "positions that prefix tuning and prompt tuning put before a text", least=1)
+    prefix_projection: bool | None = flag(bool, "train the prefix through a small network, which is folded away after it")
     # the data
     dataset: str | None = flag(
         str,
@@ -200,6 +202,8 @@ DEFAULTS = {
     "bypass_into": "classifier",
     "bypass_head": "own",
     "bypass_init": "zero",
+    "prefix_length": 16,
+    "prefix_projection": False,
     "trainable_token_pos": "last",
     "average_embeddings": False,
     "no_padding": False,

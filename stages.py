@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 import peft
@@ -68,14 +69,14 @@ def train_stages(
 
         record, used = train_stage(model, replace(stage, resume=resumed), batches, metrics, directory, before_saving)
         records.append(record)
-        write_trained(trained, directory)
-        if record["interrupted"]:
+        write_trained(trained if record["interrupted"] else peft.fold(model, trained), directory)
+        if record["interrupted"]:  # what is resumed goes on in the form in which it trains
             break
         (directory / STATE).unlink(missing_ok=True)
     return records, used
 
 
-def write_trained(trained: dict[str, nn.Parameter], directory: Path) -> None:
+def write_trained(trained: dict[str, torch.Tensor], directory: Path) -> None:
     tensors = {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
     write_safetensors(tensors, directory / "trained.safetensors", {"format": "pt"})
 

@@ -44,6 +44,12 @@ TEMPLATES = {
 }
 
 
+def find_template(name: str) -> Template:
+    if name not in TEMPLATES:
+        raise UserError(f"--template is {name!r}; choose {', '.join(TEMPLATES)}")
+    return TEMPLATES[name]
+
+
 @dataclass(frozen=True)
 class Piece:
     """One turn in token ids. `before`, `after`: what the template has around the question."""
@@ -75,7 +81,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer, run: Run, length: int):
         self.tokenizer, self.length = tokenizer, length
-        self.template, self.prefix = TEMPLATES[run.template], run.source_prefix or ""
+        self.template, self.prefix = find_template(run.template), run.source_prefix or ""
         self.max_source, self.max_target = run.max_source_length or length, run.max_target_length or length
         before, after = self.template.turn.split("{question}")
         self.before, self.after = tokenizer.encode(before), tokenizer.encode(after)
@@ -164,8 +170,7 @@ class ChatTask(Task):
         return splits
 
     def check(self, run: Run) -> None:
-        if run.template not in TEMPLATES:
-            raise UserError(f"--template is {run.template!r}; choose {', '.join(TEMPLATES)}")
+        find_template(run.template)
         if run.auxiliary_samples and not run.auxiliary_dataset:
             raise UserError(f"--auxiliary_samples is {run.auxiliary_samples}, but no --auxiliary_dataset is named")
         if run.disable_causal_mask:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.transformer import SelfAttention, Transformer, check_heads, take
+from model.transformer import Past, SelfAttention, Transformer, check_heads, take
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,15 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: torch.Tensor, mask: torch.Tensor | None, is_causal: bool, rows: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None,
+        is_causal: bool,
+        rows: torch.Tensor | None = None,
+        past: Past | None = None,
     ) -> torch.Tensor:
         """[B, T, D] -> [B, T, D], or with `rows` [B], the one position wanted of each text, -> [B, 1, D]."""
-        attended = self.attn(self.attn_norm(x), mask, is_causal, rows)
+        attended = self.attn(self.attn_norm(x), mask, is_causal, rows, past)
         x = (x if rows is None else take(x, rows)) + self.dropout(attended)
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 

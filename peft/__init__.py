@@ -58,7 +58,8 @@ def method_of(run):
 
 
 def attach(model: nn.Module, method) -> nn.Module:
-    """Freezes the whole model, then lets the method pick or add what trains. The function computed stays the same.
+    """Freezes the whole model, then lets the method pick or add what trains. The function computed stays the same, except
+    with what is put in front of a text, a prefix or a prompt.
 
     New parameters are drawn from torch's global generator.
     """
@@ -82,7 +83,7 @@ def train_head(model: nn.Module, yes: bool) -> None:
 def merge(model: nn.Module) -> nn.Module:
     """Replaces every layer that has a `merged` form by it: a plain layer that computes the same.
 
-    What no plain layer can compute stays as it is: an adapter with its activation, the branches of a bypass.
+    What no plain layer can compute stays as it is: an adapter with its activation, the branches of a bypass, a prefix.
     """
     for path, module in list(model.named_modules()):
         if hasattr(module, "merged"):
@@ -91,13 +92,31 @@ def merge(model: nn.Module) -> nn.Module:
 
 
 def export(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The trained tensors, detached and on the CPU, under their names in the model."""
-    trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
-    return {name: parameter.detach().cpu().clone() for name, parameter in trained}
+    """The trained tensors, detached and on the CPU, under their names in the model; of what is reparameterised for
+    training only what it comes down to, under its names in the merged model."""
+    return fold(model, {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad})
+
+
+def fold(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies of the model's tensors on the CPU, with those of a reparameterisation replaced by what it comes down to."""
+    tensors = dict(tensors)
+    for path, module in reparameterised(model):
+        own = {f"{path}.{name}" for name, _ in module.named_parameters()}
+        if own & tensors.keys():
+            tensors = {name: tensor for name, tensor in tensors.items() if name not in own}
+            tensors |= {f"{path}.{name}": parameter for name, parameter in module.merged().named_parameters()}
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 
 def restore(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
-    """Copies exported tensors into a model with the same method attached. Raises UserError unless all of them fit."""
+    """Copies exported tensors into a model with the same method attached. Raises UserError unless all of them fit.
+
+    What was reparameterised for training is so no more, unless the tensors are those of the reparameterisation itself.
+    """
+    for path, module in reparameterised(model):
+        merged = module.merged()
+        if all(f"{path}.{name}" in tensors for name, _ in merged.named_parameters()):
+            replace_module(model, path, merged)
     fill({name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}, tensors)
     return model
 
@@ -118,7 +137,7 @@ def fill(parameters: dict[str, nn.Parameter], tensors: dict[str, torch.Tensor]) 
         parameters[name].copy_(tensor)
 
 
-from peft.sites import replace_module  # noqa: E402  (the methods' files need `method` from above)
+from peft.sites import reparameterised, replace_module  # noqa: E402  (the methods' files need `method` from above)
 
 for _file in pkgutil.iter_modules(__path__):
     importlib.import_module(f"peft.{_file.name}")
@@ -128,6 +147,8 @@ from peft.bitfit import BitFit  # noqa: E402
 from peft.bypass import Bypass  # noqa: E402
 from peft.freeze import Freeze, FreezeBlocks  # noqa: E402
 from peft.lora import LoRA  # noqa: E402
+from peft.prefix import PrefixTuning  # noqa: E402
+from peft.prompt import PromptTuning  # noqa: E402
 
 __all__ = [
     "METHODS",
@@ -138,6 +159,8 @@ __all__ = [
     "FreezeBlocks",
     "Joined",
     "LoRA",
+    "PrefixTuning",
+    "PromptTuning",
     "attach",
     "export",
     "merge",

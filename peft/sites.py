@@ -16,6 +16,10 @@ class Added(nn.Module):
     """What a method puts into a model beside the model's own modules: nothing in it is another method's target."""
 
 
+class Reparameterised(Added):
+    """What computes from more parameters than it comes down to, for training alone; `merged()` is what it comes down to."""
+
+
 class AdaptedLinear(nn.Linear):
     """Takes the place of a Linear layer and its tensors, which keep their names. A subclass adds to what it computes."""
 
@@ -130,6 +134,10 @@ def adapt(model: nn.Module, sites: dict[str, nn.Linear], wrap) -> None:
             kind = type(linear).__name__
             raise UserError(f"{path} is adapted already ({kind}); choose other targets, or merge(model) if it is LoRA's")
         replace_module(model, path, wrap(linear))
+
+
+def reparameterised(model: nn.Module) -> list[tuple[str, Reparameterised]]:
+    return [(path, module) for path, module in model.named_modules() if isinstance(module, Reparameterised)]
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:

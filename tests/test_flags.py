@@ -107,6 +107,7 @@ def trainable_layers(experiment, fixtures):
     biases = head - 2 * 32 + 32 + 2 * 11 * 32
     adapters = 2 * (2 * 2 * 32 + 2 + 32)
     counts |= {"freeze": head + 2 * block, "bitfit": biases + 2 * 32, "adapter": head + adapters, "bypass": head + 33 * 32}
+    counts |= {"prefix": head + 2 * 2 * 16 * 32, "prompt": head + 16 * 32}
     counts["adapter+bypass"] = head + adapters + 33 * 32
     for choice, expected in counts.items():
         found = experiment("--trainable_layers", choice)
@@ -198,6 +199,18 @@ def adapter(experiment, fixtures):
         added("--reduction_factor", 33)
     with pytest.raises(UserError, match="--adapter_placement is 'both'; choose pfeiffer, houlsby"):
         added("--adapter_placement", "both")
+
+
+@check("prefix_length", "prefix_projection")
+def prefix_length(experiment, fixtures):
+    for name in ("prefix", "prompt"):
+        for length in (2, 5):
+            found = experiment("--trainable_layers", name, "--train_head", "no", "--prefix_length", length).tensors
+            assert {tensor.shape[-2:] for tensor in found.values()} == {(length, 32)}
+    flags = ("--trainable_layers", "prefix", "--prefix_length", 2)
+    plain, projected = experiment(*flags), experiment(*flags, "--prefix_projection")
+    assert plain.result["trainable_parameters"] < projected.result["trainable_parameters"]
+    assert plain.tensors.keys() == projected.tensors.keys() and differ(plain.tensors, projected.tensors)
 
 
 @check("bypass_taps", "bypass_depth", "bypass_init")

@@ -23,6 +23,8 @@ from peft import (
     FreezeBlocks,
     Joined,
     LoRA,
+    PrefixTuning,
+    PromptTuning,
     attach,
     export,
     merge,
@@ -46,12 +48,16 @@ ADDED = {
     "norms of a block": FreezeBlocks("1", "norm", train_head=False),
     "lora and branches": Joined((LoRA(rank=4, train_head=False), Bypass("attn.1,2", depth=2, train_head=False))),
     "adapters under lora": Joined((Adapter(train_head=False), LoRA(rank=4, targets="attn,up,head"))),
+    "a prefix in two blocks, and lora": Joined((PrefixTuning(5, layers="1-2"), LoRA(rank=4, targets="all"))),
+    "a prompt, lora and branches": Joined((PromptTuning(3), LoRA(rank=4), Bypass("2", train_head=False))),
     "branches, then everything": Joined((Bypass(train_head=False), LoRA(targets="all", train_head=False), BitFit(False))),
 }
 # What --trainable_layers accepts, each with the settings of the spam task, and some settings beyond those.
 ALL = {name: method_of(resolve(Run(trainable_layers=name), RECIPE)) for name in METHODS} | ADDED
-# An adapter's activation and a branch past the blocks have no plain layer that computes the same.
-FOLDED = {name: chosen for name, chosen in ALL.items() if not re.search("Adapter|Bypass", str(chosen))}
+# An adapter's activation, a branch past the blocks, and what stands in front of a text have no plain layer that computes
+# the same; the last is also no change of the function that could start from nothing.
+FOLDED = {name: chosen for name, chosen in ALL.items() if not re.search("Adapter|Bypass|Prefix|Prompt", str(chosen))}
+NEUTRAL = {name: chosen for name, chosen in ALL.items() if not re.search("Prefix|Prompt", str(chosen))}
 
 
 def every_method(test):
@@ -99,7 +105,8 @@ def logits(model: nn.Module) -> torch.Tensor:
     return model.eval()(IDS)
 
 
-@every_method
+@pytest.mark.usefixtures("kind")
+@pytest.mark.parametrize("chosen", NEUTRAL.values(), ids=NEUTRAL.keys())
 def test_attach_changes_no_logit(chosen):
     model = tiny()
     before = logits(model)
@@ -181,7 +188,7 @@ def test_merge_keeps_what_cannot_be_folded(name: str):
     model = train(attach(tiny(), ALL[name]))
     expected = logits(model)
     assert not torch.allclose(expected, logits(tiny()), atol=1e-3)
-    added = {key for key in model.state_dict() if ".adapter." in key or ".branches." in key}
+    added = {key for key in model.state_dict() if re.search(r"\.adapter\.|\.branches\.|\.prefix\.|^prompt\.", key)}
     assert added and merge(model) is model
     torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
     assert model.state_dict().keys() == tiny().state_dict().keys() | added  # LoRA beside it is folded

@@ -1,0 +1,73 @@
+"""The model of an earlier run, from what the run left in its directory."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from torch import nn
+
+import peft
+from data import get_task
+from errors import UserError
+from execute import build_model
+from job import find_tokenizer
+from model import hub
+from model.sequence import Tokenizer
+from model.weights import read_safetensors
+from published.plans import stages_of
+from record import read_result, weights_sha256
+from run import Run, resolve
+
+
+@dataclass(frozen=True)
+class Saved:
+    run: Run  # resolved, as it was trained
+    model: nn.Module  # on the CPU, in evaluation mode, what the method added folded in where it can be
+    tokenizer: Tokenizer
+    source: str  # what it is, in a few words
+
+
+def load_run(directory: str | Path) -> Saved:
+    """What `directory`, the --output_dir of a run, holds. An interrupted run counts too. Raises UserError."""
+    directory = Path(directory)
+    result, file = read_result(directory), directory / "trained.safetensors"
+    if result is None:
+        what = "has no result.json of a run" if directory.is_dir() else "is no directory"
+        raise UserError(f"{directory} {what}; name the --output_dir of an earlier run, such as runs/NAME")
+    if not file.is_file():
+        raise UserError(
+            f"{directory} has no {file.name}, so nothing of what was trained; train again with that --output_dir"
+        )
+    if unknown := result["config"].keys() - {one.name for one in fields(Run)}:
+        raise UserError(f"{directory}/result.json has settings that are unknown here: {', '.join(sorted(unknown))}")
+    run = resolve(Run(**result["config"]), {})  # fields that are newer than the run are at their defaults
+    check_weights(run, result, directory)
+    model = build_model(run, len(get_task(run.dataset).labels))
+    attach_and_fill(model, run, file)
+    tokenizer, _ = find_tokenizer(run, model.config.vocab_size)
+    peft.merge(model).eval()
+    return Saved(run, model, tokenizer, f"{run.checkpoint or run.model}, {run.trainable_layers} on {run.dataset}")
+
+
+def check_weights(run: Run, result: dict, directory: Path) -> None:
+    """What was trained means something only on the weights that it was trained on."""
+    if run.weights == "random" or not result.get("weights_sha256"):
+        return
+    source = run.checkpoint or run.model
+    if weights_sha256(hub.locate(source)) != result["weights_sha256"]:
+        raise UserError(f"{source} has other weights than when {directory} was trained on it; train again")
+
+
+def attach_and_fill(model: nn.Module, run: Run, file: Path) -> None:
+    """The methods of all stages, one after the other as in `train_stages`, and then the trained tensors. In place."""
+    whole, attached, plan = model.blocks, None, stages_of(run, len(model.blocks))
+    for stage in plan:
+        method = peft.method_of(stage)
+        if method != attached:
+            peft.attach(peft.merge(model), method)
+            attached = method
+    tensors, _ = read_safetensors(file)
+    if len(plan) > 1:
+        for name, parameter in model.named_parameters():  # the file has those of earlier stages too
+            parameter.requires_grad_(parameter.requires_grad or name in tensors)
+    peft.restore(model, tensors)
+    model.blocks = whole[: plan[-1].depth or len(whole)]

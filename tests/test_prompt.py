@@ -1,0 +1,161 @@
+"""Prompt tuning against the reference library with the same vectors as embeddings, and generation with it."""
+
+import copy
+
+import pytest
+import torch
+from test_generate import texts
+from test_gpt2_parity import TOLERANCE, distance, padding_mask
+from test_prefix import pair, tiny, trained_names  # noqa: F401 (a fixture)
+from torch.nn import functional as F
+
+from errors import UserError
+from frozen import frozen_blocks
+from model.generate import generate, left_padded
+from model.names import ARCHITECTURES
+from model.transformer import Cache
+from model.weights import to_hugging_face
+from peft import Bypass, LoRA, PromptTuning, attach, export, merge, method_of, restore
+from run import Run, resolve
+
+P = 5
+
+
+@pytest.mark.parametrize("side", [None, "right", "left"])
+def test_logits_and_gradients_equal_theirs_with_embeddings_in_front(pair, side):  # noqa: F811
+    theirs, ours = (copy.deepcopy(model) for model in pair)
+    attach(ours, PromptTuning(P))
+    ids = torch.randint(500, (3, 20))
+    mask = torch.ones_like(ids) if side is None else padding_mask(side)
+    found = ours(ids, None if side is None else mask)
+    # Theirs adds a position's embedding to whatever comes in, so that of position 0 is taken off the prompt first.
+    prompt = ours.prompt.weight - theirs.transformer.wpe.weight[0]
+    expected = theirs(
+        inputs_embeds=torch.cat([prompt.expand(3, -1, -1), theirs.transformer.wte(ids)], dim=1),
+        attention_mask=F.pad(mask, (P, 0), value=1),
+        position_ids=F.pad(torch.arange(20), (P, 0))[None],
+    ).logits[:, P:]
+    real = mask.bool()
+    assert distance(found[real], expected[real]) <= TOLERANCE
+    assert distance(found[real], pair[1](ids, None if side is None else mask)[real]) > 0.01  # it does something
+    gradients = []
+    for logits in (found, expected):
+        ours.zero_grad()
+        F.cross_entropy(logits[real], ids[real]).backward()
+        gradients.append(ours.prompt.weight.grad.clone())
+    assert distance(*gradients) <= 10 * TOLERANCE
+
+
+@torch.no_grad()
+def test_each_of_several_texts_in_a_row_sees_the_prompt():
+    model = attach(tiny(head="lm"), PromptTuning(P))
+    one, other = torch.randint(50, (1, 6)), torch.randint(50, (1, 4))
+    documents = torch.tensor([[1] * 6 + [2] * 4])
+    positions = torch.tensor([[*range(6), *range(4)]])
+    mask = documents[:, :, None] == documents[:, None, :]
+    found = model(torch.cat([one, other], dim=1), mask, None, None, positions)
+    torch.testing.assert_close(found, torch.cat([model(one), model(other)], dim=1), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("position", ["first", "last", "flexible", "mean"])
+def test_a_classifier_reads_the_text_and_not_the_prompt(kind, position):
+    torch.manual_seed(2)
+    architecture = ARCHITECTURES[kind]
+    config = architecture.config(vocab_size=50, context_length=24, dim=32, n_heads=4, n_layers=3, dropout=0.0)
+    model = architecture.model(config).eval()
+    how = ("last", True) if position == "mean" else (position, False)
+    model.head = architecture.classifier_head(config, 2, *how).eval()
+    attach(model, PromptTuning(P))
+    ids, mask = torch.randint(2, 50, (3, 20)), padding_mask("right")
+    states = model.encode(ids, mask)
+    assert states.shape == (3, 20, 32)
+    if position == "mean":
+        read = torch.stack([row[:n].mean(0) for row, n in zip(states, (20, 13, 6), strict=True)])
+    else:
+        read = states[torch.arange(3), [0, 0, 0] if position == "first" else [19, 12, 5]]
+    torch.testing.assert_close(model(ids, mask), model.head.classify(read), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_branches_read_the_text_and_not_the_prompt():
+    model = attach(tiny(), PromptTuning(P))
+    Bypass("2", init="default").attach(model)
+    ids = torch.randint(50, (3, 9))
+    heard = []
+    hook = model.blocks[1].register_forward_hook(lambda module, inputs, output: heard.append(output))
+    found = model(ids)
+    hook.remove()
+    added = model.head.branches.h_2(heard[0][:, P + 8])  # block 1's output at the last token
+    assert heard[0].shape == (3, P + 9, 32)
+    torch.testing.assert_close(found, model.head.classifier(model.encode(ids)[:, -1] + added), atol=1e-5, rtol=1e-5)
+
+
+def test_what_trains_and_where_it_starts():
+    model = attach(tiny(), method_of(resolve(Run(trainable_layers="prompt", prefix_length=7, train_head="no"), {})))
+    assert trained_names(model) == {"prompt.weight"} and model.prompt.weight.shape == (7, 32)
+    embedded = model.token_embedding.weight + model.position_embedding.weight[:7, None]  # [P, V, D]
+    assert ((embedded - model.prompt.weight[:, None]).abs().amax(-1).amin(-1) < 1e-6).all()  # each is some token's
+    assert frozen_blocks(model) == 0  # no block gives the same every time
+    assert "prompt.weight" in trained_names(attach(tiny(), PromptTuning())) > {"prompt.weight"}  # and the head
+
+
+@torch.no_grad()
+def test_export_restore_and_merge():
+    ids = torch.randint(50, (3, 9))
+    model = attach(tiny(head="lm"), PromptTuning(P))
+    model.prompt.weight.normal_()
+    expected, tensors = model(ids), export(model)
+    assert tensors.keys() == {"prompt.weight"}
+    fresh = attach(tiny(head="lm"), PromptTuning(P))  # with another prompt, since the model's was drawn anew
+    assert distance(fresh(ids), expected) > 0.01
+    assert torch.equal(restore(fresh, tensors)(ids), expected)
+    assert torch.equal(merge(model)(ids), expected)  # there is no plain layer for it
+    with pytest.raises(UserError, match=r"can't save prompt.weight in Hugging Face layout"):
+        to_hugging_face(model)
+    with pytest.raises(UserError, match="has a prompt already"):
+        attach(model, PromptTuning(P))
+    with pytest.raises(UserError, match=r"prompt.weight has shape \[5, 32\], expected \[6, 32\]"):
+        restore(attach(tiny(head="lm"), PromptTuning(6)), tensors)
+
+
+def test_lengths_that_are_refused():
+    with pytest.raises(UserError, match="--prefix_length is 0; it must be at least 1"):
+        PromptTuning(0)
+    with pytest.raises(UserError, match="--prefix_length is 25; a prompt can be at most as long as the context, 24"):
+        attach(tiny(), PromptTuning(25))
+
+
+@torch.no_grad()
+def test_generation_with_a_cache_equals_without_token_by_token(pair):  # noqa: F811
+    model = attach(copy.deepcopy(pair[1]), PromptTuning(P))
+    LoRA(rank=2).attach(model)
+    batch = texts(9, 1, 20, 64 - 6)  # the last fills the context: the prompt takes nothing of it
+    expected = []
+    for text in batch:
+        answer = []
+        for _ in range(min(12, 64 - len(text))):
+            answer.append(int(model(torch.tensor([text + answer]))[0, -1].argmax()))
+        expected.append(answer)
+    assert generate(model, *left_padded(batch), max_new_tokens=12) == expected
+    assert expected != generate(pair[1], *left_padded(batch), max_new_tokens=12)
+
+
+@torch.no_grad()
+def test_a_cache_holds_the_prompt_once(pair):  # noqa: F811
+    model = attach(copy.deepcopy(pair[1]), PromptTuning(P))
+    ids, cache = torch.tensor(texts(12)), Cache(model)
+    for start, stop in ((0, 4), (4, 5), (5, 12)):  # several tokens after some, too
+        found = model.next_logits(ids[:, start:stop], None, torch.arange(start, stop)[None], cache)
+        assert len(cache) == P + stop
+    torch.testing.assert_close(found, model(ids)[:, -1], atol=1e-5, rtol=1e-5)
+
+
+def test_through_the_command_line(experiment):
+    flags = ("--trainable_layers", "prompt", "--prefix_length", 3, "--train_head", "no")
+    found = experiment(*flags, max_steps=4)
+    assert {name: tuple(t.shape) for name, t in found.tensors.items()} == {"prompt.weight": (3, 32)}
+    assert found.result["trainable_parameters"] == 3 * 32 and "frozen " not in found.out
+    unpadded = experiment(*flags, "--no_padding", max_steps=4)
+    assert unpadded.logged("loss") != found.logged("loss")
