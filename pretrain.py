@@ -122,6 +122,8 @@ def make_distilbert(training: list[str], held_out: list[str], args) -> tuple[Tra
     for module in model.modules():  # as BERT was drawn, 0.02 at a width of 768
         if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
             torch.nn.init.normal_(module.weight, std=0.02 * math.sqrt(768 / args.dim))
+    with torch.no_grad():  # neighbours are alike from the start: to look at them is what is learned first, and slowly
+        model.position_embedding.weight.copy_(waves(args.context_length, args.dim))
     model.head = MaskedLanguageModelHead(model.token_embedding, config.layer_norm_eps)
     windows = to_windows(training, tokenizer, args.window)
     order = bucketed_order([len(one) for one in windows], args.seed, args.batch_size)
@@ -131,6 +133,14 @@ def make_distilbert(training: list[str], held_out: list[str], args) -> tuple[Tra
         MaskedBatches(windows, args.batch_size, tokenizer, args.seed, order, args.masked),
         MaskedBatches(check, 64, tokenizer, args.seed, by_length([len(one) for one in check])),
     )
+
+
+def waves(length: int, dim: int) -> torch.Tensor:
+    """Sines and cosines of 1/1 to 1/10,000 radians a position (Vaswani et al. 2017, section 3.5), [length, dim], as small as
+    the other embeddings are drawn."""
+    rates = 10_000 ** -(torch.arange(0, dim, 2) / dim)  # [dim / 2]
+    angles = torch.arange(length)[:, None] * rates  # [length, dim / 2]
+    return torch.cat([angles.sin(), angles.cos()], dim=1) * 0.02 * math.sqrt(768 / dim) * math.sqrt(2)
 
 
 def measure(model: Transformer, held_out: Batches, n_bytes: int, amp: str) -> dict[str, float]:
