@@ -243,7 +243,7 @@ def bypass(experiment, fixtures):
 
 @check("bypass_into", "bypass_head")
 def bypass_head(experiment, fixtures):
-    fixtures["monkeypatch"].setattr(models, "ClassifierHead", DenseHead)  # the two only differ where there is one
+    fixtures["monkeypatch"].setattr("model.names.ClassifierHead", DenseHead)  # the two only differ where there is one
     losses = {
         (into, form): experiment(
             *("--trainable_layers", "bypass", "--bypass_init", "default", "--bypass_into", into, "--bypass_head", form)

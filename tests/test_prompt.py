@@ -53,7 +53,7 @@ def test_each_of_several_texts_in_a_row_sees_the_prompt():
     documents = torch.tensor([[1] * 6 + [2] * 4])
     positions = torch.tensor([[*range(6), *range(4)]])
     mask = documents[:, :, None] == documents[:, None, :]
-    found = model(torch.cat([one, other], dim=1), mask, None, None, positions)
+    found = model(torch.cat([one, other], dim=1), mask, positions=positions)
     torch.testing.assert_close(found, torch.cat([model(one), model(other)], dim=1), atol=1e-5, rtol=1e-5)
 
 
