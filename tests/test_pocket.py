@@ -1,4 +1,4 @@
-"""The shipped model and the job that it is shipped for."""
+"""The shipped models and the jobs that they are shipped for."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,14 @@ import torch
 
 import experiments
 import pretrain
-from data.batching import IGNORED, Batches
+from data.batching import IGNORED, Batches, by_length
+from data.masking import MaskedBatches
 from model import from_pretrained, hub
-from model.tokenizer import GPT2Tokenizer
+from model.tokenizer import load_tokenizer
 
-POCKET = hub.POCKET_DIR / "gpt2-pocket"
-CARD = json.loads((POCKET / "pretraining.json").read_text())
+
+def card(name: str) -> dict:
+    return json.loads((hub.POCKET_DIR / name / "pretraining.json").read_text())
 
 
 @pytest.fixture
@@ -39,33 +41,44 @@ def test_the_first_command_reaches_90_per_cent_and_random_weights_are_visibly_wo
     assert accuracy_of("--weights", "random")["test_accuracy"] < pretrained["test_accuracy"] - 0.02
 
 
-def test_checkpoint_is_small_and_as_described():
-    assert (POCKET / "model.safetensors").stat().st_size <= 6 * 10**6
-    model = from_pretrained("gpt2-pocket")
-    assert sum(p.numel() for p in model.parameters()) == CARD["parameters"]
-    assert 10**6 <= CARD["parameters"] <= 3 * 10**6
+@pytest.mark.parametrize("name", hub.pocket_names())
+def test_checkpoint_is_small_and_as_described(name):
+    assert (hub.POCKET_DIR / name / "model.safetensors").stat().st_size <= 6 * 10**6
+    model = from_pretrained(name)
+    assert sum(p.numel() for p in model.parameters()) == card(name)["parameters"]
+    assert 10**6 <= card(name)["parameters"] <= 3 * 10**6
 
 
-def test_reference_library_reads_it_strictly_and_agrees():
+@pytest.mark.parametrize("name, kind", [("gpt2-pocket", "AutoModelForCausalLM"), ("distilbert-pocket", "AutoModelForMaskedLM")])
+def test_reference_library_reads_it_strictly_and_agrees(name, kind):
     transformers = pytest.importorskip("transformers")
-    theirs, loading = transformers.GPT2LMHeadModel.from_pretrained(POCKET, output_loading_info=True)
+    folder = hub.POCKET_DIR / name
+    theirs, loading = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True)
     assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    tokenizer = GPT2Tokenizer.from_directory(POCKET)
-    ids = torch.tensor([tokenizer.encode("The minister said the new road would open in spring.")])
+    ids = torch.tensor([load_tokenizer(folder).encode("The minister said the new road would open in spring.")])
     expected = theirs.float().eval()(ids).logits
-    assert (from_pretrained("gpt2-pocket")(ids) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (from_pretrained(name).eval()(ids) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-def test_held_out_loss_is_that_of_the_card(shared):
+def test_held_out_bits_are_those_of_the_card(shared):
     """Recomputed from the shipped fp16 weights, so the last digits may differ."""
     documents = pretrain.read_documents(shared / "data")
     held_out = documents[:: pretrain.HELD_OUT_EVERY][:40]
     n_bytes = sum(len(document.encode()) for document in held_out)
-    tokenizer = GPT2Tokenizer.from_directory(POCKET)
+    tokenizer = load_tokenizer(hub.POCKET_DIR / "gpt2-pocket")
     rows = pretrain.to_examples(held_out, tokenizer, 512)
-    model = from_pretrained("gpt2-pocket")
     batches = Batches(rows, 8, tokenizer.end_of_text, 512)
-    found = pretrain.measure(model, batches, n_bytes, "off")["bits_per_byte"]
+    found = pretrain.measure(from_pretrained("gpt2-pocket"), batches, n_bytes, "off")["bits_per_byte"]
     assert all(target != IGNORED for row in rows for target in row.label)
-    assert found == pytest.approx(CARD["held_out_bits_per_byte"], rel=0.1)  # the first 40 documents of all
-    assert found < 0.7 * CARD["untrained_bits_per_byte"]
+    assert found == pytest.approx(card("gpt2-pocket")["held_out_bits_per_byte"], rel=0.1)  # the first 40 documents of all
+    assert found < 0.7 * card("gpt2-pocket")["untrained_bits_per_byte"]
+
+
+def test_held_out_guesses_are_those_of_the_card(shared):
+    documents = pretrain.read_documents(shared / "data") + pretrain.film_sentences(shared / "data")
+    tokenizer = load_tokenizer(hub.POCKET_DIR / "distilbert-pocket")
+    windows = pretrain.to_windows(documents[:: pretrain.HELD_OUT_EVERY], tokenizer, 128)
+    batches = MaskedBatches(windows, 64, tokenizer, 123, by_length([len(one) for one in windows]))
+    found = pretrain.measure(from_pretrained("distilbert-pocket"), batches, 0, "off")
+    for name, value in found.items():
+        assert value == pytest.approx(card("distilbert-pocket")[f"held_out_{name}"], rel=0.01)
