@@ -13,7 +13,7 @@ import numpy as np
 from data import Task, TextExample
 from data.download import download_file, find, has_sha256
 from data.files import make_example, parse_json, read_jsonl, read_text, shown
-from data.glue import POCKET_MODEL, SENTIMENTS, STAND_IN, TRAINER, read_pocket
+from data.glue import MODEL_RECIPES, POCKET_MODEL, SENTIMENTS, STAND_IN, TRAINER, read_pocket
 from errors import UserError
 
 RAW = "https://raw.githubusercontent.com"
@@ -118,7 +118,16 @@ METRICS = ("accuracy", "macro_f1")
 MODELS = ("bert-base-uncased", POCKET_MODEL)
 
 FULL = tuple(
-    Task(f"{name}_sup", labels, read, RECIPE | {"context_length": length}, shipped=STAND_IN, models=MODELS, metrics=METRICS)
+    Task(
+        f"{name}_sup",
+        labels,
+        read,
+        RECIPE | {"context_length": length},
+        MODEL_RECIPES,
+        shipped=STAND_IN,
+        models=MODELS,
+        metrics=METRICS,
+    )
     for name, labels, read, length in (  # the lengths cut no text, in tokens of BERT, SciBERT or RoBERTa
         ("restaurant", POLARITIES, read_restaurant, "128"),
         ("acl", INTENTS, read_acl, "320"),
@@ -133,7 +142,7 @@ TASKS = (
         for task in FULL
     ),
     Task(
-        SHIPPED_FS, SENTIMENTS, read_pocket, RECIPE | {"context_length": "128"} | FEW_SHOT,
+        SHIPPED_FS, SENTIMENTS, read_pocket, RECIPE | {"context_length": "128"} | FEW_SHOT, MODEL_RECIPES,
         models=MODELS, metrics=METRICS, few_shot=True,
     ),
 )  # fmt: skip

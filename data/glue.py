@@ -93,9 +93,14 @@ SST2_RECIPE = TRAINER | {"num_epochs": 2, "batch_size": 64, "lora_alpha": 32.0, 
 RTE_RECIPE = TRAINER | {"num_epochs": 3, "batch_size": 16, "context_length": "320"}
 
 STAND_IN, POCKET_MODEL = "sentiment-pocket", "distilbert-pocket"
+# Chosen on the shipped validation split, for all layers: a model this small wants larger steps.
+MODEL_RECIPES = {POCKET_MODEL: {"learning_rate": 1e-3}}
+MORE_EPOCHS = {"num_epochs": 6}  # of 1,576 sentences; two are 50 steps
 DISTILBERT, ROBERTA = ("distilbert-base-uncased", POCKET_MODEL), ("roberta-base", POCKET_MODEL)
 # Of 67,349 training texts the accuracy in training says enough.
-SST2 = Task("sst2", SENTIMENTS, read_sst2, SST2_RECIPE | {"eval_train": "no"}, shipped=STAND_IN, models=DISTILBERT)
-SENTIMENT_POCKET = Task(STAND_IN, SENTIMENTS, read_pocket, SST2_RECIPE, models=DISTILBERT)
-RTE = Task("rte", ENTAILMENTS, read_rte, RTE_RECIPE, shipped=STAND_IN, models=ROBERTA)
+SST2 = Task(
+    "sst2", SENTIMENTS, read_sst2, SST2_RECIPE | {"eval_train": "no"}, MODEL_RECIPES, shipped=STAND_IN, models=DISTILBERT
+)
+SENTIMENT_POCKET = Task(STAND_IN, SENTIMENTS, read_pocket, SST2_RECIPE | MORE_EPOCHS, MODEL_RECIPES, models=DISTILBERT)
+RTE = Task("rte", ENTAILMENTS, read_rte, RTE_RECIPE, MODEL_RECIPES, shipped=STAND_IN, models=ROBERTA)
 TASKS = (SST2, SENTIMENT_POCKET, RTE)

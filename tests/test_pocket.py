@@ -49,7 +49,9 @@ def test_checkpoint_is_small_and_as_described(name):
     assert 10**6 <= card(name)["parameters"] <= 3 * 10**6
 
 
-@pytest.mark.parametrize("name, kind", [("gpt2-pocket", "AutoModelForCausalLM"), ("distilbert-pocket", "AutoModelForMaskedLM")])
+@pytest.mark.parametrize(
+    "name, kind", [("gpt2-pocket", "AutoModelForCausalLM"), ("distilbert-pocket", "AutoModelForMaskedLM")]
+)
 def test_reference_library_reads_it_strictly_and_agrees(name, kind):
     transformers = pytest.importorskip("transformers")
     folder = hub.POCKET_DIR / name
