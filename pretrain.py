@@ -60,7 +60,8 @@ def read_documents(data_dir: Path) -> list[str]:
 
 def film_sentences(data_dir: Path) -> list[str]:
     """The texts of SST-2's training split that are no part of another: most of them are phrases of the others."""
-    texts = sorted({example.text.strip() for example in get_task("sst2").read(data_dir)["train"]}, key=len, reverse=True)
+    texts = {example.text.strip() for example in get_task("sst2").read(data_dir)["train"]}
+    texts = sorted(texts, key=lambda text: (-len(text), text))  # by more than the length: a set has no order of its own
     kept, seen = [], set()
     for text in texts:
         words = text.split()
