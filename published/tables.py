@@ -12,7 +12,7 @@ from job import Job, finished, prepare, why_no_data, why_not_resumable
 from model import canonical_name, hub
 from published import Row, Table
 from record import read_json, write_json, write_text
-from run import Run, command, override
+from run import Run, command
 
 
 def run_table(table: Table, rows: list[Row], said: Run, n_seeds: int) -> int:
@@ -49,11 +49,9 @@ def choose(table: Table, row: Row, said: Run) -> tuple[Run, str, bool]:
     """What is run for a row, what there is to say about it, and whether it is run at all."""
     if not table.stand_in:
         left_out = why_left_out(row, said)
-        return (row.run if left_out else override(row.run, said)), left_out, not left_out
-    run, notes = override(row.run, said), []
-    if said.checkpoint or said.model:
-        run = replace(run, model=said.model, head_labels=said.head_labels)  # they are the published model's
-    elif reason := why_no_model(run.model):
+        return (row.run if left_out else row.with_flags(said)), left_out, not left_out
+    run, notes = row.with_flags(said), []
+    if not (said.checkpoint or said.model) and (reason := why_no_model(run.model)):
         run = replace(run, model=get_task(run.dataset).models[1], head_labels=None)
         notes.append(f"{run.model} stands in, {reason}")
     if not said.dataset and (reason := why_no_data(get_task(run.dataset), run.data_dir)):
