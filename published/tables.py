@@ -95,10 +95,12 @@ def measure(table: Table, row: Row, said: Run, n_seeds: int, folder: Path) -> di
         results.append(result)
         if row.series and seed == seeds[0]:
             line["series"] = {"published": list(row.series), "measured": evaluations(job)}
-    values = {name: [100 * result[key_of(name)] for result in results] for name in table.metrics}
+    # Another data set, or --eval_train no, may leave some of the table's metrics unmeasured.
+    found = {name: [result.get(key_of(name)) for result in results] for name in table.metrics}
+    values = {name: [100 * one for one in each] for name, each in found.items() if None not in each}
     return line | {
-        "measured": {name: round(statistics.mean(values[name]), 2) for name in table.metrics},
-        "std": {name: round(statistics.stdev(values[name]), 2) if n_seeds > 1 else None for name in table.metrics},
+        "measured": {name: round(statistics.mean(each), 2) for name, each in values.items()},
+        "std": {name: round(statistics.stdev(each), 2) if n_seeds > 1 else None for name, each in values.items()},
         "seeds": [result["seed"] for result in results],
         "seconds": round(statistics.mean(result["total_seconds"] for result in results), 1),
         "model": results[0]["model"],
@@ -142,8 +144,8 @@ def markdown(table: Table, lines: list[dict]) -> str:
     for line in lines:
         cells = [str(line["row"]), line["title"], values_of(line["published"], line.get("published_std"), table.metrics)]
         if line["measured"]:
-            published = line["published"].get(table.compared)
-            difference = "-" if published is None else f"{line['measured'][table.compared] - published:+.2f}"
+            both = (line["measured"].get(table.compared), line["published"].get(table.compared))
+            difference = "-" if None in both else f"{both[0] - both[1]:+.2f}"
             cells += [values_of(line["measured"], line["std"], table.metrics), difference, f"{line['seconds']:g}"]
         else:
             cells += ["-", "-", "-"]
