@@ -61,9 +61,9 @@ def keep_labels(head: nn.Module, wanted: list[str], n_labels: int) -> None:
     names = head.labels or ()
     numbers = [names.index(one) if one in names else int(one) if one.isdecimal() else -1 for one in map(str.strip, wanted)]
     n_own = head.classifier.out_features
-    if len(numbers) != n_labels or not all(0 <= number < n_own for number in numbers):
+    if len({*numbers}) != len(numbers) or len(numbers) != n_labels or not all(0 <= number < n_own for number in numbers):
         raise UserError(
-            f"--head_labels is {','.join(wanted)!r}; name {n_labels} of the checkpoint's labels: "
+            f"--head_labels is {','.join(wanted)!r}; name {n_labels} different ones of the checkpoint's labels: "
             f"{', '.join(names) or f'0 to {n_own - 1}'}"
         )
     head.classifier.weight = nn.Parameter(head.classifier.weight[numbers].clone())  # [C, D]

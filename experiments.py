@@ -16,7 +16,7 @@ from dataclasses import fields
 
 from errors import UserError, run_program
 from published import TABLES, Row, get_table
-from run import Run, command, override
+from run import Run, command
 
 # Fields of `Sampling` (model/generate.py), which has their defaults and limits.
 SAMPLING = {
@@ -179,7 +179,7 @@ def main(argv: list[str]) -> int:
         if name in options:
             raise UserError(f"--{name} goes with --table")
     if "row" in options:
-        said = override(find_row(options["row"]).run, said)
+        said = find_row(options["row"]).with_flags(said)
     return run_one(said, argv)
 
 

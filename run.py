@@ -250,7 +250,8 @@ def said(run: Run) -> dict:
 
 
 def resolve(run: Run, recipe: dict) -> Run:
-    """Every field filled: what the run says, else the recipe, else DEFAULTS."""
+    """Each field from what the run says, else from the recipe, else from DEFAULTS. Still None: what names nothing, such as
+    --stages of a run without stages."""
     return Run(**(DEFAULTS | recipe | said(run)))
 
 

@@ -42,7 +42,7 @@ def load_run(directory: str | Path) -> Saved:
     run = resolve(Run(**result["config"]), {})  # fields that are newer than the run are at their defaults
     check_weights(run, result, directory)
     model = build_model(run, len(get_task(run.dataset).labels))
-    attach_and_fill(model, run, file)
+    attach_and_fill(model, stages_reached(run, result, len(model.blocks)), file)
     tokenizer, _ = find_tokenizer(run, model.config.vocab_size)
     peft.merge(model).eval()
     return Saved(run, model, tokenizer, f"{run.checkpoint or run.model}, {run.trainable_layers} on {run.dataset}")
@@ -57,17 +57,25 @@ def check_weights(run: Run, result: dict, directory: Path) -> None:
         raise UserError(f"{source} has other weights than when {directory} was trained on it; train again")
 
 
-def attach_and_fill(model: nn.Module, run: Run, file: Path) -> None:
-    """The methods of all stages, one after the other as in `train_stages`, and then the trained tensors. In place."""
-    whole, attached, plan = model.blocks, None, stages_of(run, len(model.blocks))
-    for stage in plan:
+def stages_reached(run: Run, result: dict, n_blocks: int) -> list[Run]:
+    """The run's stages; of an interrupted run only those that it finished and the one in which it stopped."""
+    stages = stages_of(run, n_blocks)
+    if not result.get("interrupted"):
+        return stages
+    return stages[: 1 + sum(not stage["interrupted"] for stage in result["stages"])]
+
+
+def attach_and_fill(model: nn.Module, stages: list[Run], file: Path) -> None:
+    """The methods of the stages, one after the other as in `train_stages`, and then the trained tensors. In place."""
+    whole, attached = model.blocks, None
+    for stage in stages:
         method = peft.method_of(stage)
         if method != attached:
             peft.attach(peft.merge(model), method)
             attached = method
     tensors, _ = read_safetensors(file)
-    if len(plan) > 1:
+    if len(stages) > 1:
         for name, parameter in model.named_parameters():  # the file has those of earlier stages too
             parameter.requires_grad_(parameter.requires_grad or name in tensors)
     peft.restore(model, tensors)
-    model.blocks = whole[: plan[-1].depth or len(whole)]
+    model.blocks = whole[: stages[-1].depth or len(whole)]

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from data.batching import IGNORED, Batch, Batches
 from errors import UserError
-from model.weights import read_safetensors, write_safetensors
 from run import Run
+from state import Best, load_state, save_state
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -206,10 +206,9 @@ def fit(
     Ctrl-C ends it after the step under way; `state_file` then receives what `run.resume` needs to go on from there, and
     before that every `run.save_steps`, after a call of `before_saving`.
     """
-    device = next(model.parameters()).device
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=run.learning_rate, weight_decay=run.weight_decay, fused=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=run.amp == "fp16")
+    scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=run.amp == "fp16")
     if not len(train):
         raise UserError(f"nothing to train on: fewer examples than --batch_size {run.batch_size}")
     steps_per_epoch = math.ceil(len(train) / run.accumulation_steps)
@@ -232,13 +231,7 @@ def fit(
                 if step <= done:
                     continue
                 rate = run.learning_rate * factor(step - 1)
-                targets = sum(count_targets(batch, run.ignore_index) for batch in window)
-                for batch in window:
-                    batch = batch.to(device)
-                    with autocast(run.amp, device):
-                        loss, guesses, labels = score(model, batch, run.ignore_index)
-                    scaler.scale(loss / max(targets, 1)).backward()
-                    meter.add(loss, count_hits(guesses, labels, run.ignore_index), len(batch.labels))
+                targets = accumulate(model, window, run, scaler, meter)
                 update(optimizer, scaler, rate, run.max_grad_norm)
                 meter.step(step, epoch, targets, rate)
                 at_end_of_epoch = step % steps_per_epoch == 0 or step == total_steps
@@ -256,6 +249,19 @@ def fit(
     if not stopped:
         best.restore()
     return Fitted(step, meter.close(), stopped, best.step if best.patience else None)
+
+
+def accumulate(model: nn.Module, window: list[Batch], run: Run, scaler: torch.amp.GradScaler, meter: "Meter") -> int:
+    """Adds the gradient of the mean loss over all targets of a window, batch by batch. Returns how many targets it has."""
+    device = next(model.parameters()).device
+    targets = sum(count_targets(batch, run.ignore_index) for batch in window)
+    for batch in window:
+        batch = batch.to(device)
+        with autocast(run.amp, device):
+            loss, guesses, labels = score(model, batch, run.ignore_index)
+        scaler.scale(loss / max(targets, 1)).backward()
+        meter.add(loss, count_hits(guesses, labels, run.ignore_index), len(batch.labels))
+    return targets
 
 
 def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, rate: float, max_grad_norm: float) -> None:
@@ -289,72 +295,6 @@ def interrupt_flag() -> Iterator[threading.Event]:
         yield flag
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-class Best:
-    """Early stopping: what has the lowest validation loss so far, and for how many evaluations nothing was better."""
-
-    def __init__(self, patience: int, trained: dict[str, nn.Parameter], validation: Batches | None):
-        if patience and validation is None:
-            raise UserError(f"--early_stopping_patience is {patience}, but the data set has no validation part")
-        self.patience, self.trained = patience, trained
-        self.step, self.loss, self.waited = 0, math.inf, 0
-        self.tensors: dict[str, torch.Tensor] = {}
-
-    @property
-    def is_over(self) -> bool:
-        return bool(self.patience) and self.waited >= self.patience
-
-    def see(self, step: int, loss: float) -> None:
-        if not self.patience:
-            return
-        self.waited += 1
-        if loss < self.loss:
-            self.step, self.loss, self.waited = step, loss, 0
-            self.tensors = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        for name, tensor in self.tensors.items():
-            self.trained[name].copy_(tensor)
-
-
-def save_state(path: Path, trained: dict, optimizer: torch.optim.Optimizer, scaler, best: Best, step: int) -> None:
-    """The trained tensors and the best ones, the optimizer's moments, the generators and the loss scale."""
-    tensors = {"generator.cpu": torch.get_rng_state()}
-    tensors |= {f"trained.{name}": parameter.detach().cpu() for name, parameter in trained.items()}
-    tensors |= {f"best.{name}": tensor.cpu() for name, tensor in best.tensors.items()}
-    if torch.cuda.is_available():
-        tensors["generator.cuda"] = torch.cuda.get_rng_state()
-    for name, parameter in trained.items():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{key}.{name}"] = value.cpu()
-    seen = {"step": best.step, "loss": best.loss, "waited": best.waited}
-    metadata = {"step": str(step), "scaler": json.dumps(scaler.state_dict()), "best": json.dumps(seen)}
-    write_safetensors(tensors, path, metadata)
-
-
-@torch.no_grad()
-def load_state(path: Path, trained: dict, optimizer: torch.optim.Optimizer, scaler, best: Best) -> int:
-    """Puts everything of `save_state` back. Returns the number of optimizer steps done."""
-    tensors, metadata = read_safetensors(path)
-    keys = ("step", "exp_avg", "exp_avg_sq")
-    try:
-        step, scale = int(metadata["step"]), json.loads(metadata["scaler"])
-        moments = [{key: tensors[f"{key}.{name}"] for key in keys} for name in trained if step]  # none before step 1
-        vars(best).update(json.loads(metadata["best"]))
-        for name, parameter in trained.items():
-            parameter.copy_(tensors[f"trained.{name}"])
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{path} lacks {error}; train anew without --resume") from None
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": dict(enumerate(moments)), "param_groups": groups})
-    scaler.load_state_dict(scale)
-    best.tensors = {name: tensors[f"best.{name}"].to(trained[name].device) for name in trained if f"best.{name}" in tensors}
-    torch.set_rng_state(tensors["generator.cpu"])
-    if "generator.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["generator.cuda"])
-    return step
 
 
 class Meter:

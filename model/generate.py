@@ -35,10 +35,14 @@ class Sampling:
     def __post_init__(self):
         limits = (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", 0 <= self.temperature < float("inf"), "0 (the likeliest token) or more"),
+            (
+                "temperature",
+                self.temperature == 0 or 0.01 <= self.temperature <= 100,
+                "0 (the likeliest token), or 0.01 to 100",
+            ),
             ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1 (all tokens)"),
-            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0; 1 is none"),
+            ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "from 0.01 to 100; 1 is none"),
         )
         for name, fits, limit in limits:
             if not fits:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ REPOSITORIES = {
     "bert-base-uncased": ("google-bert/bert-base-uncased", "bert-base-uncased"),
     "roberta-base": ("FacebookAI/roberta-base", "roberta-base"),
 }
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name; "./name" and "/a/b" are paths
 # A vocabulary comes as one of these: WordPiece's, byte-level BPE's, or either in the one file that newer tools write.
 VOCABULARIES = (("vocab.txt",), ("vocab.json", "merges.txt"), ("tokenizer.json",))
 TOKENIZER_FILES = [*(name for names in VOCABULARIES for name in names), "tokenizer_config.json"]
@@ -59,6 +61,8 @@ def locate(name: str, *, files: list[str] | None = None) -> Path:
             f"unknown model {name!r}: choose {', '.join([*REPOSITORIES, *pocket_names()])}, a repository on the hub "
             "(owner/name or owner/name@revision), or --checkpoint DIR"
         )
+    if plain not in REPOSITORIES and not REPOSITORY.fullmatch(plain):
+        raise UserError(f"{name} is no directory, and no repository on the hub is called so (owner/name)")
     files = files or CHECKPOINT_FILES + TOKENIZER_FILES
     found = cached(name, files)
     if found is not None:
@@ -142,7 +146,7 @@ def _download(repository: str, revision: str | None, files: list[str]) -> Path:
         raise UserError(
             f"{_joined(repository, revision)} can't be downloaded from {constants.ENDPOINT}: {first_line}"
         ) from None
-    for file in folder.iterdir():
+    for file in folder.glob("*"):  # of a repository with none of the files there is no folder
         _check_hash(file)
     if "model.safetensors" in files and not any(folder.glob("model*.safetensors")):
         raise UserError(

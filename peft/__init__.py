@@ -66,8 +66,13 @@ def attach(model: nn.Module, method) -> nn.Module:
     model.requires_grad_(False)
     method.attach(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError(f"{method} leaves nothing to train; is --train_head no meant?")
+        raise UserError(f"{method} leaves nothing to train: {_why_the_head_does_not(model)}; choose another method")
     return model
+
+
+def _why_the_head_does_not(model: nn.Module) -> str:
+    has_parameters = any(name.split(".")[0] == "head" for name, _ in model.named_parameters())
+    return "--train_head is no" if has_parameters else "a language model's head is its token embedding"
 
 
 def train_head(model: nn.Module, yes: bool) -> None:

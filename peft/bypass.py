@@ -131,7 +131,9 @@ class Bypass:
     def attach(self, model: nn.Module) -> None:
         if isinstance(model.head, BypassHead):
             raise UserError("the head has bypass branches already; attach to a fresh model")
-        if not hasattr(model.head, "classifier") or model.head.rows(torch.zeros(1, 1, model.config.dim)) is None:
+        if not hasattr(model.head, "classifier"):
+            raise UserError("bypass needs a classifier; this model has none, so choose another method")
+        if model.head.rows(torch.zeros(1, 1, model.config.dim)) is None:
             raise UserError("bypass needs a classifier that reads one position, so no --average_embeddings")
         train_head(model, self.train_head)
         taps = parse_taps(self.taps, len(model.blocks), self.depth)

@@ -1,9 +1,9 @@
 """Published rows as data: what each one changes, what was printed for it, and what to know about it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from errors import UserError
-from run import Run
+from run import Run, override
 
 
 @dataclass(frozen=True)
@@ -11,12 +11,18 @@ class Row:
     number: int
     title: str
     run: Run  # only what the row says; everything else is the task's recipe
-    published: dict[
-        str, float
-    ]  # in per cent, by the names of the table's metrics; what else was printed by names of its own
+    published: dict[str, float]  # in per cent, by the table's metrics; what else was printed, under names of its own
     note: str = ""
     series: tuple[float, ...] = ()  # validation accuracies in per cent, evaluation after evaluation, where the log has them
     published_std: dict[str, float] | None = None
+
+    def with_flags(self, said: Run) -> Run:
+        """The row's run with everything that the flags say. A model of theirs, by name or as a directory, takes the place
+        of the row's, and so do the labels to be kept of its classifier."""
+        run = override(self.run, said)
+        if not (said.model or said.checkpoint):
+            return run
+        return replace(run, model=said.model, checkpoint=said.checkpoint, head_labels=said.head_labels)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from job import Job, finished, prepare, why_no_data, why_not_resumable
 from model import canonical_name, hub
 from published import Row, Table
 from record import read_json, write_json, write_text
-from run import Run, command, override
+from run import Run, command
 
 
 def run_table(table: Table, rows: list[Row], said: Run, n_seeds: int) -> int:
@@ -49,11 +49,9 @@ def choose(table: Table, row: Row, said: Run) -> tuple[Run, str, bool]:
     """What is run for a row, what there is to say about it, and whether it is run at all."""
     if not table.stand_in:
         left_out = why_left_out(row, said)
-        return (row.run if left_out else override(row.run, said)), left_out, not left_out
-    run, notes = override(row.run, said), []
-    if said.checkpoint or said.model:
-        run = replace(run, model=said.model, head_labels=said.head_labels)  # they are the published model's
-    elif reason := why_no_model(run.model):
+        return (row.run if left_out else row.with_flags(said)), left_out, not left_out
+    run, notes = row.with_flags(said), []
+    if not (said.checkpoint or said.model) and (reason := why_no_model(run.model)):
         run = replace(run, model=get_task(run.dataset).models[1], head_labels=None)
         notes.append(f"{run.model} stands in, {reason}")
     if not said.dataset and (reason := why_no_data(get_task(run.dataset), run.data_dir)):
@@ -97,10 +95,12 @@ def measure(table: Table, row: Row, said: Run, n_seeds: int, folder: Path) -> di
         results.append(result)
         if row.series and seed == seeds[0]:
             line["series"] = {"published": list(row.series), "measured": evaluations(job)}
-    values = {name: [100 * result[key_of(name)] for result in results] for name in table.metrics}
+    # Another data set, or --eval_train no, may leave some of the table's metrics unmeasured.
+    found = {name: [result.get(key_of(name)) for result in results] for name in table.metrics}
+    values = {name: [100 * one for one in each] for name, each in found.items() if None not in each}
     return line | {
-        "measured": {name: round(statistics.mean(values[name]), 2) for name in table.metrics},
-        "std": {name: round(statistics.stdev(values[name]), 2) if n_seeds > 1 else None for name in table.metrics},
+        "measured": {name: round(statistics.mean(each), 2) for name, each in values.items()},
+        "std": {name: round(statistics.stdev(each), 2) if n_seeds > 1 else None for name, each in values.items()},
         "seeds": [result["seed"] for result in results],
         "seconds": round(statistics.mean(result["total_seconds"] for result in results), 1),
         "model": results[0]["model"],
@@ -144,8 +144,8 @@ def markdown(table: Table, lines: list[dict]) -> str:
     for line in lines:
         cells = [str(line["row"]), line["title"], values_of(line["published"], line.get("published_std"), table.metrics)]
         if line["measured"]:
-            published = line["published"].get(table.compared)
-            difference = "-" if published is None else f"{line['measured'][table.compared] - published:+.2f}"
+            both = (line["measured"].get(table.compared), line["published"].get(table.compared))
+            difference = "-" if None in both else f"{both[0] - both[1]:+.2f}"
             cells += [values_of(line["measured"], line["std"], table.metrics), difference, f"{line['seconds']:g}"]
         else:
             cells += ["-", "-", "-"]

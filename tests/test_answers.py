@@ -85,23 +85,40 @@ def test_the_model_of_a_run_computes_what_was_measured(method, train, monkeypatc
     assert saved.source.endswith(f"{method} on {found.result['dataset']}")
 
 
-def test_an_interrupted_run_has_a_model_too(train, monkeypatch):
+def interrupt(patch, forward: int) -> None:
+    """Ctrl-C in the training's forward pass of this number."""
     import train as loop
 
     score, calls = loop.score, []
 
-    def interrupt(*given):
+    def interrupted(*given):
         calls.append(0)
-        if len(calls) == 2:
+        if len(calls) == forward:
             signal.raise_signal(signal.SIGINT)
         return score(*given)
 
+    patch.setattr(loop, "score", interrupted)
+
+
+def test_an_interrupted_run_has_a_model_too(train, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "score", interrupt)
+        interrupt(patch, 2)
         found = train("prefix", "--prefix_projection", max_steps=6, num_epochs=9)
     assert found.result["interrupted"] and any(".trunk." in name for name in found.tensors)
     prefix = load_run(found.directory).model.blocks[0].attn.prefix
     assert prefix.weight.shape == (2, 16, 32)  # folded for use
+
+
+@pytest.mark.parametrize("forward, n_blocks", [(2, 1), (6, 2)])  # in the first stage, which has one block; in the second
+def test_a_run_interrupted_in_an_early_stage_has_the_model_of_that_stage(forward, n_blocks, experiment, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt(patch, forward)
+        found = experiment("--stages", "layer_by_layer_then_lora", max_steps=3, num_epochs=1, learning_rate=0.05)
+    assert found.result["interrupted"] and len(found.result["stages"]) == n_blocks
+    model = load_run(found.directory).model
+    assert len(model.blocks) == n_blocks
+    parameters = dict(model.named_parameters())
+    assert found.tensors and all(torch.equal(parameters[name], tensor) for name, tensor in found.tensors.items())
 
 
 def test_a_classifier_of_several_stages_is_had_again_and_does_not_write(experiment, monkeypatch):

@@ -198,6 +198,10 @@ def test_a_head_that_does_not_read_one_position_is_refused():
     averaging.head.average = True
     language.head = LanguageModelHead(language.token_embedding)
     headless.head = None
-    for model in (averaging, language, headless):
-        with pytest.raises(UserError, match="bypass needs a classifier that reads one position"):
+    for model, words in (
+        (averaging, " that reads one position"),
+        (language, "; this model has"),
+        (headless, "; this model has"),
+    ):
+        with pytest.raises(UserError, match=f"bypass needs a classifier{words}"):
             attach(model, Bypass())

@@ -62,8 +62,10 @@ def test_labels_of_the_checkpoints_own_classifier(experiment, encoder_data, alon
     for wanted in ("negative,positive", "2,0"):
         head = build_model(prepare(Run(**vars_of(flags), head_labels=wanted)).run, 2).head
         assert torch.equal(head.classifier.weight, stored[[2, 0]])
-    for wanted, found in (("negative", "negative"), ("negative,good", "negative,good"), ("0,3", "0,3")):
-        with pytest.raises(UserError, match=f"--head_labels is '{found}'; name 2 of the checkpoint's labels: pos"):
+    for wanted, found in (("negative", "negative"), ("negative,good", "negative,good"), ("0,3", "0,3"), ("2,2", "2,2")):
+        with pytest.raises(
+            UserError, match=f"--head_labels is '{found}'; name 2 different ones of the checkpoint's labels: pos"
+        ):
             experiment("--head_labels", wanted, **flags)
     with pytest.raises(UserError, match="has a classifier for 3 labels, but num_labels says 2"):
         experiment(**flags)

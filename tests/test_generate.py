@@ -240,7 +240,7 @@ BAD = {
     "temperature": (-0.1, "--temperature is -0.1; it must be 0"),
     "top_k": (-1, "--top_k is -1; it must be 0"),
     "top_p": (1.5, "--top_p is 1.5; it must be above 0 and at most 1"),
-    "repetition_penalty": (0, "--repetition_penalty is 0; it must be above 0"),
+    "repetition_penalty": (0, "--repetition_penalty is 0; it must be from 0.01 to 100"),
 }
 
 
@@ -251,6 +251,16 @@ def test_settings_out_of_range(pair, name):
         generate(pair[1], torch.tensor(texts(3)), **{name: value})
     with pytest.raises(UserError, match=f"--{name} is nan" if isinstance(value, float) else said):
         Sampling(**{name: float("nan") if isinstance(value, float) else value})
+
+
+@pytest.mark.parametrize("temperature, penalty", [(0.01, 0.01), (0.01, 100), (100, 0.01), (100, 100)])
+def test_at_the_limits_there_is_something_to_draw_from(temperature, penalty):
+    logits = torch.tensor([[200.0, -200.0, 0.0]])
+    found = scores(logits, torch.tensor([[True, True, False]]), Sampling(1, temperature, repetition_penalty=penalty))
+    assert found.softmax(-1).isfinite().all()
+    for beyond in ({"temperature": 1e-40}, {"repetition_penalty": 1e-300}):  # 32 bits have no such numbers
+        with pytest.raises(UserError, match="it must be"):
+            Sampling(**beyond)
 
 
 def test_what_cannot_generate():

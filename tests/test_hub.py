@@ -219,10 +219,9 @@ def test_a_connection_lost_on_the_way_is_an_error_in_one_line(fake_hub, attempt)
     assert attempt("hub.locate('owner/tiny')", fake_hub.endpoint)["value"]  # half a download doesn't count as cached
 
 
-def test_a_repository_that_does_not_exist(fake_hub, attempt):
+def test_a_repository_with_none_of_the_files(fake_hub, attempt):
     fake_hub.files.clear()
-    error = attempt("hub.locate('owner/tiny/deep')", fake_hub.endpoint)["error"]
-    assert "owner/tiny/deep" in error
+    assert "owner/tiny holds no safetensors" in attempt("hub.locate('owner/tiny')", fake_hub.endpoint)["error"]
 
 
 def test_a_revision_is_what_is_asked_for(fake_hub, attempt):
@@ -289,6 +288,12 @@ def test_unknown_names_list_the_choices(monkeypatch, tmp_path, checkpoint):
     checkpoint.rename(tmp_path / "pocket/my-pocket")
     with pytest.raises(UserError, match="roberta-base, my-pocket"):
         from_pretrained("gpt3")
+
+
+@pytest.mark.parametrize("name", ["./absent", "../absent", "~/absent", "/absent/model", "owner/tiny/deep", "a b/c"])
+def test_a_path_without_a_directory_is_no_repository(name):
+    with pytest.raises(UserError, match="is no directory, and no repository on the hub is called so"):
+        hub.locate(name)
 
 
 def test_shipped_models_come_first_and_directories_second(monkeypatch, tmp_path, checkpoint):

@@ -12,6 +12,7 @@ import peft
 from data.spam import RECIPE
 from errors import UserError
 from model.gpt2 import GPT2Config
+from model.heads import LanguageModelHead
 from model.names import ARCHITECTURES
 from model.weights import to_hugging_face
 from peft import (
@@ -242,8 +243,12 @@ def test_the_head_can_stay_frozen(name: str):
 
 
 def test_a_method_that_leaves_nothing_to_train_is_refused():
-    with pytest.raises(UserError, match="leaves nothing to train"):
+    with pytest.raises(UserError, match="leaves nothing to train: --train_head is no"):
         attach(tiny(), Freeze("last_layer", train_head=False))
+    writer = tiny()
+    writer.head = LanguageModelHead(writer.token_embedding)
+    with pytest.raises(UserError, match="leaves nothing to train: a language model's head is its token embedding"):
+        attach(writer, Freeze("last_layer"))
 
 
 def test_what_lora_trains():

@@ -202,6 +202,17 @@ def test_row_runs_the_row(prepared):
         assert (run.trainable_layers, run.lora_rank, run.lora_alpha) == ("lora", 16, 16.0)
 
 
+def test_a_model_that_is_said_takes_the_place_of_the_rows_and_of_what_belongs_to_it(prepared):
+    assert get_table("spam").row(6).with_flags(Run(checkpoint="DIR")) == Run(checkpoint="DIR")
+    row = get_table("distilbert-sst2").row(3)
+    assert (row.with_flags(Run(seed=5)).model, row.with_flags(Run(seed=5)).head_labels) == (
+        row.run.model,
+        row.run.head_labels,
+    )
+    assert row.run.head_labels and prepared("--row", "distilbert-sst2:3").head_labels is None
+    assert row.with_flags(Run(model="gpt2-pocket", head_labels="1,0")).head_labels == "1,0"
+
+
 @pytest.mark.parametrize(
     "argv, said",
     [

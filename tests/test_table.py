@@ -93,6 +93,13 @@ def test_mean_deviation_and_the_text(alone, monkeypatch, capsys):
     assert single["std"] == dict.fromkeys(("train", "validation", "test")) and single["measured"]["test"] == 50.0
 
 
+def test_what_was_not_measured_is_a_dash(table):
+    code, lines, text = table("--rows", "1", "--eval_train", "no")
+    assert code == 0 and lines[0]["measured"].keys() == lines[0]["std"].keys() == {"validation", "test"}
+    cells = next(line for line in text.splitlines() if line.startswith("| 1 |")).split(" | ")
+    assert cells[3].startswith("- / ") and cells[4] == f"{lines[0]['measured']['test'] - 95:+.2f}"
+
+
 def test_rows_about_other_sizes_are_left_out_with_a_note(table, alone):
     code, lines, text = table("--rows", "6,8")  # nothing is run: no other directory either
     assert code == 0 and stamps(alone / "table") == {}
