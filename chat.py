@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 
@@ -29,7 +29,7 @@ class Speaker:
     """
 
     def __init__(self, saved: Saved, how: dict, device: torch.device):
-        self.saved, self.how, self.sampling = saved, how, Sampling(**how)
+        self.saved, self.sampling = saved, Sampling(**how)
         self.model = saved.model.to(device)
         self.device, self.context = device, saved.model.config.context_length
         if getattr(saved.model.head, "kind", None) != "lm" or not hasattr(saved.tokenizer, "end_of_text"):
@@ -54,7 +54,7 @@ class Speaker:
         ids = torch.tensor([self.prompt(question)], device=self.device)
         tokenizer, written, shown = self.saved.tokenizer, [], ""
         seed = self.saved.run.seed + len(self.turns)
-        for tokens in stream(self.model, ids, eos_id=tokenizer.end_of_text, seed=seed, **self.how):
+        for tokens in stream(self.model, ids, eos_id=tokenizer.end_of_text, seed=seed, **asdict(self.sampling)):
             token = int(tokens[0])
             assert token != NOTHING, "the stream of one text ends with it"
             written += [token] if token < tokenizer.vocab_size else []  # some embeddings have rows for no token
@@ -80,11 +80,12 @@ def speaker(wanted: Run, directory: str | None, how: dict) -> Speaker:
 
 
 def untrained(wanted: Run) -> Saved:
+    """The model as it comes: the one that was named, else the default one. Raises UserError."""
     run, reason = choose_model(wanted, get_task(DEFAULT_DATASET["gpt2"]))
-    run, source = resolve(run, {"seed": 123}), run.checkpoint or run.model
-    model = models.from_pretrained(source, head="lm", random_weights=run.weights == "random", seed=run.seed)
+    run = resolve(run, {"seed": 123})
+    model = models.from_pretrained(run.source, head="lm", random_weights=run.weights == "random", seed=run.seed)
     tokenizer, _ = find_tokenizer(run, model.config.vocab_size)
-    return Saved(run, model.eval(), tokenizer, f"{source} ({reason})")
+    return Saved(run, model.eval(), tokenizer, f"{run.source} ({reason})")
 
 
 def write(pieces: Iterator[str]) -> None:

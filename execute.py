@@ -37,7 +37,7 @@ def build_model(run: Run, n_labels: int) -> nn.Module:
     """The model with its classifier, or for no labels with its language-model head, drawn from the run's seed in the
     published script's order: body, head (from a fresh generator); what a method adds is drawn next."""
     model = models.from_pretrained(
-        run.checkpoint or run.model,
+        run.source,
         head="classifier" if n_labels else "lm",
         num_labels=None if run.head_labels else n_labels or None,
         random_weights=run.weights == "random",
@@ -80,7 +80,7 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     inputs = fingerprint(job)
     model = build_model(run, len(job.task.labels))
     tokenizer, tokenizer_folder = find_tokenizer(run, model.config.vocab_size)
-    batches, notes = job.task.make_batches(run, job.read(), tokenizer, model.config.context_length)
+    batches, notes = job.task.make_batches(run, job.splits, tokenizer, model.config.context_length)
     plan = stages_of(run, len(model.blocks))
     peft.attach(model, peft.method_of(plan[0]))
     print_header(job, tokenizer_folder, batches, notes, plan, *count_parameters(model))
@@ -97,7 +97,7 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
         measured = {} if interrupted else final_measures(peft.merge(model), used, job, metrics)
     metrics.close()
     result = {
-        "model": job.model_source,
+        "model": run.source,
         "model_reason": job.model_reason,
         "weights": run.weights,
         "tokenizer": str(tokenizer_folder),
@@ -198,7 +198,7 @@ def print_header(
     width = f"{batches['train'].pad_to} tokens each" if batches["train"].pad_to else "no padding"
     sizes = {split: str(len(batches[split].examples)) for split in job.task.evaluated if split in batches}
     texts = f"{' / '.join(sizes.values())} texts to {' / '.join(TO[split] for split in sizes)}"
-    print(f"model    {job.model_source}, {run.weights} weights ({job.model_reason}); tokenizer from {tokenizer}")
+    print(f"model    {run.source}, {run.weights} weights ({job.model_reason}); tokenizer from {tokenizer}")
     print(f"dataset  {run.dataset}, {texts}, {width} ({job.data_reason})")
     for note in notes:
         print(f"         {note}")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import model as models
@@ -37,14 +38,12 @@ class Job:
     data_reason: str
 
     @property
-    def model_source(self) -> str:
-        return self.run.checkpoint or self.run.model
-
-    @property
     def directory(self) -> Path:
         return Path(self.run.output_dir)
 
-    def read(self) -> dict[str, list]:
+    @cached_property
+    def splits(self) -> dict[str, list]:
+        """All texts of the run by split, read once. Raises UserError."""
         return self.task.splits(self.run)
 
 
@@ -56,7 +55,7 @@ def prepare(run: Run) -> Job:
     run, model_reason = choose_model(run, get_task(dataset))
     run, data_reason = choose_dataset(run, get_task(dataset))
     task = get_task(run.dataset)
-    position = {"trainable_token_pos": models.architecture(run.checkpoint or run.model).position}
+    position = {"trainable_token_pos": models.architecture(run.source).position}
     resolved = resolve(run, position | task.recipe_for(run.model or ""))
     device = pick_device(resolved.device)
     resolved = replace(resolved, device=device.type, amp=pick_amp(resolved.amp, device))
@@ -83,8 +82,7 @@ def check_model_is_named_once(run: Run) -> None:
 
 
 def default_dataset(run: Run) -> str:
-    source = run.checkpoint or run.model
-    return DEFAULT_DATASET[models.architecture(source).model_type if source else "gpt2"]
+    return DEFAULT_DATASET[models.architecture(run.source).model_type if run.source else "gpt2"]
 
 
 def choose_model(run: Run, task: Task) -> tuple[Run, str]:
@@ -151,7 +149,7 @@ def find_tokenizer(run: Run, vocab_size: int) -> tuple[Tokenizer, Path]:
     a checkpoint that comes without any.
     """
     folders = [Path(run.tokenizer)] if run.tokenizer else list(filter(has_tokenizer_files, tokenizer_folders(run)))
-    kind = models.architecture(run.checkpoint or run.model).model_type
+    kind = models.architecture(run.source).model_type
     if not folders:
         try:
             folders = [hub.locate(run.model or VOCABULARIES[kind][0], files=hub.TOKENIZER_FILES)]
@@ -168,7 +166,7 @@ def tokenizer_folders(run: Run) -> list[Path]:
     own = Path(run.checkpoint) if run.checkpoint else hub.local(run.model) or hub.cached(run.model, hub.TOKENIZER_FILES)
     folders = [own] if own else []
     if run.data_dir and (run.checkpoint or run.model in hub.REPOSITORIES):
-        name = VOCABULARIES[models.architecture(run.checkpoint or run.model).model_type][1]
+        name = VOCABULARIES[models.architecture(run.source).model_type][1]
         folders += [Path(folder) / "tokenizers" / name for folder in (run.data_dir, Path(run.data_dir).parent)]
     return folders
 
@@ -218,5 +216,9 @@ def changes_since(job: Job, earlier: dict) -> list[str]:
 
 def fingerprint(job: Job) -> dict[str, str | None]:
     """Hashes of what goes in: an earlier result counts as this run's only if they are the same."""
-    weights = None if job.run.weights == "random" else weights_sha256(hub.locate(job.model_source))
-    return {"weights_sha256": weights, "data_sha256": data_sha256(job.read())}
+    return {"weights_sha256": weights_fingerprint(job.run), "data_sha256": data_sha256(job.splits)}
+
+
+def weights_fingerprint(run: Run) -> str | None:
+    """Of the weights that the run begins with; None where it draws them."""
+    return None if run.weights == "random" else weights_sha256(hub.locate(run.source))

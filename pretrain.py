@@ -120,9 +120,9 @@ def make_distilbert(training: list[str], held_out: list[str], args) -> tuple[Tra
     sizes = {"dim": args.dim, "n_heads": args.n_heads, "n_layers": args.n_layers, "mlp_dim": 4 * args.dim}
     config = DistilBertConfig(tokenizer.vocab_size, args.context_length, **sizes, dropout=0.0, pad_id=tokenizer.pad_id)
     model = DistilBert(config)
-    for module in model.modules():  # as BERT was drawn, 0.02 at a width of 768
+    for module in model.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
-            torch.nn.init.normal_(module.weight, std=0.02 * math.sqrt(768 / args.dim))
+            torch.nn.init.normal_(module.weight, std=published_std(args.dim))
     model.position_embedding.weight.data = waves(args.context_length, args.dim)
     look_aside(model.blocks[0].attn, args.dim)
     model.head = MaskedLanguageModelHead(model.token_embedding, config.layer_norm_eps)
@@ -142,6 +142,11 @@ def make_distilbert(training: list[str], held_out: list[str], args) -> tuple[Tra
 # "Mimetic initialization of self-attention layers"). What becomes of it is up to the training.
 
 
+def published_std(dim: int) -> float:
+    """With which BERT was drawn, 0.02 at its width of 768, for another width."""
+    return 0.02 * math.sqrt(768 / dim)
+
+
 def wave_rates(dim: int) -> torch.Tensor:
     """[dim / 2], in radians a position: half a turn at most."""
     return math.pi * 10_000 ** -(torch.arange(0, dim, 2) / dim)
@@ -150,7 +155,7 @@ def wave_rates(dim: int) -> torch.Tensor:
 def waves(length: int, dim: int) -> torch.Tensor:
     """[length, dim]: the sines, then the cosines, as large as the other embeddings are drawn."""
     angles = torch.arange(length)[:, None] * wave_rates(dim)  # [length, dim / 2]
-    return torch.cat([angles.sin(), angles.cos()], dim=1) * 0.02 * math.sqrt(768 / dim) * math.sqrt(2)
+    return torch.cat([angles.sin(), angles.cos()], dim=1) * published_std(dim) * math.sqrt(2)
 
 
 @torch.no_grad()

@@ -166,6 +166,11 @@ class Run:
     output_dir: str | None = flag(str, "where results go (default: runs/NAME; of a table: runs)")
     resume: bool | None = flag(bool, "go on from what an interrupted run has saved in its directory")
 
+    @property
+    def source(self) -> str | None:
+        """What the model is read from: a directory or a name."""
+        return self.checkpoint or self.model
+
     def __post_init__(self):
         for one in fields(self):
             _check(one.name, getattr(self, one.name), **one.metadata)

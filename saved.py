@@ -9,12 +9,11 @@ import peft
 from data import get_task
 from errors import UserError
 from execute import build_model
-from job import find_tokenizer
-from model import hub
+from job import find_tokenizer, weights_fingerprint
 from model.sequence import Tokenizer
 from model.weights import read_safetensors
 from published.plans import stages_of
-from record import read_result, weights_sha256
+from record import read_result
 from run import Run, resolve
 
 
@@ -45,16 +44,14 @@ def load_run(directory: str | Path) -> Saved:
     attach_and_fill(model, stages_reached(run, result, len(model.blocks)), file)
     tokenizer, _ = find_tokenizer(run, model.config.vocab_size)
     peft.merge(model).eval()
-    return Saved(run, model, tokenizer, f"{run.checkpoint or run.model}, {run.trainable_layers} on {run.dataset}")
+    return Saved(run, model, tokenizer, f"{run.source}, {run.trainable_layers} on {run.dataset}")
 
 
 def check_weights(run: Run, result: dict, directory: Path) -> None:
     """What was trained means something only on the weights that it was trained on."""
-    if run.weights == "random" or not result.get("weights_sha256"):
-        return
-    source = run.checkpoint or run.model
-    if weights_sha256(hub.locate(source)) != result["weights_sha256"]:
-        raise UserError(f"{source} has other weights than when {directory} was trained on it; train again")
+    known = result.get("weights_sha256")
+    if known and weights_fingerprint(run) not in (None, known):
+        raise UserError(f"{run.source} has other weights than when {directory} was trained on it; train again")
 
 
 def stages_reached(run: Run, result: dict, n_blocks: int) -> list[Run]:

@@ -12,6 +12,8 @@ from run import DEFAULTS, DIALOGUES_ONLY, Run
 
 
 class TextExample(NamedTuple):
+    """A text, or a pair of them, with the number of its class in the task's `labels`."""
+
     text: str
     label: int
     pair: str | None = None  # the second text of a task about two
@@ -90,6 +92,7 @@ def few_shot_sample(examples: list[TextExample], n_labels: int, seed: int) -> li
 
 
 def get_task(name: str) -> Task:
+    """By its name, or the path of a file with dialogues. Raises UserError."""
     task = TASKS.get(name) or chat.task_of_file(name)
     if task is None:
         raise UserError(f"unknown dataset {name!r}: choose {', '.join(TASKS)} or the path of a .json or .jsonl file")

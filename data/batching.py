@@ -13,6 +13,8 @@ IGNORED = -100  # the label of positions without a target (PyTorch's default ign
 
 @dataclass(frozen=True)
 class Example:
+    """One row of a batch, T tokens without padding."""
+
     ids: Sequence[int]
     label: int | Sequence[int]  # a class, or for language modelling the target at each position (IGNORED for none)
     types: Sequence[int] | None = None  # of a pair: 0 in the first text, 1 in the second
@@ -23,6 +25,8 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
+    """B examples padded to T tokens, as `collate` makes them."""
+
     input_ids: torch.Tensor  # [B, T]
     labels: torch.Tensor  # [B], or [B, T] for language modelling
     lengths: torch.Tensor  # [B], real tokens

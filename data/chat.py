@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from data import Task, get_task
-from data.batching import IGNORED, Batches, Example, by_length
+from data.batching import IGNORED, Batches, Example
 from data.dialogues import Dialogue, Turn, read_records, split
-from data.encode import draw_training, padded_length, training_order
+from data.encode import batches_of, draw_training, padded_length
 from data.packing import pack
 from errors import UserError
 from model.sequence import Tokenizer, longest_first
@@ -197,14 +197,7 @@ class ChatTask(Task):
             training = pack(training, length)
             full = n_tokens / (len(training) * length)
             notes.append(f"{n_dialogues} dialogues share {len(training)} rows of {length} tokens, {full:.0%} full")
-        examples["train"] = training
-        batches = {
-            name: Batches(some, run.eval_batch_size, tokenizer.pad_id, None, by_length([len(one.ids) for one in some]))
-            for name, some in examples.items()
-        }
-        order = training_order(run, training)
-        train = Batches(training, run.batch_size, tokenizer.pad_id, None, order)
-        return batches | {"train_in_order": batches["train"], "train": train}, notes
+        return batches_of(run, examples | {"train": training}, tokenizer.pad_id, None), notes
 
     def files(self, run: Run) -> list[Path]:
         """Every file that a run reads, once."""

@@ -25,12 +25,16 @@ HELD_OUT_SEED = 2023  # of the draw, whatever the seed of the run: all runs are 
 
 
 class Turn(NamedTuple):
+    """One question and its answer."""
+
     question: str
     input: str  # what the question is about, "" where it says all
     answer: str
 
 
 class Dialogue(NamedTuple):
+    """Turns in their order; each is asked with those before it in view."""
+
     turns: tuple[Turn, ...]
     system: str = ""  # what the record itself puts in front
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data import TextExample, get_task
-from data.batching import Batches, Example, bucketed_order, by_length, published_order, seeded_order
+from data.batching import Batches, Example, Order, bucketed_order, by_length, published_order, seeded_order
 from errors import UserError
 from model.sequence import Tokenizer
 from run import Run
@@ -65,18 +65,21 @@ def make_batches(run: Run, texts: dict[str, list[TextExample]], tokenizer: Token
         ]
         for name, examples in texts.items()
     }
-    pad_to = None if run.no_padding else length
+    return batches_of(run, splits, tokenizer.pad_id, None if run.no_padding else length)
+
+
+def batches_of(run: Run, splits: dict[str, list[Example]], pad_id: int, pad_to: int | None) -> dict[str, Batches]:
+    """Of every split for evaluation, "train" under the name "train_in_order"; and "train" in its training order."""
     batches = {}
     for name, examples in splits.items():
         order = None if pad_to else by_length([len(one.ids) for one in examples])
-        batches[name] = Batches(examples, run.eval_batch_size, tokenizer.pad_id, pad_to, order)
-    batches["train_in_order"] = batches["train"]
-    order = training_order(run, splits["train"])
-    batches["train"] = Batches(splits["train"], run.batch_size, tokenizer.pad_id, pad_to, order)
-    return batches
+        batches[name] = Batches(examples, run.eval_batch_size, pad_id, pad_to, order)
+    train = Batches(splits["train"], run.batch_size, pad_id, pad_to, training_order(run, splits["train"]))
+    return batches | {"train_in_order": batches["train"], "train": train}
 
 
-def training_order(run: Run, examples: Sequence[Example]):
+def training_order(run: Run, examples: Sequence[Example]) -> Order:
+    """What --data_order means for these examples."""
     if run.data_order == "published":
         return published_order(len(examples), run.seed, run.batch_size)
     if run.data_order == "bucketed":

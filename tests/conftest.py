@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import experiments
 import train
-from model import hub
+from model import from_pretrained, hub
 from model.bpe import learn_merges, learn_vocabulary, save_tokenizer, save_vocabulary
 from model.gpt2 import GPT2, GPT2Config
 from model.names import ARCHITECTURES
@@ -213,3 +213,15 @@ def experiment(alone, small_checkpoint, small_data, monkeypatch, capsys):
         return Outcome(code, out, directory, result, metrics, load_file(directory / "trained.safetensors"), [*forwards])
 
     return run
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A GPT-2 of the reference library, and ours with its weights. Tests that change one take a deep copy."""
+    from test_gpt2_parity import reference
+
+    torch.manual_seed(1)
+    theirs = reference("GPT2LMHeadModel")
+    directory = tmp_path_factory.mktemp("theirs")
+    theirs.save_pretrained(directory)
+    return theirs, from_pretrained(directory, head="lm").eval()

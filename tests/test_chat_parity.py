@@ -4,13 +4,12 @@ import copy
 
 import pytest
 import torch
-from test_gpt2_parity import TOLERANCE, distance, pair  # noqa: F401
+from test_gpt2_parity import TOLERANCE, distance, gradients_by_their_names
 
 from data import spam
 from data.batching import IGNORED, Batches, seeded_order
 from data.chat import Encoder
 from data.dialogues import Dialogue, Turn
-from model import weights
 from model.tokenizer import GPT2Tokenizer
 from run import Run, resolve
 from train import Metrics, fit, score
@@ -57,7 +56,7 @@ def their_loss(theirs, tokenizer, examples):
     return mean * targets, targets
 
 
-def test_loss_and_gradients(pair, tokenizer, examples):  # noqa: F811
+def test_loss_and_gradients(pair, tokenizer, examples):
     theirs, ours = (copy.deepcopy(model) for model in pair)
     assert sum(IGNORED in one.label[1:] for one in examples) > len(examples) / 2  # questions in between
     expected, targets = their_loss(theirs, tokenizer, examples)
@@ -66,16 +65,12 @@ def test_loss_and_gradients(pair, tokenizer, examples):  # noqa: F811
     loss, *_ = score(ours, batch.to(torch.device("cpu")), IGNORED)
     (loss / targets).backward()
     assert distance(loss, expected) <= TOLERANCE
-    gradients = copy.deepcopy(ours)
-    with torch.no_grad():
-        for into, parameter in zip(gradients.parameters(), ours.parameters(), strict=True):
-            into.copy_(parameter.grad)
-    found = weights.to_hugging_face(gradients)
+    found = gradients_by_their_names(ours)
     for name, parameter in theirs.named_parameters():
         assert distance(found[name], parameter.grad) <= TOLERANCE, name
 
 
-def test_twenty_steps(pair, tokenizer, examples):  # noqa: F811
+def test_twenty_steps(pair, tokenizer, examples):
     """Two batches of three to a step, weighted by the targets that they hold."""
     theirs, ours = (copy.deepcopy(model).train() for model in pair)
     order, metrics = seeded_order(len(examples), 5), Metrics()

@@ -124,7 +124,7 @@ def test_a_run_and_its_record(layers, experiment, small_checkpoint, small_data):
     assert found.logged("step") == list(range(1, 31)) and found.logged("step", "validation") == [11, 22, 30]
     # The saved tensors, put into a fresh model, are the model that was measured.
     model = peft.attach(execute.build_model(run, 2), peft.method_of(run))
-    batches = make_batches(run, job.prepare(run).read(), GPT2Tokenizer.from_directory(small_checkpoint), 256)
+    batches = make_batches(run, job.prepare(run).splits, GPT2Tokenizer.from_directory(small_checkpoint), 256)
     (loss,) = found.logged("loss", "final test")
     assert evaluate(model, batches["test"])["loss"] != pytest.approx(loss, rel=0.01)
     measured = evaluate(peft.restore(model, found.tensors), batches["test"])

@@ -11,12 +11,12 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
-from test_gpt2_parity import TOLERANCE, distance
+from test_gpt2_parity import TOLERANCE, distance, gradients_by_their_names
 from torch import nn
 from torch.nn import functional as F
 
 from errors import UserError
-from model import from_pretrained, weights
+from model import from_pretrained
 from model.distilbert import DistilBert
 from model.weights import save_pretrained
 
@@ -163,11 +163,7 @@ def test_loss_and_every_gradient_equal_theirs(kind, pair, head, side):
     loss.backward()
     assert distance(loss, expected) <= TOLERANCE
 
-    gradients = copy.deepcopy(ours)  # a model that holds the gradients, so that the name table can translate them
-    with torch.no_grad():
-        for into, parameter in zip(gradients.parameters(), ours.parameters(), strict=True):
-            into.copy_(parameter.grad)
-    translated = weights.to_hugging_face(gradients)
+    translated = gradients_by_their_names(ours)
     expected_gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     assert translated.keys() == expected_gradients.keys()
     # The key's bias adds the same to a query's every score, so its gradient is zero but for rounding.

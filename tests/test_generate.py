@@ -4,10 +4,8 @@ import itertools
 
 import pytest
 import torch
-from test_gpt2_parity import reference
 
 from errors import UserError
-from model import from_pretrained
 from model.bert import Bert, BertConfig
 from model.generate import NOTHING, Sampling, generate, left_padded, pick, scores, stream
 from model.gpt2 import GPT2, GPT2Config
@@ -17,16 +15,6 @@ from peft import LoRA, attach
 
 VOCAB, CONTEXT = 500, 64  # of `reference`
 SAMPLED = {"temperature": 0.7, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.2}
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """Their language model, and ours with its weights."""
-    torch.manual_seed(1)
-    theirs = reference("GPT2LMHeadModel")
-    directory = tmp_path_factory.mktemp("theirs")
-    theirs.save_pretrained(directory)
-    return theirs, from_pretrained(directory, head="lm").eval()
 
 
 def texts(*lengths: int) -> list[list[int]]:

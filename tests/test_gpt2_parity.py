@@ -25,6 +25,14 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
+@torch.no_grad()
+def gradients_by_their_names(ours: nn.Module) -> dict[str, torch.Tensor]:
+    gradients = copy.deepcopy(ours)  # a model that holds the gradients, so that the name table can translate them
+    for into, parameter in zip(gradients.parameters(), ours.parameters(), strict=True):
+        into.copy_(parameter.grad)
+    return weights.to_hugging_face(gradients)
+
+
 def reference(kind: str, **settings) -> nn.Module:
     """A small model of theirs. Its biases and norms are random too: at their start (0 and 1) a mix-up wouldn't show."""
     import transformers
@@ -45,16 +53,6 @@ def reference(kind: str, **settings) -> nn.Module:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """Their language model, and ours with its weights. Tests that change one take a deep copy."""
-    torch.manual_seed(1)
-    theirs = reference("GPT2LMHeadModel")
-    directory = tmp_path_factory.mktemp("theirs")
-    theirs.save_pretrained(directory)
-    return theirs, from_pretrained(directory, head="lm").eval()
 
 
 @pytest.fixture
@@ -114,11 +112,7 @@ def test_loss_and_every_gradient_equal_theirs(pair, ids, side):
     loss.backward()
     assert distance(loss, expected) <= TOLERANCE
 
-    gradients = copy.deepcopy(ours)  # a model that holds the gradients, so that the name table can translate them
-    with torch.no_grad():
-        for into, parameter in zip(gradients.parameters(), ours.parameters(), strict=True):
-            into.copy_(parameter.grad)
-    translated = weights.to_hugging_face(gradients)
+    translated = gradients_by_their_names(ours)
     expected_gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     assert translated.keys() == expected_gradients.keys()
     too_far = {

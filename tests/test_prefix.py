@@ -6,15 +6,14 @@ import signal
 
 import pytest
 import torch
-from test_generate import texts
-from test_gpt2_parity import LAYERS, TOLERANCE, distance, padding_mask, reference
+from test_generate import plainly, texts
+from test_gpt2_parity import LAYERS, TOLERANCE, distance, padding_mask
 from torch.nn import functional as F
 
 import peft
 import train
 from errors import UserError
 from frozen import frozen_blocks
-from model import from_pretrained
 from model.bert import Bert, BertConfig
 from model.generate import generate, left_padded
 from model.gpt2 import GPT2, GPT2Config
@@ -29,16 +28,6 @@ METHODS = {
     "last2": PrefixTuning(P, layers="last2"),
     "projected last2": PrefixTuning(P, projection=True, layers="last2"),
 }
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """Their language model, and ours with its weights. Tests attach to a deep copy."""
-    torch.manual_seed(1)
-    theirs = reference("GPT2LMHeadModel")
-    directory = tmp_path_factory.mktemp("theirs")
-    theirs.save_pretrained(directory)
-    return theirs, from_pretrained(directory, head="lm").eval()
 
 
 def tiny(seed: int = 1, head: str = "classifier", n_layers: int = 3) -> GPT2:
@@ -254,12 +243,7 @@ def test_what_is_refused():
 def test_generation_with_a_cache_equals_without_token_by_token(pair, chosen):
     model = attach(copy.deepcopy(pair[1]), chosen)
     batch = texts(9, 1, 20, 64 - 6)  # the last fills the context: the prefix takes nothing of it
-    expected = []
-    for text in batch:
-        answer = []
-        for _ in range(min(12, 64 - len(text))):
-            answer.append(int(model(torch.tensor([text + answer]))[0, -1].argmax()))
-        expected.append(answer)
+    expected = [plainly(model, text, 12) for text in batch]
     assert generate(model, *left_padded(batch), max_new_tokens=12) == expected
     assert expected != generate(pair[1], *left_padded(batch), max_new_tokens=12)
 

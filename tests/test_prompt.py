@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from test_generate import texts
+from test_generate import plainly, texts
 from test_gpt2_parity import TOLERANCE, distance, padding_mask
-from test_prefix import pair, tiny, trained_names  # noqa: F401 (a fixture)
+from test_prefix import tiny, trained_names
 from torch.nn import functional as F
 
 from errors import UserError
@@ -22,7 +22,7 @@ P = 5
 
 
 @pytest.mark.parametrize("side", [None, "right", "left"])
-def test_logits_and_gradients_equal_theirs_with_embeddings_in_front(pair, side):  # noqa: F811
+def test_logits_and_gradients_equal_theirs_with_embeddings_in_front(pair, side):
     theirs, ours = (copy.deepcopy(model) for model in pair)
     attach(ours, PromptTuning(P))
     ids = torch.randint(500, (3, 20))
@@ -128,22 +128,17 @@ def test_lengths_that_are_refused():
 
 
 @torch.no_grad()
-def test_generation_with_a_cache_equals_without_token_by_token(pair):  # noqa: F811
+def test_generation_with_a_cache_equals_without_token_by_token(pair):
     model = attach(copy.deepcopy(pair[1]), PromptTuning(P))
     LoRA(rank=2).attach(model)
     batch = texts(9, 1, 20, 64 - 6)  # the last fills the context: the prompt takes nothing of it
-    expected = []
-    for text in batch:
-        answer = []
-        for _ in range(min(12, 64 - len(text))):
-            answer.append(int(model(torch.tensor([text + answer]))[0, -1].argmax()))
-        expected.append(answer)
+    expected = [plainly(model, text, 12) for text in batch]
     assert generate(model, *left_padded(batch), max_new_tokens=12) == expected
     assert expected != generate(pair[1], *left_padded(batch), max_new_tokens=12)
 
 
 @torch.no_grad()
-def test_a_cache_holds_the_prompt_once(pair):  # noqa: F811
+def test_a_cache_holds_the_prompt_once(pair):
     model = attach(copy.deepcopy(pair[1]), PromptTuning(P))
     ids, cache = torch.tensor(texts(12)), Cache(model)
     for start, stop in ((0, 4), (4, 5), (5, 12)):  # several tokens after some, too
