@@ -104,6 +104,17 @@ class Encoder:
             ids += [*one.prompt(), *one.answer, self.tokenizer.end_of_text]
         return ids + last.prompt()
 
+    def prompt_with_room(self, dialogue: Dialogue, room: int) -> list[int]:
+        """The same, cut by the rules of the class as if the answer had `room` tokens."""
+        opening, pieces = self.opening(dialogue.system), [self.piece(turn) for turn in dialogue.turns]
+        pieces = [replace(one, answer=one.answer[: self.max_target]) for one in pieces]
+        pieces[-1] = replace(pieces[-1], answer=[0] * room)
+        *earlier, last = self.fit(len(opening), pieces)
+        ids = list(opening)
+        for one in earlier:
+            ids += [*one.prompt(), *one.answer, self.tokenizer.end_of_text]
+        return ids + last.prompt()
+
     def encode(self, dialogue: Dialogue) -> Example:
         opening, whole = self.opening(dialogue.system), [self.piece(turn) for turn in dialogue.turns]
         pieces = self.fit(len(opening), [replace(one, answer=one.answer[: self.max_target]) for one in whole])
