@@ -230,14 +230,18 @@ def general_dataset(run: Run) -> str | None:
 
 def draw_auxiliary(run: Run) -> list[Dialogue]:
     """`--auxiliary_samples` of the training dialogues of `--auxiliary_dataset`, drawn by the run's seed; 0 means all."""
-    path = dialogues_of("auxiliary_dataset", run.auxiliary_dataset).path
-    pool = split(read_records(path), run.test_share).get("train", [])
+    pool = training_dialogues("auxiliary_dataset", run.auxiliary_dataset, run.test_share)
     if run.auxiliary_samples > len(pool):
+        path = dialogues_of("auxiliary_dataset", run.auxiliary_dataset).path
         raise UserError(f"--auxiliary_samples is {run.auxiliary_samples}; {path} has {len(pool)} training dialogues")
     if not run.auxiliary_samples:
         return pool
     chosen = np.random.default_rng([run.seed, len(pool)]).choice(len(pool), run.auxiliary_samples, replace=False)
     return [pool[i] for i in sorted(chosen)]
+
+
+def training_dialogues(flag: str, name: str, test_share: float) -> list[Dialogue]:
+    return split(read_records(dialogues_of(flag, name).path), test_share).get("train", [])
 
 
 def dialogues_of(flag: str, name: str) -> "ChatTask":

@@ -5,6 +5,7 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
+import plots
 from data import get_task
 from errors import UserError
 from execute import execute
@@ -13,6 +14,8 @@ from model import canonical_name, hub
 from published import Row, Table
 from record import read_json, write_json, write_text
 from run import Run, command, override
+from samples import why_no_scores
+from saved import evaluate_answers
 
 
 def run_table(table: Table, rows: list[Row], said: Run, n_seeds: int) -> int:
@@ -25,7 +28,7 @@ def run_table(table: Table, rows: list[Row], said: Run, n_seeds: int) -> int:
     folder = Path(said.output_dir or "runs")
     said = replace(said, output_dir=None)
     lines = earlier_lines(table, said, folder)
-    for row in rows:
+    for row in with_base(table, rows):
         print(f"row {row.number}: {row.title}", flush=True)
         line = measure(table, row, said, n_seeds, folder)
         if line is None:
@@ -35,18 +38,38 @@ def run_table(table: Table, rows: list[Row], said: Run, n_seeds: int) -> int:
         write_table(table, [lines[number] for number in sorted(lines)], folder)
     print((folder / f"table-{table.name}.md").read_text(encoding="utf-8"))
     print(f"saved {folder}/table-{table.name}.md and .json")
+    if table.columns:
+        print(draw(table, list(lines.values()), folder))
     return 0
+
+
+def with_base(table: Table, rows: list[Row]) -> list[Row]:
+    return [table.base, *rows] if table.base else rows
+
+
+def draw(table: Table, lines: list[dict], folder: Path) -> str:
+    """One column's first metric against the other's, or what that lacks."""
+    names, path = tuple(group[0] for group in groups_of(table).values())[:2], folder / f"table-{table.name}.png"
+    shown = [line for line in lines if line["measured"] and all(name in line["measured"] for name in names)]
+    try:
+        plots.draw_trade_off(shown, names, path)
+    except UserError as error:
+        return f"no plot: {error}"
+    return f"plot  {path}"
 
 
 def earlier_lines(table: Table, said: Run, folder: Path) -> dict[int, dict]:
     """What an earlier call with the same flags measured, by row number."""
     lines = read_json(folder / f"table-{table.name}.json")
-    commands = {row.number: command(choose(table, row, said)[0]) for row in table.rows}
+    commands = {row.number: command(choose(table, row, said)[0]) for row in with_base(table, table.rows)}
     return {line["row"]: line for line in lines or [] if commands.get(line["row"]) == line["command"]}
 
 
 def choose(table: Table, row: Row, said: Run) -> tuple[Run, str, bool]:
     """What is run for a row, what there is to say about it, and whether it is run at all."""
+    if table.choose:
+        run, notes = table.choose(row.run, said)
+        return run, "; ".join(notes), True
     if not table.stand_in:
         left_out = why_left_out(row, said)
         return (row.run if left_out else override(row.run, said)), left_out, not left_out
@@ -91,21 +114,34 @@ def measure(table: Table, row: Row, said: Run, n_seeds: int, folder: Path) -> di
     for seed in seeds:
         job = prepare(replace(run, seed=seed))
         job = replace(job, run=replace(job.run, output_dir=str(folder / job.directory.name)))
-        result = finished(job) or execute(replace(job, run=replace(job.run, resume=not why_not_resumable(job))))
+        result = result_of(job)
         if result["interrupted"]:
             return None
         results.append(result)
         if row.series and seed == seeds[0]:
             line["series"] = {"published": list(row.series), "measured": evaluations(job)}
-    values = {name: [100 * result[key_of(name)] for result in results] for name in table.metrics}
+    found = {name: [result.get(key_of(name)) for result in results] for name in table.metrics}
+    values = {name: [scale_of(name) * one for one in some] for name, some in found.items() if None not in some}
     return line | {
-        "measured": {name: round(statistics.mean(values[name]), 2) for name in table.metrics},
-        "std": {name: round(statistics.stdev(values[name]), 2) if n_seeds > 1 else None for name in table.metrics},
+        "measured": {name: round(statistics.mean(some), digits(name)) for name, some in values.items()},
+        "std": {
+            name: round(statistics.stdev(some), digits(name)) if n_seeds > 1 else None for name, some in values.items()
+        },
         "seeds": [result["seed"] for result in results],
         "seconds": round(statistics.mean(result["total_seconds"] for result in results), 1),
         "model": results[0]["model"],
         "dataset": results[0]["dataset"],
     }
+
+
+def result_of(job: Job) -> dict:
+    """Of this run, which is done now unless it has been. Answers are written and scored where that can be done."""
+    run = replace(job.run, eval_generate=0) if job.run.eval_generate and why_no_scores() else job.run
+    result = finished(job) or execute(replace(job, run=replace(run, resume=not why_not_resumable(job))))
+    asked, scored = run.eval_generate, result.get("config", {}).get("eval_generate", 0)
+    if asked and asked != scored and not result["interrupted"]:
+        return evaluate_answers(job.directory, asked, run.device)
+    return result
 
 
 def seeds_of(table: Table, run: Run, n_seeds: int) -> list[int]:
@@ -122,6 +158,23 @@ def key_of(metric: str) -> str:
     return f"{metric}_accuracy" if metric in ("train", "validation", "test") else metric
 
 
+def scale_of(metric: str) -> int:
+    """Losses and perplexities are shown as they are, everything else in per cent."""
+    return 1 if metric.endswith(("loss", "perplexity")) else 100
+
+
+def digits(metric: str) -> int:
+    return 4 if metric.endswith("loss") else 2
+
+
+def groups_of(table: Table) -> dict[str, tuple[str, ...]]:
+    """The headings of the measured columns, and the metrics of each."""
+    groups = {
+        heading: tuple(name for name in table.metrics if name.startswith(begin)) for heading, begin in table.columns.items()
+    }
+    return groups or {"measured": table.metrics}
+
+
 def evaluations(job: Job) -> list[float]:
     """Validation accuracies of a finished run in per cent, in their order."""
     lines = (job.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -136,19 +189,27 @@ def write_table(table: Table, lines: list[dict], folder: Path) -> None:
 
 
 def markdown(table: Table, lines: list[dict]) -> str:
-    """Values are per cent; the difference is that of `table.compared`."""
-    head = ("row", "what", "published", "measured", "difference", "seconds", "command")
-    names = " / ".join(key_of(name).replace("_", " ") for name in table.metrics)
-    text = [f"Table {table.name}: {table.source}. In per cent: {names}.", ""]
-    text += ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    """The difference is that of `table.compared`."""
+    groups = groups_of(table)
+    head = ("row", "what", "published", *groups, "difference", "seconds", "command")
+    meaning = "; ".join(
+        f"{heading}: {' / '.join(key_of(name).replace('_', ' ') for name in group)}" for heading, group in groups.items()
+    )
+    raw = any(scale_of(name) == 1 for name in table.metrics)
+    unit = "In per cent, but for losses and perplexities" if raw else "In per cent"
+    text = [
+        f"Table {table.name}: {table.source}. {unit}: {meaning if table.columns else meaning.removeprefix('measured: ')}."
+    ]
+    text += ["", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for line in lines:
-        cells = [str(line["row"]), line["title"], values_of(line["published"], line.get("published_std"), table.metrics)]
+        printed = values_of(line["published"], line.get("published_std"), table.printed or table.metrics)
+        cells = [str(line["row"]), line["title"], printed]
         if line["measured"]:
-            published = line["published"].get(table.compared)
-            difference = "-" if published is None else f"{line['measured'][table.compared] - published:+.2f}"
-            cells += [values_of(line["measured"], line["std"], table.metrics), difference, f"{line['seconds']:g}"]
+            pair = line["published"].get(table.compared), line["measured"].get(table.compared)
+            cells += [values_of(line["measured"], line["std"], group) for group in groups.values()]
+            cells += ["-" if None in pair else f"{pair[1] - pair[0]:+.2f}", f"{line['seconds']:g}"]
         else:
-            cells += ["-", "-", "-"]
+            cells += ["-"] * (len(groups) + 2)
         text.append("| " + " | ".join([*cells, f"`{line['command']}`"]) + " |")
     notes = [f"Row {line['row']}: {line['note']}." for line in lines if line["note"]]
     for line in lines:
@@ -163,9 +224,19 @@ def markdown(table: Table, lines: list[dict]) -> str:
         seeds = sorted({seed for line in measured for seed in line["seeds"]})
         what = f"Measured with {', '.join(sources)}; seeds {', '.join(map(str, seeds))}"
         notes.insert(0, f"{what}; mean ± standard deviation.")
+    if why_no_scores() and any(
+        "bleu" in name and name not in line["measured"] for name in table.metrics for line in measured
+    ):
+        notes.append(f"{why_no_scores()}; the same command then adds the scores, and trains nothing again.")
     return "\n".join([*text, "", *notes])
 
 
 def values_of(mean: dict, std: dict | None, metrics: tuple[str, ...]) -> str:
-    spread = {name: f" ± {std[name]:.2f}" if std and std.get(name) is not None else "" for name in metrics}
-    return " / ".join(f"{mean[name]:.2f}{spread[name]}" if name in mean else "-" for name in metrics)
+    """Numbers, each with its deviation where there is one."""
+    spread = {name: f" ± {std[name]:.{shown(name)}f}" if std and std.get(name) is not None else "" for name in metrics}
+    return " / ".join(f"{mean[name]:.{shown(name)}f}{spread[name]}" if name in mean else "-" for name in metrics)
+
+
+def shown(metric: str) -> int:
+    """Digits behind the point."""
+    return 3 if metric.endswith("loss") else 2
