@@ -125,6 +125,17 @@ def find_row(text: str) -> Row:
     return get_table(table or "spam").row(int(number))
 
 
+def of_row(text: str, said: Run) -> Run:
+    """The row with what was said; notes of its table are printed."""
+    row, table = find_row(text), get_table(text.rpartition(":")[0] or "spam")
+    if not table.choose:
+        return override(row.run, said)
+    run, notes = table.choose(row.run, said)
+    for note in notes:
+        print(f"note     {note}")
+    return run
+
+
 def print_rows() -> None:
     for table in TABLES.values():
         print(f"{table.name}: {table.source}")
@@ -211,7 +222,7 @@ def main(argv: list[str]) -> int:
         if name in options:
             raise UserError(f"--{name} goes with --table")
     if "row" in options:
-        said = override(find_row(options["row"]).run, said)
+        said = of_row(options["row"], said)
     return run_one(said, argv)
 
 

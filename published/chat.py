@@ -115,8 +115,8 @@ def choose(run: Run, wanted: Run) -> tuple[Run, list[str]]:
 
 TABLE = Table(
     "chat",
-    "a log of fine-tuning ChatGLM-6B to a persona: its plan, which has no results (rows 1-22), and the runs before it (23-28). "
-    "On gpt2-pocket learning rates are 20 times the log's",
+    "a log of fine-tuning ChatGLM-6B to a persona: its plan, which has no results (rows 1-22), and the runs before it "
+    "(23-28). On gpt2-pocket learning rates are 20 times the log's",
     [*map(_planned, range(1, 23)), *LOGGED],
     metrics=(
         *("test_loss", "test_perplexity", "test_bleu4", "test_rouge1", "test_rouge2", "test_rougel"),

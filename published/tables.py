@@ -124,9 +124,7 @@ def measure(table: Table, row: Row, said: Run, n_seeds: int, folder: Path) -> di
     values = {name: [scale_of(name) * one for one in some] for name, some in found.items() if None not in some}
     return line | {
         "measured": {name: round(statistics.mean(some), digits(name)) for name, some in values.items()},
-        "std": {
-            name: round(statistics.stdev(some), digits(name)) if n_seeds > 1 else None for name, some in values.items()
-        },
+        "std": {name: spread_of(name, some) for name, some in values.items()},
         "seeds": [result["seed"] for result in results],
         "seconds": round(statistics.mean(result["total_seconds"] for result in results), 1),
         "model": results[0]["model"],
@@ -158,6 +156,10 @@ def key_of(metric: str) -> str:
     return f"{metric}_accuracy" if metric in ("train", "validation", "test") else metric
 
 
+def spread_of(metric: str, values: list[float]) -> float | None:
+    return round(statistics.stdev(values), digits(metric)) if len(values) > 1 else None
+
+
 def scale_of(metric: str) -> int:
     """Losses and perplexities are shown as they are, everything else in per cent."""
     return 1 if metric.endswith(("loss", "perplexity")) else 100
@@ -169,9 +171,9 @@ def digits(metric: str) -> int:
 
 def groups_of(table: Table) -> dict[str, tuple[str, ...]]:
     """The headings of the measured columns, and the metrics of each."""
-    groups = {
-        heading: tuple(name for name in table.metrics if name.startswith(begin)) for heading, begin in table.columns.items()
-    }
+    groups = {}
+    for heading, begin in table.columns.items():
+        groups[heading] = tuple(name for name in table.metrics if name.startswith(begin))
     return groups or {"measured": table.metrics}
 
 
@@ -192,15 +194,12 @@ def markdown(table: Table, lines: list[dict]) -> str:
     """The difference is that of `table.compared`."""
     groups = groups_of(table)
     head = ("row", "what", "published", *groups, "difference", "seconds", "command")
-    meaning = "; ".join(
-        f"{heading}: {' / '.join(key_of(name).replace('_', ' ') for name in group)}" for heading, group in groups.items()
-    )
+    names = {heading: " / ".join(key_of(name).replace("_", " ") for name in group) for heading, group in groups.items()}
+    meaning = "; ".join(f"{heading}: {text}" for heading, text in names.items()) if table.columns else names["measured"]
     raw = any(scale_of(name) == 1 for name in table.metrics)
     unit = "In per cent, but for losses and perplexities" if raw else "In per cent"
-    text = [
-        f"Table {table.name}: {table.source}. {unit}: {meaning if table.columns else meaning.removeprefix('measured: ')}."
-    ]
-    text += ["", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    text = [f"Table {table.name}: {table.source}. {unit}: {meaning}.", ""]
+    text += ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for line in lines:
         printed = values_of(line["published"], line.get("published_std"), table.printed or table.metrics)
         cells = [str(line["row"]), line["title"], printed]
@@ -224,10 +223,9 @@ def markdown(table: Table, lines: list[dict]) -> str:
         seeds = sorted({seed for line in measured for seed in line["seeds"]})
         what = f"Measured with {', '.join(sources)}; seeds {', '.join(map(str, seeds))}"
         notes.insert(0, f"{what}; mean ± standard deviation.")
-    if why_no_scores() and any(
-        "bleu" in name and name not in line["measured"] for name in table.metrics for line in measured
-    ):
-        notes.append(f"{why_no_scores()}; the same command then adds the scores, and trains nothing again.")
+    unscored = any(name.endswith("bleu4") and name not in line["measured"] for name in table.metrics for line in measured)
+    if unscored and (reason := why_no_scores()):
+        notes.append(f"{reason}; the same command then adds the scores, and trains nothing again.")
     return "\n".join([*text, "", *notes])
 
 
