@@ -196,6 +196,8 @@ def markdown(table: Table, lines: list[dict]) -> str:
     head = ("row", "what", "published", *groups, "difference", "seconds", "command")
     names = {heading: " / ".join(key_of(name).replace("_", " ") for name in group) for heading, group in groups.items()}
     meaning = "; ".join(f"{heading}: {text}" for heading, text in names.items()) if table.columns else names["measured"]
+    if table.printed:
+        meaning = f"published: {' / '.join(table.printed).replace('_', ' ')}; {meaning}"
     raw = any(scale_of(name) == 1 for name in table.metrics)
     unit = "In per cent, but for losses and perplexities" if raw else "In per cent"
     text = [f"Table {table.name}: {table.source}. {unit}: {meaning}.", ""]
