@@ -99,7 +99,15 @@ def table(alone, four_blocks, capsys):
     """table("--rows", ...): on small files for a step per row. Returns what was printed, the lines, the Markdown."""
     path, other = write_dialogues(alone / "some.json"), write_dialogues(alone / "other.json", 20, "cash")
     base = {"checkpoint": four_blocks, "dataset": path, "general_dataset": other, "auxiliary_dataset": other}
-    base |= {"max_steps": 1, "eval_generate": 2, "max_target_length": 5, "eval_train": "no", "amp": "off", "device": "cpu"}
+    base |= {
+        "max_steps": 1,
+        "learning_rate": 0.05,
+        "eval_generate": 2,
+        "max_target_length": 5,
+        "eval_train": "no",
+        "amp": "off",
+        "device": "cpu",
+    }
     base |= {"output_dir": alone / "table"}
     argv = [str(word) for name, value in base.items() for word in (f"--{name}", value)]
 
