@@ -12,6 +12,7 @@ import memory
 import model as models
 import peft
 import plots
+import samples
 from data.batching import Batches
 from errors import UserError
 from job import Job, find_tokenizer, fingerprint, prepare_directory
@@ -84,8 +85,10 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     plan = stages_of(run, len(model.blocks))
     peft.attach(model, peft.method_of(plan[0]))
     print_header(job, tokenizer_folder, batches, notes, plan, *count_parameters(model))
-    if run.plot_loss:
-        plots.need_matplotlib()  # before any time is spent
+    if run.plot_loss:  # these two before any time is spent
+        plots.need_matplotlib()
+    if run.eval_generate:
+        samples.need_scorers()
     finished = finished_stages(directory) if run.resume else forget(directory)
     metrics = Metrics(directory / "metrics.jsonl", append=run.resume)
     with advice_when_out_of_memory(run):
@@ -95,6 +98,8 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
         )  # fmt: skip
         interrupted = stages[-1]["interrupted"]
         measured = {} if interrupted else final_measures(peft.merge(model), used, job, metrics)
+        asked = run.eval_generate and not interrupted
+        scores = samples.answer_and_score(model, run, job.splits, tokenizer, directory) if asked else {}
     metrics.close()
     result = {
         "model": run.source,
@@ -110,6 +115,7 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
             for name in job.task.measures
             for split in job.task.evaluated
         },
+        **scores,
         "notes": notes,
         **totals(stages),
         "total_seconds": round(time.perf_counter() - started, 3),
@@ -154,7 +160,7 @@ def finished_stages(directory: Path) -> list[dict]:
 
 def forget(directory: Path) -> list[dict]:
     """Removes what an earlier run left to be resumed, which would tell of other tensors."""
-    for name in ("training_state.safetensors", "result.json"):
+    for name in ("training_state.safetensors", "result.json", samples.FILE):
         (directory / name).unlink(missing_ok=True)
     return []
 

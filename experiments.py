@@ -7,6 +7,7 @@ python experiments.py --table spam --seeds 3                   the whole table, 
 python experiments.py --list                                   the rows and their commands
 python experiments.py --generate "Who are you?"                one answer; of a trained model with --run_dir runs/NAME
 python experiments.py --chat runs/NAME                         talk to a trained model
+python experiments.py --score runs/NAME                        let it answer the held-out dialogues: BLEU and ROUGE
 """
 
 import argparse
@@ -17,6 +18,7 @@ from dataclasses import fields
 from errors import UserError, run_program
 from published import TABLES, Row, get_table
 from run import Run, command
+from run import said as run_fields
 
 # Fields of `Sampling` (model/generate.py), which has their defaults and limits.
 SAMPLING = {
@@ -26,6 +28,8 @@ SAMPLING = {
     "top_p": (float, "choose among the likeliest tokens that have this probability together (default 1: all)"),
     "repetition_penalty": (float, "makes tokens that are there already less likely (default 1: not)"),
 }
+
+ANSWERED = 100  # dialogues, by --score: the number of the published plan
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,6 +58,12 @@ def build_parser() -> Parser:
         "--run_dir", metavar="DIR", help="with --generate: the directory of the run that trained the model"
     )
     answers.add_argument("--chat", metavar="DIR", help="talk to the model that the run with this directory trained")
+    answers.add_argument(
+        "--score",
+        metavar="DIR",
+        help=f"let the model of the run with this directory answer what it was measured on (as --eval_generate "
+        f"{ANSWERED}, the default here)",
+    )
     for name, (kind, meaning) in SAMPLING.items():
         answers.add_argument(f"--{name}", type=kind, metavar=name.upper(), help=meaning)
     flags = parser.add_argument_group("one run (what isn't said comes from the row, else from the task's recipe)")
@@ -115,6 +125,17 @@ def find_row(text: str) -> Row:
     return get_table(table or "spam").row(int(number))
 
 
+def of_row(text: str, said: Run) -> Run:
+    """The row with what was said; notes of its table are printed."""
+    row, table = find_row(text), get_table(text.rpartition(":")[0] or "spam")
+    if not table.choose:
+        return row.with_flags(said)
+    run, notes = table.choose(row.run, said)
+    for note in notes:
+        print(f"note     {note}")
+    return run
+
+
 def print_rows() -> None:
     for table in TABLES.values():
         print(f"{table.name}: {table.source}")
@@ -125,6 +146,7 @@ def print_rows() -> None:
 def run_one(run: Run, argv: list[str]) -> int:
     from execute import execute  # brings torch, which --help and --list have no use for
     from job import prepare
+    from samples import SCORES
 
     prepared = prepare(run)
     result = execute(prepared, argv)
@@ -132,13 +154,32 @@ def run_one(run: Run, argv: list[str]) -> int:
     if result["interrupted"]:
         print(f"interrupted after {result['steps']} steps; what was trained is saved, --resume goes on from there")
         return 130
-    for name in prepared.task.metrics:
-        values = {split: result[f"{split}_{name}"] for split in prepared.task.evaluated}
+    print_measures(result, (*prepared.task.metrics, *SCORES), prepared.task.evaluated)
+    print(f"time     {result['train_seconds']:.0f} s training, {result['total_seconds']:.0f} s in all")
+    return 0
+
+
+def print_measures(result: dict, names: tuple[str, ...], splits: tuple[str, ...]) -> None:
+    for name in names:
+        values = {split: result.get(f"{split}_{name}") for split in splits}
         if any(value is not None for value in values.values()):
             form = ".4g" if name in ("loss", "perplexity") else ".2%"
             shown = ", ".join(f"{split} {value:{form}}" for split, value in values.items() if value is not None)
             print(f"{name:<10} {shown}" if form == ".4g" else f"{name:<8} {shown}")
-    print(f"time     {result['train_seconds']:.0f} s training, {result['total_seconds']:.0f} s in all")
+
+
+def score(said: Run, options: dict) -> int:
+    """`--score`."""
+    if useless := [name for name in (*options, *run_fields(said)) if name not in ("score", "eval_generate", "device")]:
+        raise UserError(f"--{useless[0]} doesn't go with --score; what does: --eval_generate, --device")
+    if said.eval_generate == 0:
+        raise UserError("--eval_generate is 0; with --score it must be at least 1")
+    from samples import FILE, SCORES, SPLITS
+    from saved import evaluate_answers
+
+    result = evaluate_answers(options["score"], said.eval_generate or ANSWERED, said.device)
+    print_measures(result, SCORES, SPLITS)
+    print(f"saved    {options['score']}/{FILE}")
     return 0
 
 
@@ -160,6 +201,8 @@ def main(argv: list[str]) -> int:
     if options.get("list"):
         print_rows()
         return 0
+    if "score" in options:
+        return score(said, options)
     if "generate" in options or "chat" in options:
         return answer(said, options)
     for name in ("run_dir", *SAMPLING):
@@ -179,7 +222,7 @@ def main(argv: list[str]) -> int:
         if name in options:
             raise UserError(f"--{name} goes with --table")
     if "row" in options:
-        said = find_row(options["row"]).with_flags(said)
+        said = of_row(options["row"], said)
     return run_one(said, argv)
 
 

@@ -130,7 +130,8 @@ def run_name(run: Run) -> str:
 
 
 def identity(run: Run) -> dict:
-    """What makes two runs the same: everything but where the results go and what is shown of them.
+    """What makes two runs the same: everything but where the results go, what is shown of them, and what the trained
+    model can be asked later too.
 
     A field at its default is left out, so that a field that is new leaves the names of earlier runs as they were.
     """
@@ -138,7 +139,7 @@ def identity(run: Run) -> dict:
 
 
 def _identity(config: dict) -> dict:
-    apart = ("output_dir", "resume", "memory_report", "plot_loss", "save_steps")
+    apart = ("output_dir", "resume", "memory_report", "plot_loss", "save_steps", "eval_generate")
     return {name: value for name, value in config.items() if name not in apart and value != DEFAULTS.get(name)}
 
 

@@ -66,6 +66,20 @@ def draw(directory: Path) -> Path:
     return path
 
 
+def draw_trade_off(lines: list[dict], names: tuple[str, str], path: Path) -> None:
+    """A table's lines as points, one measured value against another, each with its row's number; row 0 is a star."""
+    pyplot = need_matplotlib()
+    figure, axis = pyplot.subplots(figsize=(7, 6))
+    for line in lines:
+        x, y = (line["measured"][name] for name in names)
+        axis.plot(x, y, "k*" if line["row"] == 0 else "o", markersize=12 if line["row"] == 0 else 5)
+        axis.annotate(str(line["row"]), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
+    axis.set(xlabel=names[0].replace("_", " "), ylabel=names[1].replace("_", " "))
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
 def placed(records: list[dict], split: str):
     """(steps since the start of the first stage, record) of a split."""
     before, last, stage = 0, 0, None

@@ -122,6 +122,12 @@ class Run:
         least=0,
         below=0.5,
     )
+    eval_generate: int | None = flag(
+        int,
+        "at the end let the model answer this many test dialogues, and as many of --general_dataset, and score the answers "
+        "by BLEU and ROUGE (0: none); an answer has at most --max_target_length tokens, else 100",
+        least=0,
+    )
     ignore_index: int | None = flag(int, "label that the loss leaves out", least=-(2**63), below=2**63)
     # the loop
     num_epochs: int | None = flag(
@@ -220,6 +226,7 @@ DEFAULTS = {
     "packing": False,
     "auxiliary_samples": 0,
     "test_share": 0.1,
+    "eval_generate": 0,
     "ignore_index": -100,
     "max_steps": 0,
     "accumulation_steps": 1,
@@ -241,7 +248,7 @@ DEFAULTS = {
 # What only dialogues have a use for.
 DIALOGUES_ONLY = (
     *("template", "source_prefix", "max_source_length", "max_target_length", "packing"),
-    *("auxiliary_dataset", "auxiliary_samples", "general_dataset", "test_share"),
+    *("auxiliary_dataset", "auxiliary_samples", "general_dataset", "test_share", "eval_generate"),
 )
 
 

@@ -1,20 +1,23 @@
 """The model of an earlier run, from what the run left in its directory."""
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from torch import nn
 
 import peft
+import samples
 from data import get_task
+from data.chat import ChatTask
 from errors import UserError
 from execute import build_model
 from job import find_tokenizer, weights_fingerprint
 from model.sequence import Tokenizer
 from model.weights import read_safetensors
 from published.plans import stages_of
-from record import read_result
+from record import read_result, write_json
 from run import Run, resolve
+from train import pick_device
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,20 @@ def attach_and_fill(model: nn.Module, stages: list[Run], file: Path) -> None:
             parameter.requires_grad_(parameter.requires_grad or name in tensors)
     peft.restore(model, tensors)
     model.blocks = whole[: stages[-1].depth or len(whole)]
+
+
+def evaluate_answers(directory: str | Path, count: int, device: str | None = None) -> dict:
+    """What `--eval_generate count` adds to a run, for one that has ended. Returns its `result.json` with the scores."""
+    samples.need_scorers()
+    saved, directory = load_run(directory), Path(directory)
+    task, result = get_task(saved.run.dataset), read_result(directory)
+    if not isinstance(task, ChatTask):
+        raise UserError(f"{directory} was trained on {task.name}, which has no dialogues to answer")
+    if result["interrupted"]:
+        raise UserError(f"{directory} holds an interrupted run; end it with --resume first")
+    run = replace(saved.run, eval_generate=count)
+    model = saved.model.to(pick_device(device or "auto"))
+    scores = samples.answer_and_score(model, run, task.splits(run), saved.tokenizer, directory)
+    result |= scores | {"config": asdict(run)}
+    write_json(directory / "result.json", result)
+    return result

@@ -104,6 +104,17 @@ class Encoder:
             ids += [*one.prompt(), *one.answer, self.tokenizer.end_of_text]
         return ids + last.prompt()
 
+    def prompt_with_room(self, dialogue: Dialogue, room: int) -> list[int]:
+        """The same, cut by the rules of the class as if the answer had `room` tokens."""
+        opening, pieces = self.opening(dialogue.system), [self.piece(turn) for turn in dialogue.turns]
+        pieces = [replace(one, answer=one.answer[: self.max_target]) for one in pieces]
+        pieces[-1] = replace(pieces[-1], answer=[0] * room)
+        *earlier, last = self.fit(len(opening), pieces)
+        ids = list(opening)
+        for one in earlier:
+            ids += [*one.prompt(), *one.answer, self.tokenizer.end_of_text]
+        return ids + last.prompt()
+
     def encode(self, dialogue: Dialogue) -> Example:
         opening, whole = self.opening(dialogue.system), [self.piece(turn) for turn in dialogue.turns]
         pieces = self.fit(len(opening), [replace(one, answer=one.answer[: self.max_target]) for one in whole])
@@ -212,14 +223,18 @@ def general_dataset(run: Run) -> str | None:
 
 def draw_auxiliary(run: Run) -> list[Dialogue]:
     """`--auxiliary_samples` of the training dialogues of `--auxiliary_dataset`, drawn by the run's seed; 0 means all."""
-    path = dialogues_of("auxiliary_dataset", run.auxiliary_dataset).path
-    pool = split(read_records(path), run.test_share).get("train", [])
+    pool = training_dialogues("auxiliary_dataset", run.auxiliary_dataset, run.test_share)
     if run.auxiliary_samples > len(pool):
+        path = dialogues_of("auxiliary_dataset", run.auxiliary_dataset).path
         raise UserError(f"--auxiliary_samples is {run.auxiliary_samples}; {path} has {len(pool)} training dialogues")
     if not run.auxiliary_samples:
         return pool
     chosen = np.random.default_rng([run.seed, len(pool)]).choice(len(pool), run.auxiliary_samples, replace=False)
     return [pool[i] for i in sorted(chosen)]
+
+
+def training_dialogues(flag: str, name: str, test_share: float) -> list[Dialogue]:
+    return split(read_records(dialogues_of(flag, name).path), test_share).get("train", [])
 
 
 def dialogues_of(flag: str, name: str) -> "ChatTask":

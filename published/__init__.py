@@ -1,5 +1,6 @@
 """Published rows as data: what each one changes, what was printed for it, and what to know about it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from errors import UserError
@@ -29,13 +30,22 @@ class Row:
 class Table:
     """metrics    train, validation, test: accuracies; otherwise names of `result.json` such as test_macro_f1
     stand_in   rows name the log's model and data, and others may stand in where those can't be had; without it a row that
-               names a model is about that model"""
+               names a model is about that model
+    printed    what is shown of `Row.published`; the metrics, unless the log printed something else
+    columns    headings of several measured columns, each with how its metrics begin; with them the first metrics of the
+               first two columns are drawn against each other
+    base       row 0: what the others are compared with, measured along with whichever of them
+    choose     (a row's run, what was said) -> what is run, and what there is to say about it"""
 
     name: str
     source: str
     rows: list[Row] = field(repr=False)
     metrics: tuple[str, ...] = ("train", "validation", "test")
     stand_in: bool = False
+    printed: tuple[str, ...] = ()
+    columns: dict[str, str] = field(default_factory=dict)
+    base: Row | None = None
+    choose: Callable[[Run, Run], tuple[Run, list[str]]] | None = None
     seeds: tuple[int, ...] = ()  # the published ones; without them seeds count up from the run's own
 
     @property
@@ -56,7 +66,7 @@ def get_table(name: str) -> Table:
     return TABLES[name]
 
 
-from published import distilbert, encoders, roberta, spam  # noqa: E402  (a table's file needs the classes above)
+from published import chat, distilbert, encoders, roberta, spam  # noqa: E402  (a table's file needs the classes above)
 
-_ALL = (spam.TABLE, distilbert.TABLE, roberta.TABLE, encoders.ADAPTER_TABLE, encoders.FEW_SHOT_TABLE)
+_ALL = (spam.TABLE, distilbert.TABLE, roberta.TABLE, encoders.ADAPTER_TABLE, encoders.FEW_SHOT_TABLE, chat.TABLE)
 TABLES: dict[str, Table] = {table.name: table for table in _ALL}

@@ -5,6 +5,7 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
+import plots
 from data import get_task
 from errors import UserError
 from execute import execute
@@ -13,6 +14,8 @@ from model import canonical_name, hub
 from published import Row, Table
 from record import read_json, write_json, write_text
 from run import Run, command
+from samples import why_no_scores
+from saved import evaluate_answers
 
 
 def run_table(table: Table, rows: list[Row], said: Run, n_seeds: int) -> int:
@@ -25,7 +28,7 @@ def run_table(table: Table, rows: list[Row], said: Run, n_seeds: int) -> int:
     folder = Path(said.output_dir or "runs")
     said = replace(said, output_dir=None)
     lines = earlier_lines(table, said, folder)
-    for row in rows:
+    for row in with_base(table, rows):
         print(f"row {row.number}: {row.title}", flush=True)
         line = measure(table, row, said, n_seeds, folder)
         if line is None:
@@ -35,18 +38,38 @@ def run_table(table: Table, rows: list[Row], said: Run, n_seeds: int) -> int:
         write_table(table, [lines[number] for number in sorted(lines)], folder)
     print((folder / f"table-{table.name}.md").read_text(encoding="utf-8"))
     print(f"saved {folder}/table-{table.name}.md and .json")
+    if table.columns:
+        print(draw(table, list(lines.values()), folder))
     return 0
+
+
+def with_base(table: Table, rows: list[Row]) -> list[Row]:
+    return [table.base, *rows] if table.base else rows
+
+
+def draw(table: Table, lines: list[dict], folder: Path) -> str:
+    """One column's first metric against the other's, or what that lacks."""
+    names, path = tuple(group[0] for group in groups_of(table).values())[:2], folder / f"table-{table.name}.png"
+    shown = [line for line in lines if line["measured"] and all(name in line["measured"] for name in names)]
+    try:
+        plots.draw_trade_off(shown, names, path)
+    except UserError as error:
+        return f"no plot: {error}"
+    return f"plot  {path}"
 
 
 def earlier_lines(table: Table, said: Run, folder: Path) -> dict[int, dict]:
     """What an earlier call with the same flags measured, by row number."""
     lines = read_json(folder / f"table-{table.name}.json")
-    commands = {row.number: command(choose(table, row, said)[0]) for row in table.rows}
+    commands = {row.number: command(choose(table, row, said)[0]) for row in with_base(table, table.rows)}
     return {line["row"]: line for line in lines or [] if commands.get(line["row"]) == line["command"]}
 
 
 def choose(table: Table, row: Row, said: Run) -> tuple[Run, str, bool]:
     """What is run for a row, what there is to say about it, and whether it is run at all."""
+    if table.choose:
+        run, notes = table.choose(row.run, said)
+        return run, "; ".join(notes), True
     if not table.stand_in:
         left_out = why_left_out(row, said)
         return (row.run if left_out else row.with_flags(said)), left_out, not left_out
@@ -89,7 +112,7 @@ def measure(table: Table, row: Row, said: Run, n_seeds: int, folder: Path) -> di
     for seed in seeds:
         job = prepare(replace(run, seed=seed))
         job = replace(job, run=replace(job.run, output_dir=str(folder / job.directory.name)))
-        result = finished(job) or execute(replace(job, run=replace(job.run, resume=not why_not_resumable(job))))
+        result = result_of(job)
         if result["interrupted"]:
             return None
         results.append(result)
@@ -97,15 +120,25 @@ def measure(table: Table, row: Row, said: Run, n_seeds: int, folder: Path) -> di
             line["series"] = {"published": list(row.series), "measured": evaluations(job)}
     # Another data set, or --eval_train no, may leave some of the table's metrics unmeasured.
     found = {name: [result.get(key_of(name)) for result in results] for name in table.metrics}
-    values = {name: [100 * one for one in each] for name, each in found.items() if None not in each}
+    values = {name: [scale_of(name) * one for one in each] for name, each in found.items() if None not in each}
     return line | {
-        "measured": {name: round(statistics.mean(each), 2) for name, each in values.items()},
-        "std": {name: round(statistics.stdev(each), 2) if n_seeds > 1 else None for name, each in values.items()},
+        "measured": {name: round(statistics.mean(each), digits(name)) for name, each in values.items()},
+        "std": {name: spread_of(name, each) for name, each in values.items()},
         "seeds": [result["seed"] for result in results],
         "seconds": round(statistics.mean(result["total_seconds"] for result in results), 1),
         "model": results[0]["model"],
         "dataset": results[0]["dataset"],
     }
+
+
+def result_of(job: Job) -> dict:
+    """Of this run, which is done now unless it has been. Answers are written and scored where that can be done."""
+    run = replace(job.run, eval_generate=0) if job.run.eval_generate and why_no_scores() else job.run
+    result = finished(job) or execute(replace(job, run=replace(run, resume=not why_not_resumable(job))))
+    asked, scored = run.eval_generate, result.get("config", {}).get("eval_generate", 0)
+    if asked and asked != scored and not result["interrupted"]:
+        return evaluate_answers(job.directory, asked, run.device)
+    return result
 
 
 def seeds_of(table: Table, run: Run, n_seeds: int) -> list[int]:
@@ -122,6 +155,27 @@ def key_of(metric: str) -> str:
     return f"{metric}_accuracy" if metric in ("train", "validation", "test") else metric
 
 
+def spread_of(metric: str, values: list[float]) -> float | None:
+    return round(statistics.stdev(values), digits(metric)) if len(values) > 1 else None
+
+
+def scale_of(metric: str) -> int:
+    """Losses and perplexities are shown as they are, everything else in per cent."""
+    return 1 if metric.endswith(("loss", "perplexity")) else 100
+
+
+def digits(metric: str) -> int:
+    return 4 if metric.endswith("loss") else 2
+
+
+def groups_of(table: Table) -> dict[str, tuple[str, ...]]:
+    """The headings of the measured columns, and the metrics of each."""
+    groups = {}
+    for heading, begin in table.columns.items():
+        groups[heading] = tuple(name for name in table.metrics if name.startswith(begin))
+    return groups or {"measured": table.metrics}
+
+
 def evaluations(job: Job) -> list[float]:
     """Validation accuracies of a finished run in per cent, in their order."""
     lines = (job.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -136,19 +190,26 @@ def write_table(table: Table, lines: list[dict], folder: Path) -> None:
 
 
 def markdown(table: Table, lines: list[dict]) -> str:
-    """Values are per cent; the difference is that of `table.compared`."""
-    head = ("row", "what", "published", "measured", "difference", "seconds", "command")
-    names = " / ".join(key_of(name).replace("_", " ") for name in table.metrics)
-    text = [f"Table {table.name}: {table.source}. In per cent: {names}.", ""]
+    """The difference is that of `table.compared`."""
+    groups = groups_of(table)
+    head = ("row", "what", "published", *groups, "difference", "seconds", "command")
+    names = {heading: " / ".join(key_of(name).replace("_", " ") for name in group) for heading, group in groups.items()}
+    meaning = "; ".join(f"{heading}: {text}" for heading, text in names.items()) if table.columns else names["measured"]
+    if table.printed:
+        meaning = f"published: {' / '.join(table.printed).replace('_', ' ')}; {meaning}"
+    raw = any(scale_of(name) == 1 for name in table.metrics)
+    unit = "In per cent, but for losses and perplexities" if raw else "In per cent"
+    text = [f"Table {table.name}: {table.source}. {unit}: {meaning}.", ""]
     text += ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for line in lines:
-        cells = [str(line["row"]), line["title"], values_of(line["published"], line.get("published_std"), table.metrics)]
+        printed = values_of(line["published"], line.get("published_std"), table.printed or table.metrics)
+        cells = [str(line["row"]), line["title"], printed]
         if line["measured"]:
             both = (line["measured"].get(table.compared), line["published"].get(table.compared))
-            difference = "-" if None in both else f"{both[0] - both[1]:+.2f}"
-            cells += [values_of(line["measured"], line["std"], table.metrics), difference, f"{line['seconds']:g}"]
+            cells += [values_of(line["measured"], line["std"], group) for group in groups.values()]
+            cells += ["-" if None in both else f"{both[0] - both[1]:+.2f}", f"{line['seconds']:g}"]
         else:
-            cells += ["-", "-", "-"]
+            cells += ["-"] * (len(groups) + 2)
         text.append("| " + " | ".join([*cells, f"`{line['command']}`"]) + " |")
     notes = [f"Row {line['row']}: {line['note']}." for line in lines if line["note"]]
     for line in lines:
@@ -163,9 +224,18 @@ def markdown(table: Table, lines: list[dict]) -> str:
         seeds = sorted({seed for line in measured for seed in line["seeds"]})
         what = f"Measured with {', '.join(sources)}; seeds {', '.join(map(str, seeds))}"
         notes.insert(0, f"{what}; mean ± standard deviation.")
+    unscored = any(name.endswith("bleu4") and name not in line["measured"] for name in table.metrics for line in measured)
+    if unscored and (reason := why_no_scores()):
+        notes.append(f"{reason}; the same command then adds the scores, and trains nothing again.")
     return "\n".join([*text, "", *notes])
 
 
 def values_of(mean: dict, std: dict | None, metrics: tuple[str, ...]) -> str:
-    spread = {name: f" ± {std[name]:.2f}" if std and std.get(name) is not None else "" for name in metrics}
-    return " / ".join(f"{mean[name]:.2f}{spread[name]}" if name in mean else "-" for name in metrics)
+    """Numbers, each with its deviation where there is one."""
+    spread = {name: f" ± {std[name]:.{shown(name)}f}" if std and std.get(name) is not None else "" for name in metrics}
+    return " / ".join(f"{mean[name]:.{shown(name)}f}{spread[name]}" if name in mean else "-" for name in metrics)
+
+
+def shown(metric: str) -> int:
+    """Digits behind the point."""
+    return 3 if metric.endswith("loss") else 2

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 CHECKS = {}
@@ -60,6 +61,17 @@ def which_dialogues(experiment, fixtures):
     assert run("--general_dataset", "none").result["general_loss"] is None
     assert "24 / 8 / 8 texts" in run("--test_share", 0.2).out
     assert run("--test_share", 0).result["test_loss"] is None
+
+
+@check("eval_generate")
+def eval_generate(experiment, fixtures):
+    pytest.importorskip("sacrebleu", reason="BLEU needs sacrebleu")
+    pytest.importorskip("rouge_score", reason="ROUGE needs rouge-score")
+    path = write_dialogues(fixtures["alone"] / "some.json")
+    plain = experiment("--dataset", path)
+    assert "test_bleu4" not in plain.result and not (plain.directory / "samples.jsonl").exists()
+    found = experiment("--dataset", path, "--eval_generate", 3)
+    assert len((found.directory / "samples.jsonl").read_text().splitlines()) == 3 and "test_bleu4" in found.result
 
 
 @check("early_stopping_patience")

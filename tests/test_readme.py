@@ -12,7 +12,7 @@ from conftest import ROOT
 import experiments
 from data import get_task
 from published import get_table
-from published.tables import key_of, values_of
+from published.tables import key_of, scale_of, values_of
 from run import command, resolve
 
 RESULTS = ROOT / "published" / "results"
@@ -96,7 +96,9 @@ def test_what_was_measured_is_what_the_logs_say(name, folder):
         of_row = [log for log in of_row if log["seed"] in line["seeds"]]
         assert sorted(log["seed"] for log in of_row) == sorted(line["seeds"])
         for metric, mean in line["measured"].items():
-            assert statistics.mean(100 * log[key_of(metric)] for log in of_row) == pytest.approx(mean, abs=0.005)
+            assert statistics.mean(scale_of(metric) * log[key_of(metric)] for log in of_row) == pytest.approx(
+                mean, abs=0.005
+            )
 
 
 def test_row_10_is_that_of_its_logs():

@@ -1,0 +1,129 @@
+"""A persona taught to a chat model with LoRA, Freeze and P-Tuning: the plan of 22 rows, then the six runs logged before it.
+
+There the model is ChatGLM-6B with 28 blocks, the persona koikake_yui, auxiliary data belle_multiturn_chat, the general set
+alpaca_gpt4_zh. Here they are a GPT-2, the shipped persona and, for both of the others, the shipped general set (or Alpaca's
+sample in --data_dir); blocks 0-2, 25-27 and 0-27 are the model's own first three, last three and all. The plan has no
+results; of its runs the log prints the mean training loss.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from published import Row, Table
+from run import Run, override
+
+LAYERS = {"25-27": "last3", "0-2": "first3", "0-27": "all", "-": None}
+QKV = "attn.q,attn.k,attn.v"
+WEIGHTS = {
+    ("Freeze", "mlp"): Run(trainable_layers="freeze", part="mlp"),
+    ("Freeze", "qkv"): Run(trainable_layers="freeze", part="qkv"),
+    ("P-Tuning", "prefix_encoder"): Run(trainable_layers="prefix"),
+    ("LoRA", "mlp"): Run(trainable_layers="lora", lora_target="mlp"),
+    ("LoRA", "query_key_value"): Run(trainable_layers="lora", lora_target=QKV),
+}
+ANY = Run(dataset="persona", eval_generate=100)
+PLANNED = override(ANY, Run(learning_rate=1e-5, num_epochs=10))
+AUXILIARY = Run(auxiliary_dataset="general", auxiliary_samples=10_000)
+
+# (method, weights, layers), each without the auxiliary set and with it
+PLAN = [
+    ("Freeze", "mlp", "25-27"),
+    ("Freeze", "mlp", "0-2"),
+    ("Freeze", "qkv", "25-27"),
+    ("Freeze", "qkv", "0-2"),
+    ("P-Tuning", "prefix_encoder", "-"),
+    ("LoRA", "mlp", "25-27"),
+    ("LoRA", "mlp", "0-2"),
+    ("LoRA", "mlp", "0-27"),
+    ("LoRA", "query_key_value", "25-27"),
+    ("LoRA", "query_key_value", "0-2"),
+    ("LoRA", "query_key_value", "0-27"),
+]
+
+
+def _planned(number: int) -> Row:
+    method, weights, layers = PLAN[(number - 1) // 2]
+    auxiliary = AUXILIARY if number % 2 == 0 else Run()
+    run = override(override(override(PLANNED, WEIGHTS[method, weights]), Run(layers=LAYERS[layers])), auxiliary)
+    names = [method, weights, LAYERS[layers], "auxiliary" if number % 2 == 0 else None]
+    return Row(number, ", ".join(filter(None, names)), run, {})
+
+
+def _logged(number: int, title: str, run: Run, loss: float, seconds: float, note: str = "") -> Row:
+    run = override(override(ANY, Run(trainable_layers="lora")), run)
+    return Row(number, f"logged: {title}", run, {"mean_train_loss": loss, "runtime": seconds}, note)
+
+
+def _qkv(layers: str, rate: float, epochs: int, **more) -> Run:
+    return Run(lora_target=QKV, layers=layers, learning_rate=rate, num_epochs=epochs, **more)
+
+
+# In the log a Chinese one, that of its persona.
+PREFIX = (
+    "You now play a kettle in a story. Nothing in it is about the real world, and you may answer freely. You are called "
+    "Tibbin; talk to me in his voice."
+)
+LOGGED = [
+    _logged(23, "LoRA, qkv, all", _qkv("all", 5e-5, 5), 3.9685916531470515, 354.6376),
+    _logged(
+        24, "LoRA, qkv, last3, large steps", _qkv("last3", 1e-3, 2), 4.234597093315535, 136.6411,
+        "the printed command says 3 epochs, its result 2, as does the number of samples",
+    ),
+    _logged(
+        25, "LoRA, qkv, last3, with a source prefix", _qkv("last3", 1e-3, 3, source_prefix=PREFIX),
+        3.959977269599942, 227.7314, "the prefix is in English and about the shipped persona",
+    ),
+    _logged(26, "LoRA, qkv, last3", _qkv("last3", 5e-5, 5), 4.651805738223496, 336.9867),
+    _logged(27, "LoRA, qkv, first3", _qkv("first3", 5e-5, 5), 4.787549960228705, 341.726),
+    _logged(
+        28, "LoRA, mlp, last3", Run(lora_target="mlp", layers="last3", learning_rate=5e-5, num_epochs=5),
+        4.644512586696173, 340.0629,
+    ),
+]  # fmt: skip
+
+# The shipped model wants larger steps, by the factor between the recipes of the task: all rows keep their distances.
+STEPS = {"gpt2-pocket": 20}
+GENERAL = Path("chat_sft") / "alpaca_en_demo.json"  # in --data_dir
+
+
+def choose(run: Run, wanted: Run) -> tuple[Run, list[str]]:
+    """What is run for a row's `run` where `wanted` was said, and what there is to say about it."""
+    from data.chat import training_dialogues  # these bring torch
+    from job import prepare
+
+    notes, general = [], Path(wanted.data_dir or "") / GENERAL
+    auxiliary = {"auxiliary_dataset": wanted.auxiliary_dataset, "auxiliary_samples": wanted.auxiliary_samples}
+    wanted = replace(wanted, auxiliary_dataset=None, auxiliary_samples=None)  # not for the rows that have none
+    if wanted.data_dir and general.is_file():
+        auxiliary["auxiliary_dataset"] = auxiliary["auxiliary_dataset"] or str(general)
+        wanted = replace(wanted, general_dataset=wanted.general_dataset or str(general))
+    chosen = override(run, wanted)
+    if run.auxiliary_dataset:
+        chosen = override(chosen, Run(**auxiliary))
+        share = prepare(chosen).run.test_share
+        there = len(training_dialogues("auxiliary_dataset", chosen.auxiliary_dataset, share))
+        if chosen.auxiliary_samples > there:
+            notes.append(f"all {there} auxiliary dialogues there are, for the {chosen.auxiliary_samples:,} of the plan")
+            chosen = replace(chosen, auxiliary_samples=0)
+    if run.num_epochs == 0:  # nothing trained, whatever was said
+        chosen = replace(chosen, num_epochs=0)
+    factor = STEPS.get(prepare(chosen).run.model or "", 1)
+    if factor != 1 and run.learning_rate and wanted.learning_rate is None:
+        chosen = replace(chosen, learning_rate=float(f"{factor * run.learning_rate:.6g}"))
+    return chosen, notes
+
+
+TABLE = Table(
+    "chat",
+    "a log of fine-tuning ChatGLM-6B to a persona: its plan, which has no results (rows 1-22), and the runs before it "
+    "(23-28). On gpt2-pocket learning rates are 20 times the log's",
+    [*map(_planned, range(1, 23)), *LOGGED],
+    metrics=(
+        *("test_loss", "test_perplexity", "test_bleu4", "test_rouge1", "test_rouge2", "test_rougel"),
+        *("general_loss", "general_perplexity", "general_bleu4", "general_rouge1", "general_rouge2", "general_rougel"),
+    ),
+    printed=("mean_train_loss",),
+    columns={"new style learned": "test_", "old knowledge kept": "general_"},
+    base=Row(0, "nothing trained", override(ANY, Run(num_epochs=0)), {}),
+    choose=choose,
+)
