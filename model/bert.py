@@ -83,7 +83,8 @@ class Block(nn.Module):
         self.attn_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.mlp = FeedForward(config)
         self.mlp_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.attn_dropout = nn.Dropout(config.dropout)
+        self.mlp_dropout = nn.Dropout(config.dropout)
 
     def forward(
         self,
@@ -95,8 +96,8 @@ class Block(nn.Module):
     ) -> torch.Tensor:
         """[B, T, D] -> [B, T, D], or with `rows` [B], the one position wanted of each text, -> [B, 1, D]."""
         attended = self.attn(x, mask, is_causal, rows, past)
-        x = self.attn_norm((x if rows is None else take(x, rows)) + self.dropout(attended))
-        return self.mlp_norm(x + self.dropout(self.mlp(x)))
+        x = self.attn_norm((x if rows is None else take(x, rows)) + self.attn_dropout(attended))
+        return self.mlp_norm(x + self.mlp_dropout(self.mlp(x)))
 
 
 class Bert(Transformer):
@@ -104,6 +105,8 @@ class Bert(Transformer):
 
     Built without weights from a checkpoint, every part has PyTorch's default initialisation.
     """
+
+    block = Block  # DistilBERT has its own
 
     def __init__(self, config: BertConfig, head: nn.Module | None = None):
         super().__init__()
@@ -114,7 +117,7 @@ class Bert(Transformer):
             self.token_type_embedding = nn.Embedding(config.n_token_types, config.dim)
         self.embedding_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(self.block(config) for _ in range(config.n_layers))
         self.head = head
 
     def embed(

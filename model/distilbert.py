@@ -1,12 +1,15 @@
 """DistilBERT (Sanh et al. 2019, arXiv:1910.01108): BERT's encoder with half the layers and without token types.
 
-The blocks are those of `model/bert.py`. The rest of what differs is in the heads: the classifier's dense layer is followed
-by ReLU instead of tanh, and is no part of a published checkpoint (BERT's is its pooler); see `model/heads.py`.
+The blocks are those of `model/bert.py`, but for one dropout. The rest of what differs is in the heads: the classifier's
+dense layer is followed by ReLU instead of tanh, and is no part of a published checkpoint (BERT's is its pooler); see
+`model/heads.py`.
 """
 
 from dataclasses import dataclass
 
-from model.bert import Bert, BertConfig
+from torch import nn
+
+from model.bert import Bert, BertConfig, Block
 
 
 @dataclass(frozen=True)
@@ -18,5 +21,15 @@ class DistilBertConfig(BertConfig):
     head_dropout: float = 0.2
 
 
+class DistilBlock(Block):
+    """BERT's, without dropout on what attention gives."""
+
+    def __init__(self, config: DistilBertConfig):
+        super().__init__(config)
+        self.attn_dropout = nn.Identity()
+
+
 class DistilBert(Bert):
-    """See above; what `Bert` does is all that it does."""
+    """`Bert` with these blocks."""
+
+    block = DistilBlock

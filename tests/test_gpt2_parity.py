@@ -45,8 +45,7 @@ def reference(kind: str, **settings) -> nn.Module:
         n_positions=CONTEXT,
         bos_token_id=0,
         eos_token_id=0,
-        **dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.0),
-        **settings,
+        **dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.0) | settings,
     )
     model = getattr(transformers, kind)(config).eval()
     with torch.no_grad():
