@@ -194,7 +194,7 @@ def check_resumable(job: Job) -> None:
 def why_not_resumable(job: Job) -> str:
     """Empty where --resume would work: the directory holds this very run, interrupted."""
     earlier = read_result(job.directory)
-    if earlier is None or not (job.directory / "training_state.safetensors").is_file():
+    if not (earlier or {}).get("interrupted") or not (job.directory / "trained.safetensors").is_file():
         return "holds no interrupted run"
     changed = changes_since(job, earlier)
     return f"holds a run with other values of {', '.join(changed)}" if changed else ""

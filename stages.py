@@ -16,7 +16,7 @@ from record import count_parameters
 from run import Run
 from train import Metrics, fit
 
-STATE = "training_state.safetensors"  # there while an interrupted run can be resumed
+STATE = "training_state.safetensors"  # there while a stage can be resumed
 
 
 def train_stages(
@@ -44,17 +44,21 @@ def train_stages(
         method = peft.method_of(stage)
         if method != attached:
             changed |= {f"{path}.weight" for path, module in model.named_modules() if hasattr(module, "merged")}
+            torch.manual_seed(stage.seed)  # what it adds is drawn alike in a run that is resumed here
             peft.attach(peft.merge(model), method)
             attached = method
         parameters = dict(model.named_parameters())
         changed = {name for name in parameters if name in changed or parameters[name].requires_grad}
         model.blocks = whole[: stage.depth or len(whole)]
         if number < len(finished):
+            if number + 1 == len(finished) and not (directory / STATE).is_file():  # it ended before the next had begun
+                for name in changed:
+                    parameters[name].requires_grad_(True)
+                peft.restore(model, read_trained(directory))
             continue
-        resumed = stage.resume and number == len(finished)
+        resumed = stage.resume and number == len(finished) and (directory / STATE).is_file()
         if resumed:
-            tensors, _ = read_safetensors(directory / "trained.safetensors")
-            peft.fill({name: parameters[name] for name in changed}, tensors)
+            peft.fill({name: parameters[name] for name in changed}, read_trained(directory))
         metrics.stage = number + 1 if len(stages) > 1 else None
         if metrics.stage:
             trainable, total = count_parameters(model)
@@ -72,8 +76,13 @@ def train_stages(
         write_trained(trained if record["interrupted"] else peft.fold(model, trained), directory)
         if record["interrupted"]:  # what is resumed goes on in the form in which it trains
             break
+        record_unfinished(records)
         (directory / STATE).unlink(missing_ok=True)
     return records, used
+
+
+def read_trained(directory: Path) -> dict[str, torch.Tensor]:
+    return read_safetensors(directory / "trained.safetensors")[0]
 
 
 def write_trained(trained: dict[str, torch.Tensor], directory: Path) -> None:

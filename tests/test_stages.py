@@ -7,6 +7,8 @@ import pytest
 import torch
 from test_train import assert_equal
 
+import execute
+import stages
 import train
 from errors import UserError
 from model import from_pretrained
@@ -94,6 +96,42 @@ def test_interrupted_in_any_stage_it_goes_on_bit_for_bit(plan, forward, experime
     assert resumed.result["test_accuracy"] == whole.result["test_accuracy"]
     assert [stage["steps"] for stage in resumed.result["stages"]] == [stage["steps"] for stage in whole.result["stages"]]
     assert json.loads((alone / "other" / "result.json").read_text())["interrupted"] is False
+
+
+PREFIX = ("--trainable_layers", "prefix", "--prefix_projection")
+LAYER_BY_LAYER, MIXED = ("--stages", "layer_by_layer"), ("--stages", "mixed")
+
+
+@pytest.mark.parametrize(
+    "flags, stages_done",  # None: all of them, and it is stopped in the evaluation
+    [(MIXED, 1), (MIXED, 2), (LAYER_BY_LAYER, 1), (MIXED, None), (LAYER_BY_LAYER, None), (PREFIX, None)],
+)
+def test_stopped_dead_between_stages_or_in_the_evaluation_it_goes_on(flags, stages_done, experiment, alone, monkeypatch):
+    lora, adapter = Run(trainable_layers="lora", lora_target="attn.q"), Run(trainable_layers="adapter", reduction_factor=4)
+    monkeypatch.setitem(PLANS, "mixed", lambda n_blocks: [lora, adapter, lora])
+    flags, settings = [*flags, "--dropout", 0.1], SETTINGS | {"output_dir": alone / "other"}
+    whole = experiment(*flags, **SETTINGS)
+    with monkeypatch.context() as patch:
+        if stages_done is None:
+            patch.setattr(execute, "evaluate", lambda *args: signal.default_int_handler(signal.SIGINT, None))
+        else:
+            fit, calls = stages.fit, []
+
+            def dies(*args):
+                calls.append(0)
+                return fit(*args) if len(calls) <= stages_done else signal.default_int_handler(signal.SIGINT, None)
+
+            patch.setattr(stages, "fit", dies)
+        with pytest.raises(KeyboardInterrupt):
+            experiment(*flags, **settings)
+    left = json.loads((alone / "other" / "result.json").read_text())
+    assert left["interrupted"] and len(left["stages"]) == (stages_done or len(whole.result["stages"]))
+    resumed = experiment(*flags, "--resume", **settings)
+    assert resumed.code == 0 and not resumed.result["interrupted"]
+    assert_equal(resumed.tensors, whole.tensors)
+    for name in ("train_accuracy", "validation_accuracy", "test_accuracy", "steps"):
+        assert resumed.result[name] == whole.result[name]
+    assert resumed.logged("loss", "final test") == whole.logged("loss", "final test")
 
 
 def test_a_depth_beyond_the_model(experiment):
