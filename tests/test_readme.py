@@ -51,23 +51,41 @@ def test_run_time_dependencies_are_the_five_and_pinned():
     assert all("==" in line for line in lines) and "torch==2.13.0" in lines
 
 
-# Each table of the README: the columns that were measured, as folders of published/results, and what is shown of them.
+# Each table of the README: its measured columns, as folders of published/results and what is shown of them.
+SCORES = ("loss", "bleu4", "rougel")
 TABLES = {
-    "spam": (("spam-shipped", "spam-real"), ("test",)),
+    "spam": [("spam-shipped", ("test",)), ("spam-real", ("test",))],
+    "distilbert-sst2": [("distilbert-sst2-shipped", ("validation",))],
+    "roberta-glue": [("roberta-glue-shipped", ("validation",))],
+    "encoders-adapter": [("encoders-adapter-shipped", ("test", "test_macro_f1"))],
+    "encoders-fewshot": [
+        ("encoders-fewshot-shipped", ("test", "test_macro_f1")),
+        ("encoders-fewshot-minilm", ("test", "test_macro_f1")),
+    ],
+    "chat": [
+        ("chat-shipped", tuple(f"test_{name}" for name in SCORES)),
+        ("chat-shipped", tuple(f"general_{name}" for name in SCORES)),
+        ("chat-shipped", ("seconds",)),
+    ],
 }
+TABLES = {name: columns for name, columns in TABLES.items() if (RESULTS / columns[0][0]).exists()}
 
 
 def readme_lines(name: str) -> list[str]:
     """The rows as the README must have them: made anew from the published table and the JSON of what was measured."""
-    folders, metrics = TABLES[name]
-    table = get_table(name)
-    measured = [{line["row"]: line for line in read_table(folder, name)} for folder in folders]
-    lines = []
-    for row in table.rows:
-        cells = [str(row.number), row.title, values_of(row.published, row.published_std, table.metrics)]
-        for found in (lines_of[row.number] for lines_of in measured):
-            cells.append(values_of(found["measured"], found["std"], metrics) if found["measured"] else "–")
-        lines.append("| " + " | ".join([*cells, f"`{command(row.run)}`"]) + " |")
+    table, lines = get_table(name), []
+    measured = {folder: {line["row"]: line for line in read_table(folder, name)} for folder, _ in TABLES[name]}
+    for row in [table.base, *table.rows] if table.base else table.rows:
+        cells = [str(row.number), row.title, values_of(row.published, row.published_std, table.printed or table.metrics)]
+        for folder, metrics in TABLES[name]:
+            found = measured[folder].get(row.number) or {"measured": None}
+            if metrics == ("seconds",):
+                cells.append(f"{found['seconds']:.0f}")
+            else:
+                cells.append(values_of(found["measured"], found["std"], metrics) if found["measured"] else "–")
+        whole = name == "spam" or row is table.base
+        cells.append(f"`{command(row.run) if whole else f'python experiments.py --row {name}:{row.number}'}`")
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
@@ -81,7 +99,7 @@ def test_tables_hold_what_was_measured(name):
     assert not missing, "\n".join(missing)
 
 
-@pytest.mark.parametrize("name, folder", [(name, folder) for name, (folders, _) in TABLES.items() for folder in folders])
+@pytest.mark.parametrize("name, folder", sorted({(name, folder) for name in TABLES for folder, _ in TABLES[name]}))
 def test_what_was_measured_is_what_the_logs_say(name, folder):
     logs = [json.loads(path.read_text()) for path in (RESULTS / folder).glob("*/result.json")]
     measured = [line for line in read_table(folder, name) if line["measured"]]
@@ -89,7 +107,8 @@ def test_what_was_measured_is_what_the_logs_say(name, folder):
     for line in measured:
         run = experiments.parse(shlex.split(line["command"])[2:])[0]
         config = resolve(run, get_task(run.dataset).recipe_for(run.model))
-        apart = {"seed", "device", "amp", "output_dir", "data_dir"}  # of the machine, or varied within the row
+        # Of the machine, or varied within the row.
+        apart = {"seed", "device", "amp", "output_dir", "data_dir", "checkpoint", "auxiliary_dataset", "general_dataset"}
         wanted = {key: value for key, value in asdict(config).items() if key not in apart}
         # A log may be older than a flag; whatever the flag's default, it says what runs did before there was one.
         of_row = [log for log in logs if all(log["config"].get(key, value) == value for key, value in wanted.items())]
