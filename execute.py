@@ -147,10 +147,17 @@ def totals(stages: list[dict]) -> dict:
         "steps": sum(stage["steps"] for stage in stages),
         "interrupted": stages[-1]["interrupted"],
         "train_seconds": round(sum(stage["seconds"] for stage in stages), 3),
+        "tokens_per_second": rate_of(stages),
         "trainable_parameters": max(stage["trainable_parameters"] for stage in stages),
         "total_parameters": max(stage["total_parameters"] for stage in stages),
         "stages": stages,
     }
+
+
+def rate_of(stages: list[dict]) -> float | None:
+    """Tokens that the optimizer's steps took in per second, without padding and without the time for evaluations."""
+    tokens, seconds = (sum(stage[name] for stage in stages) for name in ("tokens", "step_seconds"))
+    return round(tokens / seconds, 1) if seconds else None
 
 
 def finished_stages(directory: Path) -> list[dict]:

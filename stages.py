@@ -107,6 +107,8 @@ def train_stage(
         "method": stage.trainable_layers,
         "steps": fitted.steps,
         "seconds": round(time.perf_counter() - started, 3),
+        "tokens": fitted.tokens,
+        "step_seconds": round(fitted.step_seconds, 3),
         "interrupted": fitted.interrupted,
         "best_step": fitted.best_step,
         "trainable_parameters": trainable,

@@ -180,7 +180,8 @@ class Metrics:
 @dataclass(frozen=True)
 class Fitted:
     steps: int  # optimizer steps done
-    seconds: float
+    tokens: int  # that went in, padding not counted; of a resumed run since then
+    step_seconds: float  # spent on them, evaluations not counted
     interrupted: bool  # by Ctrl-C
     best_step: int | None  # with early stopping: the step that it went back to
 
@@ -248,7 +249,8 @@ def fit(
             save_state(state_file, trained, optimizer, scaler, best, step)
     if not stopped:
         best.restore()
-    return Fitted(step, meter.close(), stopped, best.step if best.patience else None)
+    meter.bar.close()
+    return Fitted(step, meter.tokens, meter.step_seconds, stopped, best.step if best.patience else None)
 
 
 def accumulate(model: nn.Module, window: list[Batch], run: Run, scaler: torch.amp.GradScaler, meter: "Meter") -> int:
@@ -256,11 +258,10 @@ def accumulate(model: nn.Module, window: list[Batch], run: Run, scaler: torch.am
     device = next(model.parameters()).device
     targets = sum(count_targets(batch, run.ignore_index) for batch in window)
     for batch in window:
-        batch = batch.to(device)
         with autocast(run.amp, device):
-            loss, guesses, labels = score(model, batch, run.ignore_index)
+            loss, guesses, labels = score(model, batch.to(device), run.ignore_index)
         scaler.scale(loss / max(targets, 1)).backward()
-        meter.add(loss, count_hits(guesses, labels, run.ignore_index), len(batch.labels))
+        meter.add(loss, count_hits(guesses, labels, run.ignore_index), batch.lengths)
     return targets
 
 
@@ -307,18 +308,23 @@ class Meter:
         self.bar = tqdm(
             total=total, initial=done * per_step, unit=" examples", desc="train", dynamic_ncols=True, disable=None
         )
-        self.started = time.perf_counter()
+        self.tokens, self.step_seconds = 0, 0.0
+        self.started = self.since = time.perf_counter()  # since: of the step under way
         self._reset()
 
     def _reset(self) -> None:
         self.loss, self.hits, self.targets = 0.0, 0, 0
 
-    def add(self, loss: torch.Tensor, hits: torch.Tensor, examples: int) -> None:
+    def add(self, loss: torch.Tensor, hits: torch.Tensor, lengths: torch.Tensor) -> None:
+        """A batch: its summed loss, its correct guesses, and the lengths of its texts [B]."""
         self.loss = self.loss + loss.detach()
         self.hits = self.hits + hits
-        self.bar.update(examples)
+        self.tokens += int(lengths.sum())
+        self.bar.update(len(lengths))
 
     def step(self, step: int, epoch: int, targets: int, rate: float) -> None:
+        now = time.perf_counter()
+        self.step_seconds, self.since = self.step_seconds + now - self.since, now
         self.targets += targets
         if step % self.every and step != self.total_steps:
             return
@@ -334,11 +340,8 @@ class Meter:
         self._write(step, epoch, "validation", **result)
         if not self.bar.disable:
             self.bar.write(f"step {step}: validation loss {result['loss']:.4f}, accuracy {result['accuracy']:.2%}")
+        self.since = time.perf_counter()
 
     def _write(self, step: int, epoch: int, split: str, **values) -> None:
         seconds = round(time.perf_counter() - self.started, 3)
         self.metrics.write(step=step, epoch=epoch, split=split, **values, seconds=seconds)
-
-    def close(self) -> float:
-        self.bar.close()
-        return time.perf_counter() - self.started

@@ -116,6 +116,9 @@ def test_a_run_and_its_record(layers, experiment, small_checkpoint, small_data):
     assert result["argv"][:2] == ["--checkpoint", str(small_checkpoint)]
     assert run == job.prepare(experiments.parse(result["argv"])[0]).run  # the recorded words give the recorded run
     assert 0 < result["train_seconds"] < result["total_seconds"]
+    (stage,) = result["stages"]
+    assert result["tokens_per_second"] == pytest.approx(stage["tokens"] / stage["step_seconds"], abs=0.1)
+    assert 0 < stage["step_seconds"] < stage["seconds"]
     assert 50e6 < result["peak_memory_bytes"] < 64e9 and result["versions"]["torch"] == torch.__version__
     assert result["git"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", result["git"])
     for split, targets in (("train", 84), ("validation", 12), ("test", 24)):

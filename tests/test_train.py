@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -278,6 +279,19 @@ def test_metrics_are_written_as_they_come(tmp_path):
     losses = [r["loss"] for r in each if r["split"] == "train"]
     logged = [r["loss"] for r in pairs if r["split"] == "train"]
     assert logged == pytest.approx([(losses[0] + losses[1]) / 2, (losses[2] + losses[3]) / 2, losses[4]], rel=1e-6)
+
+
+def test_tokens_and_the_time_for_them_leave_out_padding_and_evaluations(monkeypatch):
+    examples, measure = make_examples(14), train.evaluate
+    assert {len(one.ids) for one in examples} != {WIDTH}  # some are padded
+    monkeypatch.setattr(train, "evaluate", lambda *args: time.sleep(0.5) or measure(*args))
+    validation = make_batches(examples, 14)
+    fitted = fit(make_model(), make_batches(examples, 4), settings(num_epochs=3), Metrics(), validation)
+    assert fitted.tokens == 3 * sum(len(one.ids) for one in examples)
+    started = time.perf_counter()
+    plain = fit(make_model(), make_batches(examples, 4), settings(num_epochs=3), Metrics())
+    assert 0 < plain.step_seconds < time.perf_counter() - started
+    assert fitted.step_seconds < 1.5  # of three evaluations, none
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_advice():
