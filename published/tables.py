@@ -211,23 +211,42 @@ def markdown(table: Table, lines: list[dict]) -> str:
         else:
             cells += ["-"] * (len(groups) + 2)
         text.append("| " + " | ".join([*cells, f"`{line['command']}`"]) + " |")
-    notes = [f"Row {line['row']}: {line['note']}." for line in lines if line["note"]]
+    return "\n".join([*text, "", *(f"- {note}." for note in notes_of(table, lines))])
+
+
+def notes_of(table: Table, lines: list[dict]) -> list[str]:
+    """What there is to say under a table."""
+    notes, measured = [], [line for line in lines if line["measured"]]
+    if measured:
+        sources = sorted({f"{line['model']} on {line['dataset']}" for line in measured})
+        seeds = sorted({seed for line in measured for seed in line["seeds"]})
+        notes.append(f"Measured with {', '.join(sources)}; seeds {', '.join(map(str, seeds))}; mean ± standard deviation")
+    rows_of: dict[str, list[int]] = {}
+    for line in lines:
+        for part in filter(None, line["note"].split("; ")):
+            rows_of.setdefault(part, []).append(line["row"])
+    notes += [f"Row{'s' * (len(rows) > 1)} {in_ranges(rows)}: {part}" for part, rows in rows_of.items()]
     for line in lines:
         if "series" in line:
             series = {which: ", ".join(f"{value:.2f}" for value in line["series"][which]) for which in line["series"]}
             notes.append(
-                f"Row {line['row']}, each evaluation: published {series['published']}; measured {series['measured']}."
+                f"Row {line['row']}, each evaluation: published {series['published']}; measured {series['measured']}"
             )
-    measured = [line for line in lines if line["measured"]]
-    if measured:
-        sources = sorted({f"{line['model']} on {line['dataset']}" for line in measured})
-        seeds = sorted({seed for line in measured for seed in line["seeds"]})
-        what = f"Measured with {', '.join(sources)}; seeds {', '.join(map(str, seeds))}"
-        notes.insert(0, f"{what}; mean ± standard deviation.")
     unscored = any(name.endswith("bleu4") and name not in line["measured"] for name in table.metrics for line in measured)
     if unscored and (reason := why_no_scores()):
-        notes.append(f"{reason}; the same command then adds the scores, and trains nothing again.")
-    return "\n".join([*text, "", *notes])
+        notes.append(f"{reason}; the same command then adds the scores, and trains nothing again")
+    return notes
+
+
+def in_ranges(numbers: list[int]) -> str:
+    """The rising numbers 1, 3, 4, 5 -> 1, 3-5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def values_of(mean: dict, std: dict | None, metrics: tuple[str, ...]) -> str:

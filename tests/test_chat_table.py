@@ -137,7 +137,8 @@ def test_every_row_is_filled_once(table, alone):
         assert line["measured"].keys() == set(TABLE.metrics)
         assert f"| {line['row']} | {line['title']} |" in text and f"`{line['command']}`" in text
     assert "new style learned" in text and "old knowledge kept" in text
-    assert "Row 2: all 16 auxiliary dialogues there are, for the 10,000 of the plan." in text
+    even = ", ".join(map(str, range(2, 23, 2)))
+    assert f"- Rows {even}: all 16 auxiliary dialogues there are, for the 10,000 of the plan.\n" in text
     assert "plot  " in out and (alone / "table" / "table-chat.png").read_bytes().startswith(b"\x89PNG")
     base, moved = lines[0]["measured"]["test_loss"], {line["measured"]["test_loss"] for line in lines[1:]}
     assert base not in moved

@@ -11,7 +11,7 @@ import published.tables
 import train
 from errors import UserError
 from published import get_table
-from published.tables import run_table
+from published.tables import in_ranges, run_table
 from run import Run, command
 
 KEYS = {"row", "published", "measured", "std", "seeds", "seconds", "command", "note"}
@@ -133,3 +133,7 @@ def test_an_interrupted_table_goes_on_where_it_stopped(table, alone, monkeypatch
     assert code == 0 and [line["row"] for line in lines] == [1, 3]
     assert len(stamps(alone / "table")) == 2 and len(stamps(alone / "table").items() & first.items()) == 1
     assert all(job.read_result(path.parent)["interrupted"] is False for path in first)
+
+
+def test_rows_with_the_same_note_share_it():
+    assert [in_ranges(rows) for rows in ([7], [1, 2], [1, 3, 4, 5, 9])] == ["7", "1-2", "1, 3-5, 9"]
