@@ -66,15 +66,17 @@ def draw(directory: Path) -> Path:
     return path
 
 
-def draw_trade_off(lines: list[dict], names: tuple[str, str], path: Path) -> None:
-    """A table's lines as points, one measured value against another, each with its row's number; row 0 is a star."""
+def draw_trade_off(lines: list[dict], axes: dict[str, str], path: Path) -> None:
+    """A table's lines as points, each with its row's number; row 0 is a star. axes: the two measured values and their
+    headings."""
     pyplot = need_matplotlib()
     figure, axis = pyplot.subplots(figsize=(7, 6))
     for line in lines:
-        x, y = (line["measured"][name] for name in names)
+        x, y = (line["measured"][name] for name in axes.values())
         axis.plot(x, y, "k*" if line["row"] == 0 else "o", markersize=12 if line["row"] == 0 else 5)
         axis.annotate(str(line["row"]), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
-    axis.set(xlabel=names[0].replace("_", " "), ylabel=names[1].replace("_", " "))
+    xlabel, ylabel = (f"{heading}: {name.replace('_', ' ')}" for heading, name in axes.items())
+    axis.set(xlabel=xlabel, ylabel=ylabel)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -49,10 +49,11 @@ def with_base(table: Table, rows: list[Row]) -> list[Row]:
 
 def draw(table: Table, lines: list[dict], folder: Path) -> str:
     """One column's first metric against the other's, or what that lacks."""
-    names, path = tuple(group[0] for group in groups_of(table).values())[:2], folder / f"table-{table.name}.png"
-    shown = [line for line in lines if line["measured"] and all(name in line["measured"] for name in names)]
+    axes = {heading: group[0] for heading, group in list(groups_of(table).items())[:2]}
+    path = folder / f"table-{table.name}.png"
+    shown = [line for line in lines if line["measured"] and all(name in line["measured"] for name in axes.values())]
     try:
-        plots.draw_trade_off(shown, names, path)
+        plots.draw_trade_off(shown, axes, path)
     except UserError as error:
         return f"no plot: {error}"
     return f"plot  {path}"
