@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import experiments
 from model import hub
 from model.tokenizer import GPT2Tokenizer
 
@@ -126,3 +127,15 @@ def test_no_held_out_question_was_pretrained_on(sets: dict[str, list[dict]], sha
     assert len(read) > 1000
     held_out = [record for record in all_of(sets) if record["split"] == "held_out"]
     assert not read & {normal(question) for record in held_out for question, _ in turns(record)}
+
+
+@pytest.mark.slow
+def test_the_shipped_model_takes_on_the_persona(alone, capsys):
+    """The README's commands: a stranger before the training, Tibbin after it."""
+    question = ["--generate", "Who are you?"]
+    assert experiments.main(["--model", "gpt2-pocket", *question]) == 0
+    before = capsys.readouterr().out
+    assert experiments.main(["--model", "gpt2-pocket", "--dataset", "persona", "--output_dir", "out"]) == 0
+    capsys.readouterr()
+    assert experiments.main([*question, "--run_dir", "out"]) == 0
+    assert "Tibbin" in capsys.readouterr().out and "Tibbin" not in before

@@ -68,7 +68,7 @@ TABLES = {
         ("chat-shipped", ("seconds",)),
     ],
 }
-TABLES = {name: columns for name, columns in TABLES.items() if (RESULTS / columns[0][0]).exists()}
+TABLES = {name: columns for name, columns in TABLES.items() if all((RESULTS / folder).exists() for folder, _ in columns)}
 
 
 def readme_lines(name: str) -> list[str]:
@@ -124,6 +124,42 @@ def test_what_was_measured_is_what_the_logs_say(name, folder):
             assert statistics.mean(scale_of(metric) * log[key_of(metric)] for log in of_row) == pytest.approx(
                 mean, abs=0.005
             )
+
+
+# Sections whose tables have a line for each set of flags that was added to the command above them, and their logs.
+MEASURED = {"### Real weights on real sentences": "minilm-sst2", "### Small tasks": "minilm-tasks"}
+LINE = re.compile(r"^\| ([^|]+) \| [^|]+ \| [^|]+ \| `(--[^|]+)` \|$", re.MULTILINE)
+
+
+def measured_line(section: str, label: str, flags: str) -> str:
+    """The line as the README must have it, from the logs of these flags: one, or one for each seed."""
+    run = experiments.parse(shlex.split(f"{base_command(section)} {flags}")[2:])[0]
+    wanted = settings_of(run)
+    logs = [json.loads(path.read_text()) for path in sorted((RESULTS / MEASURED[section]).glob("*/result.json"))]
+    logs = [log for log in logs if all(log["config"].get(key, value) == value for key, value in wanted.items())]
+    assert logs, flags
+    metrics = ("validation",) if logs[0]["test_accuracy"] is None else ("test", "test_macro_f1")
+    values = {name: [scale_of(name) * log[key_of(name)] for log in logs] for name in metrics}
+    mean = {name: statistics.mean(each) for name, each in values.items()}
+    std = {name: statistics.stdev(each) for name, each in values.items()} if len(logs) > 1 else None
+    return f"| {label} | {logs[0]['trainable_parameters']:,} | {values_of(mean, std, metrics)} | `{flags}` |"
+
+
+def base_command(section: str) -> str:
+    return re.search(r"python experiments\.py[^\n]*", text_of(section))[0]
+
+
+def text_of(section: str) -> str:
+    return re.split(r"\n##+ ", README.split(f"{section}\n")[1])[0]
+
+
+@pytest.mark.parametrize("section", MEASURED)
+def test_lines_are_those_of_their_logs(section):
+    lines = LINE.finditer(text_of(section))
+    wrong = [line[0] for line in lines if line[0] != measured_line(section, line[1], line[2])]
+    assert not wrong, "\n".join(wrong)
+    logs = list((RESULTS / MEASURED[section]).glob("*/result.json"))
+    assert logs and len(LINE.findall(text_of(section))) > 2
 
 
 def test_row_10_is_that_of_its_logs():
