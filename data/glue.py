@@ -93,8 +93,8 @@ SST2_RECIPE = TRAINER | {"num_epochs": 2, "batch_size": 64, "lora_alpha": 32.0, 
 RTE_RECIPE = TRAINER | {"num_epochs": 3, "batch_size": 16, "context_length": "320"}
 
 STAND_IN, POCKET_MODEL = "sentiment-pocket", "distilbert-pocket"
-# Chosen on the shipped validation split, for all layers: a model this small wants larger steps.
-MODEL_RECIPES = {POCKET_MODEL: {"learning_rate": 1e-3}}
+# Chosen on the shipped validation split, for all layers: a model this small wants larger steps (at 1e-3 some seeds fail).
+MODEL_RECIPES = {POCKET_MODEL: {"learning_rate": 5e-4}}
 MORE_EPOCHS = {"num_epochs": 6}  # of 1,576 sentences; two are 50 steps
 DISTILBERT, ROBERTA = ("distilbert-base-uncased", POCKET_MODEL), ("roberta-base", POCKET_MODEL)
 # Of 67,349 training texts the accuracy in training says enough.

@@ -153,7 +153,7 @@ def test_a_field_that_an_architecture_lacks_is_named(tmp_path):
     save_pretrained(Bert(BertConfig(**TINY)), tmp_path)
     with pytest.raises(UserError, match=r"BertConfig has no causal; its fields: vocab_size.*dropout"):
         from_pretrained(tmp_path, head=None, causal=False)
-    assert from_pretrained(tmp_path, head=None, dropout=0.3).blocks[0].dropout.p == 0.3
+    assert from_pretrained(tmp_path, head=None, dropout=0.3).blocks[0].mlp_dropout.p == 0.3
 
 
 THEIR_DEFAULTS = {
