@@ -81,7 +81,7 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     inputs = fingerprint(job)
     model = build_model(run, len(job.task.labels))
     tokenizer, tokenizer_folder = find_tokenizer(run, model.config.vocab_size)
-    batches, notes = job.task.make_batches(run, job.splits, tokenizer, model.config.context_length)
+    batches, notes = job.task.make_batches(run, job.splits, tokenizer, model.config)
     plan = stages_of(run, len(model.blocks))
     peft.attach(model, peft.method_of(plan[0]))
     print_header(job, tokenizer_folder, batches, notes, plan, *count_parameters(model))

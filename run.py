@@ -162,6 +162,9 @@ class Run:
     reuse_frozen: str | None = flag(
         str, "compute what frozen blocks make of a text once, where nothing random is below", choices=YES_NO
     )
+    trim: str | None = flag(
+        str, "leave out positions that no position that is read can see, such as padding behind it", choices=YES_NO
+    )
     logging_steps: int | None = flag(int, "write training loss and accuracy every N optimizer steps", least=1)
     eval_steps: int | None = flag(int, "evaluate every N optimizer steps besides each epoch (0: don't)", least=0)
     save_steps: int | None = flag(
@@ -237,6 +240,7 @@ DEFAULTS = {
     "amp": "auto",
     "device": "auto",
     "reuse_frozen": "yes",
+    "trim": "yes",
     "logging_steps": 10,
     "eval_steps": 0,
     "save_steps": 0,

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from data.batching import IGNORED, Batch, Batches
 from errors import UserError
+from model.transformer import Reading
 from run import Run
 from state import Best, load_state, save_state
 
@@ -65,11 +66,14 @@ def score(model: nn.Module, batch: Batch, ignore_index: int) -> tuple[torch.Tens
 
     One rule for both tasks: classification [B, C] against [B], language modelling [N, V] against [N] of the labels [B, T].
     """
-    if batch.hidden is None:
+    kept = batch.kept
+    if kept is None:
         inputs = (batch.input_ids, batch.visible(), batch.lengths, batch.token_type_ids, batch.targets, batch.positions)
         logits = model(*inputs)
+    elif kept.start is None:
+        logits = model.conclude(Reading.unstacked(kept.states, model.head.taps))
     else:
-        logits = model.logits(batch.hidden, batch.visible(), batch.lengths, batch.start, batch.targets)
+        logits = model.logits(kept.states, batch.visible(), batch.lengths, kept.start, batch.targets)
     logits, labels = logits.flatten(0, -2).float(), batch.labels.flatten()  # [N, C], [N]
     labels = labels if batch.targets is None else labels[batch.targets]
     loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")

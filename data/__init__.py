@@ -59,11 +59,16 @@ class Task:
             if getattr(run, name) != DEFAULTS.get(name):
                 raise UserError(f"--{name} is about dialogues, and {self.name} has none")
 
-    def make_batches(self, run: Run, splits: dict[str, list], tokenizer, limit: int):
-        """(the batches of each split, "train" in its training order and "train_in_order"; what there is to say of them)"""
-        from data.encode import make_batches
+    def make_batches(self, run: Run, splits: dict[str, list], tokenizer, config):
+        """(the batches of each split, "train" in its training order and "train_in_order"; what there is to say of them).
 
-        return make_batches(run, splits, tokenizer, limit), []
+        config   the model's
+        """
+        from data.encode import make_batches, unread_tail
+
+        unread = unread_tail(run, config.causal)
+        notes = [f"{unread} is left out, which no position that is read can see (--trim no: computed all the same)"]
+        return make_batches(run, splits, tokenizer, config), notes if unread else []
 
     def recipe_for(self, model: str) -> dict:
         return self.recipe | self.model_recipes.get(model, {})

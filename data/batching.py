@@ -19,8 +19,17 @@ class Example:
     label: int | Sequence[int]  # a class, or for language modelling the target at each position (IGNORED for none)
     types: Sequence[int] | None = None  # of a pair: 0 in the first text, 1 in the second
     parts: Sequence[int] | None = None  # where it holds several texts, the length of each: none is to see another
-    hidden: torch.Tensor | None = None  # [T, D], what enters block `start` (see frozen.py)
-    start: int = 0
+    kept: "Kept | None" = None  # what frozen blocks make of it
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What needn't be computed again of a text (see frozen.py), or of the B texts of a batch."""
+
+    states: (
+        torch.Tensor
+    )  # [T, D], what enters block `start`; or [1 + taps, D], all that the head reads; in a batch [B, ...]
+    start: int | None  # None: no block has to run
 
 
 @dataclass(frozen=True)
@@ -34,8 +43,7 @@ class Batch:
     token_type_ids: torch.Tensor | None = None  # [B, T], or None where the tokenizer has no types
     documents: torch.Tensor | None = None  # [B, T], which text of its row each token is of: 1, 2, ..., and 0 for padding
     positions: torch.Tensor | None = None  # [B, T], the place of each token in its text; both None for one text per row
-    hidden: torch.Tensor | None = None  # [B, T, D], what enters block `start`, where the blocks below needn't run
-    start: int = 0
+    kept: Kept | None = None  # of frozen blocks
     targets: torch.Tensor | None = None  # [N], of language modelling the places in the flat labels [B * T] that have one
 
     def visible(self) -> torch.Tensor | None:
@@ -50,7 +58,10 @@ class Batch:
             return replace(self, targets=(self.labels.flatten() != IGNORED).nonzero().squeeze(1)).to(device)
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        if self.kept is not None:
+            moved["kept"] = replace(self.kept, states=self.kept.states.to(device, non_blocking=True))
+        return replace(self, **moved)
 
 
 def collate(examples: Sequence[Example], pad_id: int, pad_to: int | None) -> Batch:
@@ -69,7 +80,7 @@ def collate(examples: Sequence[Example], pad_id: int, pad_to: int | None) -> Bat
     one_class = isinstance(examples[0].label, int)
     labels = [example.label for example in examples]
     types = [example.types for example in examples]
-    hidden = [example.hidden for example in examples]
+    kept = [example.kept for example in examples]
     packed = any(example.parts is not None for example in examples)
     parts = [example.parts or (len(example.ids),) for example in examples]
     masked = not packed and pad_to is None and bool((lengths < width).any())
@@ -83,8 +94,9 @@ def collate(examples: Sequence[Example], pad_id: int, pad_to: int | None) -> Bat
         if packed
         else None,
         positions=padded([[i for n in row for i in range(n)] for row in parts], 0) if packed else None,
-        hidden=None if hidden[0] is None else pad_sequence(hidden, batch_first=True),  # [B, T, D]
-        start=examples[0].start,
+        kept=None
+        if kept[0] is None
+        else Kept(pad_sequence([one.states for one in kept], batch_first=True), kept[0].start),  # [B, T, D]
     )
 
 

@@ -191,11 +191,11 @@ class ChatTask(Task):
                 raise UserError(f"--{name} is about classification, and {self.name} has no classes")
 
     def make_batches(
-        self, run: Run, splits: dict[str, list[Dialogue]], tokenizer: Tokenizer, limit: int
+        self, run: Run, splits: dict[str, list[Dialogue]], tokenizer: Tokenizer, config
     ) -> tuple[dict[str, Batches], list[str]]:
         if not hasattr(tokenizer, "end_of_text"):
             raise UserError(f"{self.name} needs a model that writes, such as GPT-2; the tokenizer has no end-of-text token")
-        length = padded_length(run, limit, limit)
+        length = padded_length(run, config.context_length, config.context_length)
         encoder = Encoder(tokenizer, run, length)
         chosen = splits | {"train": draw_training(splits["train"], run)}
         examples = {name: [encoder.encode(one) for one in dialogues] for name, dialogues in chosen.items()}

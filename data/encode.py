@@ -48,15 +48,30 @@ def draw_training(examples: list[TextExample], run: Run) -> list[TextExample]:
     return [examples[i] for i in sorted(chosen)]
 
 
-def make_batches(run: Run, texts: dict[str, list[TextExample]], tokenizer: Tokenizer, limit: int) -> dict[str, Batches]:
-    """The splits as batches: "train" in its training order, "train_in_order" and what else there is for evaluation."""
+def unread_tail(run: Run, causal: bool) -> str:
+    """What of a text can be left out without changing anything ("": nothing; else "padding" or "all but the first token").
+
+    A position of a causal model sees none behind it, so neither does a classifier that reads a single position.
+    """
+    if run.trim == "no" or not causal or run.average_embeddings:
+        return ""
+    return {"first": "all but the first token", "flexible": "padding"}.get(run.trainable_token_pos, "")
+
+
+def make_batches(run: Run, texts: dict[str, list[TextExample]], tokenizer: Tokenizer, config) -> dict[str, Batches]:
+    """The splits as batches: "train" in its training order, "train_in_order" and what else there is for evaluation.
+
+    config   the model's, for its `context_length` and whether it is `causal`
+    """
     texts = texts | {"train": draw_training(texts["train"], run)}
     words = {
         name: [(tokenizer.encode(one.text), None if one.pair is None else tokenizer.encode(one.pair)) for one in examples]
         for name, examples in texts.items()
     }
     measured = [one for name in words if name == "train" or run.no_padding for one in words[name]]
-    length = padded_length(run, max(len(tokenizer.build(*one)[0]) for one in measured), limit)
+    length = padded_length(run, max(len(tokenizer.build(*one)[0]) for one in measured), config.context_length)
+    unread = unread_tail(run, config.causal)
+    length = 1 if unread == "all but the first token" else length
     splits = {
         name: [
             Example(ids, one.label, types)
@@ -65,7 +80,7 @@ def make_batches(run: Run, texts: dict[str, list[TextExample]], tokenizer: Token
         ]
         for name, examples in texts.items()
     }
-    return batches_of(run, splits, tokenizer.pad_id, None if run.no_padding else length)
+    return batches_of(run, splits, tokenizer.pad_id, None if run.no_padding or unread else length)
 
 
 def batches_of(run: Run, splits: dict[str, list[Example]], pad_id: int, pad_to: int | None) -> dict[str, Batches]:

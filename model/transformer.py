@@ -3,6 +3,8 @@
 Letters used for shapes: B batch, T tokens, D width of the model, H heads, V vocabulary, C classes.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -94,6 +96,23 @@ def check_heads(dim: int, n_heads: int) -> None:
         raise UserError(f"the width {dim} isn't divisible by the number of heads, {n_heads}")
 
 
+class Reading(NamedTuple):
+    """What a head gets to see."""
+
+    hidden: torch.Tensor  # the last block's output [B, T, D], or at the one position that it reads [B, 1, D]
+    attention_mask: torch.Tensor | None  # [B, T], where it reads all of them
+    heard: dict[str, torch.Tensor]  # what its taps put out, tap -> [B, D]
+
+    def stacked(self, taps: tuple[str, ...]) -> torch.Tensor:
+        """Of a head that reads one position: all of it as one tensor [B, 1 + taps, D]."""
+        return torch.cat([self.hidden, *(self.heard[tap].unsqueeze(1) for tap in taps)], dim=1)
+
+    @classmethod
+    def unstacked(cls, states: torch.Tensor, taps: tuple[str, ...]) -> "Reading":
+        """The other way round."""
+        return cls(states[:, :1], None, {tap: states[:, i] for i, tap in enumerate(taps, start=1)})
+
+
 class Transformer(nn.Module):
     """Blocks and an exchangeable head (see `model/heads.py`) on top of hidden states.
 
@@ -171,6 +190,16 @@ class Transformer(nn.Module):
 
         With this seam a caller can keep the output of frozen blocks and continue from there.
         """
+        return self.conclude(self.read(hidden, attention_mask, lengths, start), targets)
+
+    def read(
+        self,
+        hidden: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
+        start: int = 0,
+    ) -> Reading:
+        """The blocks from `start` on: what the head gets to see."""
         if self.head is None:
             name = type(self).__name__
             raise UserError(f'this {name} has no head: use encode(), or build it with head="lm" or "classifier"')
@@ -179,14 +208,18 @@ class Transformer(nn.Module):
             hidden = self.climb(hidden, attention_mask, rows, start)  # [B, T, D], or with rows -> [B, 1, D]
         unheard = [tap for tap in self.head.taps if tap not in heard]
         assert not unheard, f"the head listens to {unheard}, which lies below block {start}"
-        if targets is not None:
-            return self.head(self.finish(hidden).flatten(0, 1)[targets], attention_mask, heard)  # [N, D] -> [N, V]
         if rows is None:
-            return self.head(self.finish(hidden), attention_mask, heard)
+            return Reading(hidden, attention_mask, heard)
         # [B, T, D] -> [B, D]; what the last block puts out is [B, 1, D] already
         rows = rows + self.n_before
-        heard = {tap: (take(x, rows) if x.shape[1] > 1 else x).squeeze(1) for tap, x in heard.items()}
-        return self.head(self.finish(hidden), None, heard)  # [B, 1, D] -> [B, C]
+        return Reading(hidden, None, {tap: (take(x, rows) if x.shape[1] > 1 else x).squeeze(1) for tap, x in heard.items()})
+
+    def conclude(self, reading: Reading, targets: torch.Tensor | None = None) -> torch.Tensor:
+        """The logits that the head makes of what it sees."""
+        hidden, attention_mask, heard = reading
+        if targets is not None:
+            return self.head(self.finish(hidden).flatten(0, 1)[targets], attention_mask, heard)  # [N, D] -> [N, V]
+        return self.head(self.finish(hidden), attention_mask, heard)  # -> [B, T, V], or of one position -> [B, C]
 
     def climb(
         self,

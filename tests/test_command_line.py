@@ -127,7 +127,7 @@ def test_a_run_and_its_record(layers, experiment, small_checkpoint, small_data):
     assert found.logged("step") == list(range(1, 31)) and found.logged("step", "validation") == [11, 22, 30]
     # The saved tensors, put into a fresh model, are the model that was measured.
     model = peft.attach(execute.build_model(run, 2), peft.method_of(run))
-    batches = make_batches(run, job.prepare(run).splits, GPT2Tokenizer.from_directory(small_checkpoint), 256)
+    batches = make_batches(run, job.prepare(run).splits, GPT2Tokenizer.from_directory(small_checkpoint), model.config)
     (loss,) = found.logged("loss", "final test")
     assert evaluate(model, batches["test"])["loss"] != pytest.approx(loss, rel=0.01)
     measured = evaluate(peft.restore(model, found.tensors), batches["test"])
@@ -150,7 +150,7 @@ def test_the_header_says_first_what_was_chosen_and_why(experiment, small_checkpo
 
 
 @pytest.mark.parametrize(
-    "flags", [[], ["--average_embeddings"], ["--disable_causal_mask"], ["--trainable_token_pos", "first"]]
+    "flags", [[], ["--average_embeddings"], ["--disable_causal_mask"], ["--trainable_token_pos", "first", "--trim", "no"]]
 )
 def test_without_padding_the_size_of_a_batch_has_no_influence(flags, experiment):
     one = experiment("--no_padding", "--batch_size", 1, "--accumulation_steps", 8, "--eval_batch_size", 1, *flags)

@@ -480,6 +480,12 @@ def eval_train(experiment, fixtures):
     assert "accuracy validation" in found.out and experiment().result["train_accuracy"] is not None
 
 
+@check("trim")
+def trim(experiment, fixtures):
+    assert max(experiment("--trainable_token_pos", "first").widths(training=True)) == 1
+    assert max(experiment("--trainable_token_pos", "first", "--trim", "no").widths(training=True)) > 1
+
+
 @check("reuse_frozen")
 def reuse_frozen(experiment, fixtures):
     assert "frozen   what 1 of 2 blocks make of each text is computed once" in experiment().out

@@ -7,7 +7,7 @@ from test_gpt2_parity import TOLERANCE, distance
 from data.batching import IGNORED, Batches, Example, collate
 from data.packing import pack
 from errors import UserError
-from frozen import with_hidden
+from frozen import reuse
 from model.bert import Bert, BertConfig, Roberta, RobertaConfig
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import LanguageModelHead, MaskedLanguageModelHead
@@ -114,10 +114,11 @@ def test_a_row_of_one_text_needs_nothing():
 def test_hidden_states_of_frozen_blocks_are_those_of_packed_rows():
     model, rows = make("gpt2"), pack(texts(5, 9, 7, 3), 16)
     batches = Batches(rows, 2, PAD)
-    kept = batches.with_examples(with_hidden(model, batches, 2, "off"))
+    model.requires_grad_(False).blocks[2].requires_grad_(True)
+    kept = reuse(model, {"train": batches, "train_in_order": batches}, "off")["train"]
     expected = [score(model, batch, IGNORED)[0].item() for batch in batches.epoch()]
     found = [score(model, batch, IGNORED)[0].item() for batch in kept.epoch()]
-    assert next(kept.epoch()).start == 2 and found == pytest.approx(expected, rel=1e-6)
+    assert next(kept.epoch()).kept.start == 2 and found == pytest.approx(expected, rel=1e-6)
 
 
 def first_fit(sizes: list[int], length: int) -> list[list[int]]:
