@@ -227,4 +227,5 @@ def print_header(
     if run.memory_report:
         width = max(len(one.ids) for one in batches["train"].examples)
         unread = replace(run, weights="random")  # shapes are all that matters: nothing is read from the checkpoint
-        print(memory.report(lambda: build_model(unread, len(job.task.labels)), method, run.batch_size, width), flush=True)
+        shape = (run.batch_size, width, run.gradient_checkpointing)
+        print(memory.report(lambda: build_model(unread, len(job.task.labels)), method, *shape), flush=True)

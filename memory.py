@@ -7,6 +7,7 @@ from torch import nn
 
 import peft
 from record import count_parameters
+from train import checkpointed
 
 BYTES = 4  # of a float32; trained tensors and their moments are float32 under AMP too
 
@@ -64,12 +65,17 @@ def budget(model: nn.Module, batch_size: int, length: int) -> Budget:
     return Budget(parameters, trained, saved_activations(model.train(), batch_size, length))
 
 
-def report(build, method, batch_size: int, length: int) -> str:
-    """Full fine-tuning and the method side by side. `build()` makes the model; it is called on the meta device."""
+def report(build, method, batch_size: int, length: int, checkpointing: bool = False) -> str:
+    """Full fine-tuning and the method side by side. `build()` makes the model; it is called on the meta device.
+
+    With gradient checkpointing, the backward pass needs the activations of one block at a time besides.
+    """
     budgets = []
     for one in (peft.Freeze("all"), method):
         with torch.device("meta"):
-            budgets.append(budget(peft.attach(build(), one), batch_size, length))
+            model = peft.attach(build(), one)
+        with torch.device("meta"), checkpointed(model, checkpointing):
+            budgets.append(budget(model, batch_size, length))
     lines = [f"memory   for {batch_size} x {length} tokens, in MB{'all layers':>18}{'this method':>14}"]
     for name in ("weights", "gradients", "optimizer", "activations", "total"):
         full, chosen = (getattr(one, name) / 1e6 for one in budgets)

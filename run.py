@@ -165,6 +165,9 @@ class Run:
     trim: str | None = flag(
         str, "leave out positions that no position that is read can see, such as padding behind it", choices=YES_NO
     )
+    gradient_checkpointing: bool | None = flag(
+        bool, "keep only what enters each block for the backward pass: less memory, about a third more time"
+    )
     logging_steps: int | None = flag(int, "write training loss and accuracy every N optimizer steps", least=1)
     eval_steps: int | None = flag(int, "evaluate every N optimizer steps besides each epoch (0: don't)", least=0)
     save_steps: int | None = flag(
@@ -241,6 +244,7 @@ DEFAULTS = {
     "device": "auto",
     "reuse_frozen": "yes",
     "trim": "yes",
+    "gradient_checkpointing": False,
     "logging_steps": 10,
     "eval_steps": 0,
     "save_steps": 0,

@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from data.batching import IGNORED, Batch, Batches
@@ -181,6 +183,20 @@ class Metrics:
             self._file.close()
 
 
+@contextlib.contextmanager
+def checkpointed(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """While it lasts, a block keeps of its forward pass only what enters it; the backward pass computes the rest again
+    (Chen et al. 2016, arXiv:1604.06174), dropout included. Less memory for about a third more time."""
+    blocks = model.blocks if wanted else ()
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # the class's own is back
+
+
 @dataclass(frozen=True)
 class Fitted:
     steps: int  # optimizer steps done
@@ -227,7 +243,7 @@ def fit(
     meter = Meter(metrics, run, total_steps, train, done)
     model.train()
     step = 0
-    with interrupt_flag() as interrupted:
+    with interrupt_flag() as interrupted, checkpointed(model, run.gradient_checkpointing):
         for epoch in range(math.ceil(total_steps / steps_per_epoch)):
             for window in windows(train.epoch(epoch), run.accumulation_steps):
                 if step == total_steps or interrupted.is_set() or best.is_over:

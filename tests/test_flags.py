@@ -480,6 +480,14 @@ def eval_train(experiment, fixtures):
     assert "accuracy validation" in found.out and experiment().result["train_accuracy"] is not None
 
 
+@check("gradient_checkpointing")
+def gradient_checkpointing(experiment, fixtures):
+    report = experiment("--memory_report", "--trainable_layers", "all").out
+    less = experiment("--memory_report", "--trainable_layers", "all", "--gradient_checkpointing").out
+    whole, less = (float(text.split("activations")[1].split()[0]) for text in (report, less))
+    assert less < whole / 3  # and nothing else changes: test_savings.py
+
+
 @check("trim")
 def trim(experiment, fixtures):
     assert max(experiment("--trainable_token_pos", "first").widths(training=True)) == 1
@@ -489,7 +497,7 @@ def trim(experiment, fixtures):
 @check("reuse_frozen")
 def reuse_frozen(experiment, fixtures):
     assert "frozen   what 1 of 2 blocks make of each text is computed once" in experiment().out
-    assert "frozen " not in experiment("--reuse_frozen", "no").out  # and nothing else changes: test_frozen.py
+    assert "frozen " not in experiment("--reuse_frozen", "no").out  # and nothing else changes: test_savings.py
 
 
 @check("memory_report")

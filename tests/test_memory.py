@@ -8,6 +8,7 @@ import peft
 from memory import Budget
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead
+from train import checkpointed
 
 CONFIG = GPT2Config(vocab_size=40, context_length=16, dim=32, n_heads=4, n_layers=3, dropout=0.1)
 
@@ -52,3 +53,14 @@ def test_a_method_needs_less_than_everything():
     parameters = sum(parameter.numel() for parameter in build().parameters())
     assert full[0] == pytest.approx(4e-6 * parameters, abs=0.05) and full[2] == pytest.approx(2 * full[1], abs=0.11)
     assert lora[1] < full[1] and lora[2] < full[2] and lora[3] < full[3] and lora[4] < full[4]
+
+
+def test_checkpointing_keeps_what_enters_the_blocks():
+    with torch.device("meta"):
+        model = peft.attach(build(), peft.Freeze("all"))
+        whole = memory.budget(model, 4, 10).activations
+        with checkpointed(model, True):
+            less = memory.budget(model, 4, 10).activations
+        assert memory.budget(model, 4, 10).activations == whole
+    hidden = 4 * 10 * CONFIG.dim * memory.BYTES
+    assert CONFIG.n_layers * hidden < less < (CONFIG.n_layers + 2) * hidden < whole / 3

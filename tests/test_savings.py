@@ -1,4 +1,4 @@
-"""What frozen blocks make of a text is computed once, and nothing changes by it."""
+"""Work that is saved, or memory: nothing changes by it."""
 
 import pytest
 import torch
@@ -122,6 +122,20 @@ def test_positions_that_nothing_reads_make_no_difference(flags, experiment):
 def test_nothing_is_trimmed_that_is_seen(flags, experiment):
     found = experiment(*flags, *([] if flags else ["--trainable_token_pos", "last"]))
     assert "left out" not in found.out and len({*found.widths(training=True)}) == 1
+
+
+CHECKPOINTED = {
+    "all, dropout": ["--trainable_layers", "all", "--dropout", 0.1],
+    "LoRA": ["--trainable_layers", "lora", "--lora_alpha", 2, "--lora_dropout", 0.1],
+    "bypass of attention": ["--trainable_layers", "lora+bypass", "--lora_alpha", 2, "--bypass_taps", "attn.1"],
+    "last block": [],
+}
+
+
+@pytest.mark.parametrize("flags", CHECKPOINTED.values(), ids=CHECKPOINTED)
+def test_what_is_computed_twice_is_the_same_both_times(flags, experiment):
+    twice = experiment(*flags, "--gradient_checkpointing", **THIRTY_STEPS)
+    assert_same_losses(twice, experiment(*flags, **THIRTY_STEPS))
 
 
 def test_no_frozen_block_runs_twice(experiment, monkeypatch):
