@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from data.batching import IGNORED, Batch, Batches
 from errors import UserError
+from loss import vocabulary_loss
 from model.transformer import Reading
 from run import Run
 from state import Best, load_state, save_state
@@ -66,20 +67,25 @@ def autocast(amp: str, device: torch.device):
 def score(model: nn.Module, batch: Batch, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sum of the cross-entropy over the batch's targets; of each of them the class that the model ranks first; its label.
 
-    One rule for both tasks: classification [B, C] against [B], language modelling [N, V] against [N] of the labels [B, T].
+    One rule for both tasks: classification [B, C] against [B], language modelling [N, V] against N of the labels [B, T].
     """
     kept = batch.kept
     if kept is None:
-        inputs = (batch.input_ids, batch.visible(), batch.lengths, batch.token_type_ids, batch.targets, batch.positions)
-        logits = model(*inputs)
-    elif kept.start is None:
-        logits = model.conclude(Reading.unstacked(kept.states, model.head.taps))
+        hidden, start = model.embed(batch.input_ids, batch.token_type_ids, batch.positions), 0
     else:
-        logits = model.logits(kept.states, batch.visible(), batch.lengths, kept.start, batch.targets)
-    logits, labels = logits.flatten(0, -2).float(), batch.labels.flatten()  # [N, C], [N]
-    labels = labels if batch.targets is None else labels[batch.targets]
-    loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-    return loss, logits.argmax(dim=-1), labels
+        hidden, start = kept.states, kept.start
+    if start is None:
+        reading = Reading.unstacked(hidden, model.head.taps)
+    else:
+        reading = model.read(hidden, batch.visible(), batch.lengths, start)
+    if batch.labels.ndim == 1:
+        logits = model.conclude(reading).float()  # [B, C]
+        loss = F.cross_entropy(logits, batch.labels, ignore_index=ignore_index, reduction="sum")
+        return loss, logits.argmax(dim=-1), batch.labels
+    labels = batch.labels.flatten()[batch.targets]  # [N]
+    hidden = model.head.prepare(model.finish(reading.hidden).flatten(0, 1)[batch.targets])  # [B, T, D] -> [N, D]
+    loss, guesses = vocabulary_loss(hidden, model.head, labels, ignore_index)
+    return loss, guesses, labels
 
 
 def count_hits(guesses: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:

@@ -43,12 +43,17 @@ class LanguageModelHead(nn.Module):
     def __init__(self, token_embedding: nn.Embedding):
         super().__init__()
         self.weight = token_embedding.weight  # [V, D]
+        self.bias = None
 
     def rows(self, hidden, attention_mask=None, lengths=None) -> None:
         return None
 
+    def prepare(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the weight is applied to, [..., D]."""
+        return hidden
+
     def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, heard=None) -> torch.Tensor:
-        return F.linear(hidden, self.weight)  # [B, T, D] -> [B, T, V]
+        return F.linear(self.prepare(hidden), self.weight, self.bias)  # [B, T, D] -> [B, T, V]
 
 
 class MaskedLanguageModelHead(LanguageModelHead):
@@ -61,9 +66,8 @@ class MaskedLanguageModelHead(LanguageModelHead):
         self.norm = nn.LayerNorm(dim, eps=layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
-    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, heard=None) -> torch.Tensor:
-        hidden = self.norm(F.gelu(self.dense(hidden)))  # [B, T, D]
-        return F.linear(hidden, self.weight, self.bias)  # [B, T, D] -> [B, T, V]
+    def prepare(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.norm(F.gelu(self.dense(hidden)))  # [..., D]
 
 
 def published_init(linear: nn.Linear) -> nn.Linear:

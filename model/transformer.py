@@ -164,19 +164,16 @@ class Transformer(nn.Module):
         attention_mask: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
-        targets: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits: [B, T, V] with a language-model head, [B, C] with a classifier.
 
         `lengths` [B] counts the real tokens of each text. It only tells the classifier where a text ends (position
         `flexible`); what attention sees is up to `attention_mask` alone. `token_type_ids` [B, T] (0 first text, 1 second)
-        are ignored by models that know one kind of token only. With `targets` [N], places in the flat [B * T], a
-        language-model head gives the logits [N, V] of those alone: a vocabulary is wide, and where few positions have a
-        target, most of a pass over it would be for nothing.
+        are ignored by models that know one kind of token only.
         """
         hidden = self.embed(input_ids, token_type_ids, positions)
-        return self.logits(hidden, attention_mask, lengths, targets=targets)
+        return self.logits(hidden, attention_mask, lengths)
 
     def logits(
         self,
@@ -184,13 +181,12 @@ class Transformer(nn.Module):
         attention_mask: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
         start: int = 0,
-        targets: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Everything above the hidden states [B, T, D] that enter block `start`.
 
         With this seam a caller can keep the output of frozen blocks and continue from there.
         """
-        return self.conclude(self.read(hidden, attention_mask, lengths, start), targets)
+        return self.conclude(self.read(hidden, attention_mask, lengths, start))
 
     def read(
         self,
@@ -214,12 +210,9 @@ class Transformer(nn.Module):
         rows = rows + self.n_before
         return Reading(hidden, None, {tap: (take(x, rows) if x.shape[1] > 1 else x).squeeze(1) for tap, x in heard.items()})
 
-    def conclude(self, reading: Reading, targets: torch.Tensor | None = None) -> torch.Tensor:
+    def conclude(self, reading: Reading) -> torch.Tensor:
         """The logits that the head makes of what it sees."""
-        hidden, attention_mask, heard = reading
-        if targets is not None:
-            return self.head(self.finish(hidden).flatten(0, 1)[targets], attention_mask, heard)  # [N, D] -> [N, V]
-        return self.head(self.finish(hidden), attention_mask, heard)  # -> [B, T, V], or of one position -> [B, C]
+        return self.head(self.finish(reading.hidden), *reading[1:])  # -> [B, T, V], or of one position -> [B, C]
 
     def climb(
         self,

@@ -14,6 +14,7 @@ from model.heads import LanguageModelHead, MaskedLanguageModelHead
 from train import score
 
 PAD = 59
+CPU = torch.device("cpu")
 SIZES = {"vocab_size": 60, "context_length": 32, "dim": 32, "n_heads": 4, "n_layers": 3, "dropout": 0.0}
 
 
@@ -41,7 +42,7 @@ def loss_and_gradients(model, examples: list[Example], batch_size: int, pad_to: 
     model.zero_grad()
     total = 0.0
     for batch in Batches(examples, batch_size, PAD, pad_to).epoch():
-        loss, *_ = score(model, batch, IGNORED)
+        loss, *_ = score(model, batch.to(CPU), IGNORED)
         loss.backward()
         total += loss.item()
     return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -69,9 +70,9 @@ def test_neither_documents_nor_positions_can_be_missing(without: str):
     """Else the test above would show nothing."""
     model, rows = make("gpt2"), pack(texts(5, 9, 7), 32)
     batch = collate(rows, PAD, None)
-    right = score(model, batch, IGNORED)[0].item()
+    right = score(model, batch.to(CPU), IGNORED)[0].item()
     changed = batch.__class__(**{**vars(batch), without: None})
-    assert abs(score(model, changed, IGNORED)[0].item() - right) > 1e-3 * right
+    assert abs(score(model, changed.to(CPU), IGNORED)[0].item() - right) > 1e-3 * right
 
 
 def test_each_position_sees_its_own_text_up_to_itself():
@@ -116,8 +117,8 @@ def test_hidden_states_of_frozen_blocks_are_those_of_packed_rows():
     batches = Batches(rows, 2, PAD)
     model.requires_grad_(False).blocks[2].requires_grad_(True)
     kept = reuse(model, {"train": batches, "train_in_order": batches}, "off")["train"]
-    expected = [score(model, batch, IGNORED)[0].item() for batch in batches.epoch()]
-    found = [score(model, batch, IGNORED)[0].item() for batch in kept.epoch()]
+    expected = [score(model, batch.to(CPU), IGNORED)[0].item() for batch in batches.epoch()]
+    found = [score(model, batch.to(CPU), IGNORED)[0].item() for batch in kept.epoch()]
     assert next(kept.epoch()).kept.start == 2 and found == pytest.approx(expected, rel=1e-6)
 
 

@@ -20,7 +20,7 @@ def interrupt_at(model, forward):
         if len(calls) == forward:
             signal.raise_signal(signal.SIGINT)
 
-    return model.register_forward_pre_hook(look)
+    return model.token_embedding.register_forward_pre_hook(look)
 
 
 RESUMING = {"num_epochs": 2, "batch_size": 2, "accumulation_steps": 3, "learning_rate": 1e-2, "lr_scheduler_type": "cosine"}

@@ -227,7 +227,7 @@ def test_the_seed_decides_everything():
 
 def test_each_epoch_has_its_own_order():
     model, seen = make_model(), []
-    model.register_forward_pre_hook(lambda module, args: seen.extend(map(tuple, args[0].tolist())))
+    model.token_embedding.register_forward_pre_hook(lambda module, args: seen.extend(map(tuple, args[0].tolist())))
     fit(model, make_batches(make_examples(14), 4, order=seeded_order(14, 3)), settings(num_epochs=3), Metrics())
     epochs = [seen[start : start + 14] for start in (0, 14, 28)]
     assert len(seen) == 42 and sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
