@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -25,6 +24,8 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+
+from peft import LoraConfig, get_peft_model
 
 MODELS = {
     "distilbert": (DistilBertForSequenceClassification, DistilBertTokenizerFast),
