@@ -4,7 +4,6 @@ Nothing is run beside it. A step is held against the time that its matrix produc
 against nothing.
 """
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from benchmarks.inputs import spam_texts, write_gpt2
 from benchmarks.measure import ROOT, Comparison, Side, last_line, native_bf16
 from benchmarks.spam import LENGTH, N_SPAM, our_run
 from data.spam import RECIPE
+from frozen import free_bytes
 from memory import Budget
 from model import from_pretrained
 from record import count_parameters
@@ -52,7 +52,7 @@ def compare_step(row: int, method: str, model: str, batch: int, length: int, amp
     command = [sys.executable, "-m", "benchmarks.step", *flags]
     work = f"a step of {model}, {METHODS[method]}, {batch} x {length} tokens"
     extra = {"model": model, "method": method, "batch_size": batch, "length": length}
-    needed, there = bytes_needed(model, method), os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed, there = bytes_needed(model, method), free_bytes(torch.device("cpu"))
     if needed > 0.9 * there:
         note = f"left out: weights, gradients and optimizer take {needed / 1e9:.1f} GB of {there / 1e9:.1f} GB free"
         return Comparison(row, work, PEER, precision, None, extra=extra, note=note)

@@ -24,7 +24,7 @@ from data.spam import RECIPE
 from model import config_of, from_pretrained
 from record import count_parameters, peak_memory_bytes, reset_peak_memory
 from run import Run, resolve
-from train import Meter, Metrics, accumulate, autocast, pick_amp, update, windows
+from train import Meter, Metrics, accumulate, pick_amp, update, windows
 
 CPU = torch.device("cpu")
 aten = torch.ops.aten
@@ -84,7 +84,7 @@ def measure(run: Run, length: int, steps: int) -> dict:
         seconds.append(time.perf_counter() - started)
     rates.append(product_rate(tokens, dim, run.amp))
     peak = peak_memory_bytes(CPU)
-    with autocast("off", CPU), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         step(counted)
     meter.bar.close()
     median, flops, rate = statistics.median(seconds[1:]), counter.get_total_flops(), max(rates)

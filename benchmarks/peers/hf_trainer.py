@@ -1,8 +1,8 @@
-"""A classifier trained by transformers' Trainer, with peft where LoRA is asked for, at plain defaults. Knows nothing of this
-project.
+"""A classifier trained by transformers' Trainer at plain defaults, with peft where LoRA is asked for. Knows nothing of this
+project: `peft` is the library here, so this runs with python -P and outside of the checkout.
 
-Texts are read from train.csv and validation.csv (Text, Label), and test.csv where there is one. What was measured is printed
-as JSON, the last line. The classes are imported by name because transformers would import them late, on the clock.
+Texts are read from train.csv and validation.csv (Text, Label), and test.csv where there is one; what was measured is
+printed as JSON, the last line. Classes are imported by name because transformers would import them late, on the clock.
 """
 
 import argparse
