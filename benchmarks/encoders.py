@@ -1,4 +1,4 @@
-"""DistilBERT on SST-2 in four ways and GPT-2 small with LoRA, against transformers' Trainer and peft (peers/hf_trainer.py)."""
+"""DistilBERT on SST-2 in four ways, GPT-2 small with LoRA: against transformers' Trainer and peft (peers/hf_trainer.py)."""
 
 import sys
 from collections.abc import Iterator
