@@ -54,7 +54,8 @@ ROWS = {
     ),
     5: Row(
         "GPT-2 small, LoRA on everything, 8 x 120 tokens",
-        "--trainable_layers lora --lora_rank 16 --lora_alpha 16 --trainable_token_pos flexible --context_length 120",
+        "--trainable_layers lora --lora_rank 16 --lora_alpha 16 --lora_scaling alpha/r --lora_init kaiming "
+        "--trainable_token_pos flexible --context_length 120",
         f"--method lora --lora_rank 16 --lora_alpha 16 --lora_target all-linear --max_length 120 --padded {NEVER_CLIPPED}",
         peer="transformers + peft",
     ),
@@ -67,7 +68,7 @@ def comparisons(rows: list[int], args, folder: Path) -> Iterator[Comparison]:
     for row in rows:
         if row == GPT2:
             steps = max(2, round(args.fraction * N_STEPS))
-            flags, csv = spam_texts(args.data_dir, folder / "messages", N_SPAM)
+            flags, csv = spam_texts(args.data_dir, folder / f"messages-{N_SPAM}", N_SPAM)
             checkpoint = write_gpt2(folder / "gpt2-small-classifier", args.data_dir, head=True)
             how = f"--batch_size 8 --max_steps {steps}"
             yield compare(row, args, checkpoint, [*flags, *how.split(), "--eval_train", "no"], csv, how, folder)
