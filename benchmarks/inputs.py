@@ -1,0 +1,127 @@
+"""What both sides read: checkpoints with drawn weights, and texts."""
+
+import csv
+import random
+import shutil
+from pathlib import Path
+
+import torch
+
+import job
+from data import TextExample, get_task
+from data.spam import FILE, LABELS
+from errors import UserError
+from model.distilbert import DistilBert, DistilBertConfig
+from model.gpt2 import GPT2, GPT2Config, init_gpt2
+from model.heads import published_init
+from model.names import architecture_of
+from model.weights import save_pretrained
+from run import Run
+
+SEED = 123
+# What transformers and tiktoken call the files, by what they may be called.
+PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+
+
+def write_gpt2(directory: Path, data_dir: str | None, head: bool = False) -> Path:
+    """GPT-2 at its smallest published size, drawn as GPT-2 was, with its tokenizer; if `head`, with a classifier."""
+    if (directory / "model.safetensors").exists():
+        return directory
+    torch.manual_seed(SEED)
+    model = init_gpt2(GPT2(GPT2Config()))
+    if head:
+        add_classifier(model)
+        torch.nn.init.zeros_(model.head.classifier.bias)  # transformers' has none
+    save_with_tokenizer(model, directory, data_dir)
+    return directory
+
+
+def write_distilbert(directory: Path, data_dir: str | None) -> Path:
+    """DistilBERT at its published size with a classifier, drawn as the published library draws it."""
+    if (directory / "model.safetensors").exists():
+        return directory
+    torch.manual_seed(SEED)
+    model = DistilBert(DistilBertConfig())
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            published_init(module)
+        if isinstance(module, torch.nn.Embedding):
+            torch.nn.init.normal_(module.weight, std=0.02)
+    add_classifier(model)
+    save_with_tokenizer(model, directory, data_dir)
+    return directory
+
+
+def add_classifier(model: torch.nn.Module) -> None:
+    kind = architecture_of(model.config)
+    model.head = kind.classifier_head(model.config, 2, kind.position, False)
+
+
+def save_with_tokenizer(model: torch.nn.Module, directory: Path, data_dir: str | None) -> None:
+    """The tokenizer is found as a run finds it, and copied, so that both sides read the same files."""
+    save_pretrained(model, directory)
+    found = job.find_tokenizer(Run(checkpoint=str(directory), data_dir=data_dir), model.config.vocab_size)[1]
+    if isinstance(model, DistilBert):
+        shutil.copy(found / "vocab.txt", directory / "vocab.txt")
+        return
+    for names in PAIRS:
+        if all((found / name).is_file() for name in names):
+            for name, theirs in zip(names, PAIRS[0], strict=True):
+                shutil.copy(found / name, directory / theirs)
+            return
+    raise UserError(f"{found} has no vocab.json + merges.txt, which the peers read; name another with --data_dir")
+
+
+def spam_texts(data_dir: str | None, directory: Path, n_spam: int | None) -> tuple[list[str], Path]:
+    """(the flags that let ours read the messages, the folder with the same splits as CSV).
+
+    n_spam   that many spam and as many ham messages, drawn; None: the collection as it is.
+    """
+    flags = ["--dataset", "spam", *(["--data_dir", str(Path(data_dir).resolve())] if data_dir else [])]
+    splits = get_task("spam").read(Path(data_dir) if data_dir else None)
+    if n_spam is not None:
+        pools = [[one for split in splits.values() for one in split if one.label == label] for label in range(len(LABELS))]
+        drawn = [one for pool in pools for one in draw(pool, n_spam)]
+        write_collection(drawn, directory / FILE)
+        flags = ["--dataset", "spam", "--data_dir", str(directory)]
+        splits = get_task("spam").read(directory)
+    return flags, write_csv(splits, directory / "csv")
+
+
+def sst2_texts(data_dir: str | None, directory: Path, n_train: int, fraction: float) -> tuple[list[str], Path]:
+    """The same for SST-2: n_train training texts, and that part of the development sentences."""
+    splits = get_task("sst2").read(Path(data_dir) if data_dir else None)
+    held_out = splits["validation"]
+    chosen = {
+        "train": draw(splits["train"], n_train),
+        "validation": draw(held_out, max(1, round(fraction * len(held_out)))),
+    }
+    folder = directory / "glue_sst2"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, file in (("train", "train.tsv"), ("validation", "dev.tsv")):
+        lines = ["sentence\tlabel", *(f"{one.text}\t{one.label}" for one in chosen[name])]
+        (folder / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return ["--dataset", "sst2", "--data_dir", str(directory)], write_csv(chosen, directory / "csv")
+
+
+def draw(pool: list[TextExample], size: int) -> list[TextExample]:
+    """In their old order."""
+    if size > len(pool):
+        raise UserError(f"{size} texts are wanted of {len(pool)}; choose a --fraction of at most 1")
+    return [pool[i] for i in sorted(random.Random(SEED).sample(range(len(pool)), size))]
+
+
+def write_collection(examples: list[TextExample], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter="\t", lineterminator="\n").writerows((LABELS[one.label], one.text) for one in examples)
+
+
+def write_csv(splits: dict[str, list[TextExample]], directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, examples in splits.items():
+        with (directory / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("Label", "Text"))
+            writer.writerows((one.label, one.text) for one in examples)
+    return directory

@@ -1,0 +1,109 @@
+"""How long it takes and how much memory, ours and others side by side in one go; see benchmarks/README.md.
+
+python benchmarks/run.py --suite spam --data_dir DIR                 rows of the spam table, against the published loop
+python benchmarks/run.py --suite encoders --data_dir DIR             DistilBERT, against transformers and peft
+python benchmarks/run.py --suite growth --data_dir DIR               how ours grows with length, batch, model and texts
+python benchmarks/run.py --suite spam --rows 1,11 --fraction 0.1     two rows on a tenth of the texts
+"""
+
+import argparse
+import contextlib
+import importlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+if __name__ == "__main__":  # the files of this folder are no modules of the top level: there `run` is another
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks import measure
+from errors import UserError, run_program
+from experiments import parse_rows
+
+SUITES = ("spam", "encoders", "growth")
+RESULTS = Path(__file__).parent / "results"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, except that an error is a UserError: one line, no usage text around it."""
+
+    def error(self, message: str):
+        raise UserError(f"{message} (see python benchmarks/run.py --help)")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=SUITES, required=True)
+    parser.add_argument("--rows", help="of the suite, only these: 1,3-5; FILE keeps its others")
+    parser.add_argument("--fraction", type=float, default=1.0, help="of the texts (default 1); epochs stay")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="default: benchmarks/results/SUITE.json")
+    parser.add_argument("--repeats", type=int, metavar="K", help="measurements of each side (default: 3, of growth 1)")
+    parser.add_argument("--amp", choices=("auto", "off", "bf16"), default="auto", help="of ours, as in experiments.py")
+    parser.add_argument("--data_dir", help="as in experiments.py (default: our cache, filled from the official addresses)")
+    parser.add_argument("--output_dir", type=Path, help="keeps weights, texts and runs here (default: thrown away)")
+    args = parser.parse_args(argv)
+    if not 0 < args.fraction <= 1:
+        raise UserError(f"--fraction is {args.fraction}; it must be above 0 and at most 1")
+    if args.repeats is not None and args.repeats < 1:
+        raise UserError(f"--repeats is {args.repeats}; it must be at least 1")
+    if args.json and args.json.suffix != ".json":
+        raise UserError(f"--json is {args.json}; it must end in .json (the table goes beside it, in .md)")
+    return args
+
+
+def chosen_rows(text: str | None, suite) -> list[int]:
+    if text is None:
+        return list(suite.ROWS)
+    numbers = parse_rows(text)
+    for number in numbers:
+        if number not in suite.ROWS:
+            raise UserError(f"--rows: no row {number} in this suite; choose among {', '.join(map(str, suite.ROWS))}")
+    return numbers
+
+
+@contextlib.contextmanager
+def work_folder(wanted: Path | None) -> Iterator[Path]:
+    """Outside of the checkout unless named: there the local package peft would hide the library of that name."""
+    if wanted:
+        wanted.mkdir(parents=True, exist_ok=True)
+        yield wanted.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        yield Path(folder)
+
+
+def main(argv: list[str]) -> int:
+    args = parse(argv)
+    suite = importlib.import_module(f"benchmarks.{args.suite}")
+    rows, repeats = chosen_rows(args.rows, suite), args.repeats or suite.REPEATS
+    measure.need_packages(suite.PACKAGES)
+    file = args.json or RESULTS / f"{args.suite}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    records = measure.read_records(file)
+    about = {"machine": measure.machine(), "versions": measure.all_versions(suite.PACKAGES)}
+    with work_folder(args.output_dir) as folder:
+        for comparison in suite.comparisons(rows, args, folder):
+            print(f"{comparison.work}, {comparison.precision} ...", flush=True)
+            record = measure.measure(comparison, repeats) | about
+            records = measure.merged(records, record)
+            for one in suite.derived(records):
+                records = measure.merged(records, one)
+            measure.write_records(records, file, suite.TITLE)  # after each, so that what is measured stays
+            print(summary(record), flush=True)
+    print(f"saved    {file} and {file.with_suffix('.md')}")
+    return 0
+
+
+def summary(record: dict) -> str:
+    shown = {name: measure.number(record[name], 1e6 if name.endswith("bytes") else 1) for name in measure.COLUMNS}
+    if record.get("note"):
+        return f"  {record['note']}"
+    return (
+        f"  {shown['ours_seconds']} s against {shown['peer_seconds']} s: {shown['time_ratio']}; "
+        f"{shown['ours_peak_bytes']} MB against {shown['peer_peak_bytes']} MB: {shown['memory_ratio']}"
+    )
+
+
+if __name__ == "__main__":
+    run_program(lambda: main(sys.argv[1:]))
