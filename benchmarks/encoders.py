@@ -55,7 +55,7 @@ ROWS = {
     5: Row(
         "GPT-2 small, LoRA on everything, 8 x 120 tokens",
         "--trainable_layers lora --lora_rank 16 --lora_alpha 16 --lora_scaling alpha/r --lora_init kaiming "
-        "--trainable_token_pos flexible --context_length 120",
+        "--trainable_token_pos flexible --context_length 120 --trim no",
         f"--method lora --lora_rank 16 --lora_alpha 16 --lora_target all-linear --max_length 120 --padded {NEVER_CLIPPED}",
         peer="transformers + peft",
     ),
