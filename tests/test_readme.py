@@ -58,7 +58,10 @@ TABLES = {
     "distilbert-sst2": [("distilbert-sst2-shipped", ("validation",))],
     "roberta-glue": [("roberta-glue-shipped", ("validation",))],
     "encoders-adapter": [("encoders-adapter-shipped", ("test", "test_macro_f1"))],
-    "encoders-fewshot": [("encoders-fewshot-shipped", ("test", "test_macro_f1"))],
+    "encoders-fewshot": [
+        ("encoders-fewshot-shipped", ("test", "test_macro_f1")),
+        ("encoders-fewshot-minilm", ("test", "test_macro_f1")),
+    ],
     "chat": [
         ("chat-shipped", tuple(f"test_{name}" for name in SCORES)),
         ("chat-shipped", tuple(f"general_{name}" for name in SCORES)),
