@@ -36,11 +36,11 @@ class LoRALinear(AdaptedLinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.merged_forward:
             return F.linear(x, self.merged_weight(), self.bias)  # [B, T, in] -> [B, T, out]
-        base = F.linear(x, self.weight, self.bias)  # [B, T, in] -> [B, T, out]
-        low_rank = F.linear(self.dropout(x), self.lora_a)  # [B, T, in] -> [B, T, r]
-        # one product that adds to `base`, where a sum would pass over several tensors of its size
-        rows, low_rank = base.view(-1, self.out_features), low_rank.view(-1, len(self.lora_a))  # [B T, out], [B T, r]
-        return torch.addmm(rows, low_rank, self.lora_b.T, alpha=self.scale).view_as(base)
+        low_rank = F.linear(self.dropout(x), self.lora_a).view(-1, len(self.lora_a))  # [B, T, in] -> [B T, r]
+        y = F.linear(x.reshape(-1, self.in_features), self.weight, self.bias)  # [B, T, in] -> [B T, out]
+        # added in place: a sum would pass over two more tensors of that size
+        y.addmm_(low_rank, self.lora_b.T.to(y.dtype), alpha=self.scale)  # [B T, r] [r, out]
+        return y.unflatten(0, x.shape[:-1]) if x.ndim > 1 else y[0]  # [B, T, out]
 
     def merged_weight(self) -> torch.Tensor:
         return self.weight + self.scale * (self.lora_b @ self.lora_a)  # [out, in] + [out, r] [r, in]
