@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -78,10 +79,11 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     started = time.perf_counter()
     prepare_directory(job)
     reset_peak_memory(device)
-    inputs = fingerprint(job)
+    splits = job.splits
+    hashes = ThreadPoolExecutor(1).submit(fingerprint, job)  # of large weights they take seconds, beside all else
     model = build_model(run, len(job.task.labels))
     tokenizer, tokenizer_folder = find_tokenizer(run, model.config.vocab_size)
-    batches, notes = job.task.make_batches(run, job.splits, tokenizer, model.config)
+    batches, notes = job.task.make_batches(run, splits, tokenizer, model.config)
     plan = stages_of(run, len(model.blocks))
     peft.attach(model, peft.method_of(plan[0]))
     print_header(job, tokenizer_folder, batches, notes, plan, *count_parameters(model))
@@ -94,12 +96,12 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     with advice_when_out_of_memory(run):
         stages, used = train_stages(
             model.to(device), plan, batches, metrics, directory, finished,
-            lambda done: write_json(directory / "result.json", unfinished(run, done, inputs)),
+            lambda done: write_json(directory / "result.json", unfinished(run, done, hashes.result())),
         )  # fmt: skip
         interrupted = stages[-1]["interrupted"]
         measured = {} if interrupted else final_measures(peft.merge(model), used, job, metrics)
         asked = run.eval_generate and not interrupted
-        scores = samples.answer_and_score(model, run, job.splits, tokenizer, directory) if asked else {}
+        scores = samples.answer_and_score(model, run, splits, tokenizer, directory) if asked else {}
     metrics.close()
     result = {
         "model": run.source,
@@ -124,7 +126,7 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
         "amp": run.amp,
         "argv": argv if argv is not None else to_flags(run),
         "config": asdict(run),
-        **inputs,
+        **hashes.result(),
         "versions": versions(),
         "git": git_state(),
     }

@@ -10,10 +10,12 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from data.batching import Batches, Example, Kept, by_length
+from data.batching import Batch, Batches, Example, Kept, collate
 from train import autocast
 
 PART_OF_MEMORY = 0.5  # of what is free: more than this is never kept
+TOKENS_AT_ONCE = 4096  # enough for the fastest products, and little memory
+FARTHEST = 64  # batches that are looked ahead
 
 
 def frozen_blocks(model: nn.Module) -> int:
@@ -40,10 +42,6 @@ def text_of(example: Example) -> tuple:
     return tuple(tuple(one) if one is not None else None for one in (example.ids, example.types, example.parts))
 
 
-def different_texts(batches: dict[str, Batches]) -> dict[tuple, Example]:
-    return {text_of(example): example for one in batches.values() for example in one.examples}
-
-
 def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -53,25 +51,71 @@ def free_bytes(device: torch.device) -> int:
         return 4 << 30
 
 
-@torch.no_grad()
-def compute(model: nn.Module, batches: Batches, n_blocks: int, all_read: bool, amp: str) -> Iterator[Kept]:
-    """What is kept of each example: every position, without padding that is masked; or, `all_read`, what the head reads."""
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    for batch in batches.epoch():
-        batch = batch.to(device)
-        with autocast(amp, device):
-            hidden = model.embed(batch.input_ids, batch.token_type_ids, batch.positions)
-            if all_read:
-                states = model.read(hidden, batch.visible(), batch.lengths).stacked(model.head.taps)  # [B, 1 + taps, D]
-            else:
-                states = model.run_blocks(hidden, batch.visible(), 0, n_blocks)  # [B, T, D]
-        states = states.float()  # as the blocks hand it on under AMP too: in half of that, a run would no more be the same
-        for one, length in zip(states, batch.lengths.tolist(), strict=True):
-            width = len(one) if all_read else batches.pad_to or length
-            yield Kept(one[:width].clone(), None if all_read else n_blocks)  # a view would keep the batch
-    model.train(was_training)
+def cut(lengths: list[int]) -> Iterator[slice]:
+    """Texts whose (padded) lengths rise, as batches of at most TOKENS_AT_ONCE tokens, or of one text."""
+    start = 0
+    for stop in range(1, len(lengths) + 1):
+        if stop == len(lengths) or (stop + 1 - start) * lengths[stop] > TOKENS_AT_ONCE:
+            yield slice(start, stop)
+            start = stop
+
+
+class Memory:
+    """What frozen blocks make of texts: each is computed when it is first needed, texts that are equal once."""
+
+    def __init__(self, model: nn.Module, n_blocks: int, all_read: bool, like: Batches, amp: str):
+        self.model, self.n_blocks, self.all_read, self.amp = model, n_blocks, all_read, amp
+        self.pad_id, self.pad_to = like.pad_id, like.pad_to
+        self.kept: dict[tuple, Kept] = {}
+
+    def recall(self, examples: list[Example]) -> list[Example]:
+        """The examples with what is kept of them."""
+        texts = [text_of(one) for one in examples]
+        new = {text: one for text, one in zip(texts, examples, strict=True) if text not in self.kept}
+        if new:
+            self.learn(new)
+        return [replace(one, kept=self.kept[text]) for text, one in zip(texts, examples, strict=True)]
+
+    @torch.no_grad()
+    def learn(self, new: dict[tuple, Example]) -> None:
+        model, device = self.model, next(self.model.parameters()).device
+        was_training = model.training
+        model.eval()
+        in_order = sorted(new, key=lambda text: len(new[text].ids))
+        for part in cut([self.pad_to or len(new[text].ids) for text in in_order]):
+            batch = collate([new[text] for text in in_order[part]], self.pad_id, self.pad_to).to(device)
+            with autocast(self.amp, device):
+                states = self.compute(batch).float()  # in half of that, a run would no more be the same
+            for text, one in zip(in_order[part], states, strict=True):
+                width = len(one) if self.all_read else self.pad_to or len(new[text].ids)
+                self.kept[text] = Kept(one[:width].clone(), None if self.all_read else self.n_blocks)  # no view of them all
+        model.train(was_training)
+
+    def compute(self, batch: Batch) -> torch.Tensor:
+        """What enters the lowest block that has to run [B, T, D]; or, `all_read`, what the head reads [B, 1 + taps, D]."""
+        hidden = self.model.embed(batch.input_ids, batch.token_type_ids, batch.positions)
+        if self.all_read:
+            return self.model.read(hidden, batch.visible(), batch.lengths).stacked(self.model.head.taps)
+        return self.model.run_blocks(hidden, batch.visible(), 0, self.n_blocks)
+
+
+class Remembered(Batches):
+    """The same batches, with what is kept of their texts."""
+
+    def __init__(self, of: Batches, memory: Memory):
+        super().__init__(of.examples, of.batch_size, of.pad_id, of.pad_to, of.order)
+        self.memory = memory
+
+    def epoch(self, number: int = 0) -> Iterator[Batch]:
+        """Looks some batches ahead, so that texts of similar length can be computed together; at first not far, so that
+        training begins at once."""
+        order, start, ahead = self.order(number), 0, 1
+        while start < len(order):
+            stop, ahead = start + ahead * self.batch_size, min(2 * ahead, FARTHEST)
+            known = self.memory.recall([self.examples[i] for i in order[start:stop]])
+            for first in range(0, len(known), self.batch_size):
+                yield collate(known[first : first + self.batch_size], self.pad_id, self.pad_to)
+            start = stop
 
 
 def reuse(model: nn.Module, batches: dict[str, Batches], amp: str) -> dict[str, Batches]:
@@ -84,10 +128,11 @@ def reuse(model: nn.Module, batches: dict[str, Batches], amp: str) -> dict[str, 
     if model.config.dropout:
         print(f"frozen   {what} is computed anew each time: --dropout {model.config.dropout:g} draws anew", flush=True)
         return batches
-    one, texts = batches["train_in_order"], different_texts(batches)
+    one = batches["train_in_order"]
     reads_one_position = model.head.rows(torch.empty(1, 1, 0)) is not None
     all_read = n_blocks == len(model.blocks) and reads_one_position
-    n_states = sum(1 + len(model.head.taps) if all_read else one.pad_to or len(text.ids) for text in texts.values())
+    lengths = {text_of(example): len(example.ids) for each in batches.values() for example in each.examples}.values()
+    n_states = sum(1 + len(model.head.taps) if all_read else one.pad_to or length for length in lengths)
     needed = 4 * model.config.dim * n_states
     free = free_bytes(next(model.parameters()).device)
     if needed > PART_OF_MEMORY * free:
@@ -96,12 +141,5 @@ def reuse(model: nn.Module, batches: dict[str, Batches], amp: str) -> dict[str, 
         )
         return batches
     print(f"frozen   {what} is computed once and kept ({needed / 1e6:,.0f} MB)", flush=True)
-    order = by_length([len(text.ids) for text in texts.values()])
-    in_order = Batches(list(texts.values()), one.batch_size, one.pad_id, one.pad_to, order)
-    names = list(texts)
-    found = compute(model, in_order, n_blocks, all_read, amp)
-    kept = {names[number]: states for number, states in zip(order(0), found, strict=True)}
-    return {
-        name: one.with_examples([replace(example, kept=kept[text_of(example)]) for example in one.examples])
-        for name, one in batches.items()
-    }
+    memory = Memory(model, n_blocks, all_read, one, amp)
+    return {name: Remembered(each, memory) for name, each in batches.items()}

@@ -176,22 +176,18 @@ class Batches:
         order: Order | None = None,
     ):
         self.examples, self.batch_size, self.pad_id, self.pad_to = examples, batch_size, pad_id, pad_to
-        self._order = order or (lambda epoch: range(len(examples)))
+        self.order = order or (lambda epoch: range(len(examples)))
 
     def n_examples(self) -> int:
         """How many examples an epoch shows."""
-        return len(self._order(0))
+        return len(self.order(0))
 
     def __len__(self) -> int:
         """How many batches an epoch has; the last may be short."""
         return math.ceil(self.n_examples() / self.batch_size)
 
     def epoch(self, number: int = 0) -> Iterator[Batch]:
-        order = self._order(number)
+        order = self.order(number)
         for start in range(0, len(order), self.batch_size):
             chosen = [self.examples[i] for i in order[start : start + self.batch_size]]
             yield collate(chosen, self.pad_id, self.pad_to)
-
-    def with_examples(self, examples: Sequence[Example]) -> "Batches":
-        """The same order and padding of others."""
-        return Batches(examples, self.batch_size, self.pad_id, self.pad_to, self._order)

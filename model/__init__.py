@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from errors import UserError
 from model import hub, weights
@@ -72,9 +73,8 @@ def from_pretrained(
     if checkpoint is None:
         model = kind.model(config)
     else:
-        with torch.device("meta"):  # shapes without memory: every tensor comes from the checkpoint
+        with NothingDrawn():  # every tensor comes from the checkpoint
             model = kind.model(config)
-        model.to_empty(device="cpu")
     if seed is not None:
         torch.manual_seed(seed)
     n = _number_of_labels(num_labels, labels, checkpoint, kind) if head == "classifier" else 0
@@ -88,6 +88,15 @@ def from_pretrained(
         if "head.classifier.bias" in kept and "head.classifier.weight" not in kept:
             torch.nn.init.zeros_(model.head.classifier.bias)  # their classifier has none
     return model
+
+
+class NothingDrawn(TorchFunctionMode):
+    """While it lasts, the functions of torch.nn.init leave a tensor as it is: no time goes into what is replaced anyway."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == torch.nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def make_head(
