@@ -14,8 +14,8 @@ from data.batching import Batch, Batches, Example, Kept, collate
 from train import autocast
 
 PART_OF_MEMORY = 0.5  # of what is free: more than this is never kept
-TOKENS_AT_ONCE = 4096  # enough for the fastest products, and little memory
-FARTHEST = 64  # batches that are looked ahead
+FEWEST_TOKENS, MOST_TOKENS = 256, 4096  # that are computed at once
+FARTHEST = 512  # texts that are looked ahead
 
 
 def frozen_blocks(model: nn.Module) -> int:
@@ -52,10 +52,15 @@ def free_bytes(device: torch.device) -> int:
 
 
 def cut(lengths: list[int]) -> Iterator[slice]:
-    """Texts whose (padded) lengths rise, as batches of at most TOKENS_AT_ONCE tokens, or of one text."""
+    """Texts whose (padded) lengths rise, as batches of at most MOST_TOKENS, or of one text; in which little is padding,
+    unless they were of fewer than FEWEST_TOKENS, for which a product is slow."""
     start = 0
     for stop in range(1, len(lengths) + 1):
-        if stop == len(lengths) or (stop + 1 - start) * lengths[stop] > TOKENS_AT_ONCE:
+        n = stop - start
+        if stop < len(lengths):
+            too_many = (n + 1) * lengths[stop] > MOST_TOKENS
+            too_long = lengths[stop] > 1.2 * lengths[start] and n * lengths[stop - 1] >= FEWEST_TOKENS
+        if stop == len(lengths) or too_many or too_long:
             yield slice(start, stop)
             start = stop
 
@@ -111,7 +116,7 @@ class Remembered(Batches):
         training begins at once."""
         order, start, ahead = self.order(number), 0, 1
         while start < len(order):
-            stop, ahead = start + ahead * self.batch_size, min(2 * ahead, FARTHEST)
+            stop, ahead = start + ahead * self.batch_size, min(2 * ahead, max(1, FARTHEST // self.batch_size))
             known = self.memory.recall([self.examples[i] for i in order[start:stop]])
             for first in range(0, len(known), self.batch_size):
                 yield collate(known[first : first + self.batch_size], self.pad_id, self.pad_to)

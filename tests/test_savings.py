@@ -159,6 +159,20 @@ def test_no_frozen_block_runs_twice(experiment, monkeypatch):
     assert sum(n for start, stop, n in calls if (start, stop) == (0, 1)) == len(different) < 120
 
 
+def test_texts_are_computed_together_with_others_of_their_length(monkeypatch):
+    monkeypatch.setattr(frozen, "FEWEST_TOKENS", 20)
+    monkeypatch.setattr(frozen, "MOST_TOKENS", 100)
+
+    def batches(*lengths) -> list[tuple[int, ...]]:
+        return [lengths[part] for part in frozen.cut(list(lengths))]
+
+    assert batches() == [] and batches(300) == [(300,)]
+    assert batches(5, 9, 10, 11, 30) == [(5, 9, 10), (11, 30)]  # short ones wait until they are 20 tokens
+    assert batches(20, 23, 24, 25) == [(20, 23, 24), (25,)]
+    assert batches(30, 31, 32, 33, 34) == [(30, 31, 32), (33, 34)]  # a fourth would make 132
+    assert batches(90, 91, 200) == [(90,), (91,), (200,)]
+
+
 def test_nothing_is_kept_of_what_is_random(experiment):
     found = experiment("--dropout", 0.1)
     assert "computed anew each time: --dropout 0.1 draws anew" in found.out and found.code == 0
