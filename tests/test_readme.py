@@ -11,6 +11,7 @@ from conftest import ROOT
 
 import experiments
 import job
+from benchmarks import measure
 from published import get_table
 from published.tables import key_of, scale_of, values_of
 from run import Run, command
@@ -174,3 +175,10 @@ def test_row_10_is_that_of_its_logs():
         assert rows[str(result["seed"])] == " / ".join(f"{value:.2f}" for value in values)
     spread = " / ".join(f"{statistics.mean(column):.2f} ± {statistics.stdev(column):.2f}" for column in columns)
     assert rows["mean ± std"] == spread and len(results) == 3
+
+
+@pytest.mark.parametrize("suite", ["spam"])
+def test_speed_is_what_the_benchmarks_measured(suite):
+    records = measure.read_records(ROOT / "benchmarks" / "results" / f"{suite}.json")
+    lines = [line for line in measure.markdown(records, "").splitlines() if re.match(r"\| \d", line)]
+    assert lines and not [line for line in lines if line not in README.splitlines()]
