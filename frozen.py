@@ -118,8 +118,7 @@ class Remembered(Batches):
         while start < len(order):
             stop, ahead = start + ahead * self.batch_size, min(2 * ahead, max(1, FARTHEST // self.batch_size))
             known = self.memory.recall([self.examples[i] for i in order[start:stop]])
-            for first in range(0, len(known), self.batch_size):
-                yield collate(known[first : first + self.batch_size], self.pad_id, self.pad_to)
+            yield from Batches(known, self.batch_size, self.pad_id, self.pad_to).epoch()
             start = stop
 
 

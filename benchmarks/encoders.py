@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.inputs import spam_texts, sst2_texts, write_distilbert, write_gpt2
-from benchmarks.measure import ROOT, Comparison, Side, last_line, native_bf16
+from benchmarks.measure import ROOT, Comparison, Side, last_line, precision_of
 from benchmarks.spam import our_run
 from data.glue import SST2_RECIPE
 from data.spam import RECIPE
@@ -83,12 +83,11 @@ def comparisons(rows: list[int], args, folder: Path) -> Iterator[Comparison]:
 def compare(row: int, args, checkpoint: Path, flags: list[str], csv: Path, how: str, folder: Path) -> Comparison:
     """The same precision on both sides."""
     one = ROWS[row]
-    bf16 = args.amp == "bf16" or (args.amp == "auto" and native_bf16())
+    precision = precision_of(args.amp)
     ours = partial(our_side, [*flags, *one.ours.split()], args.amp, checkpoint)
-    words = [*how.split(), *one.theirs.split(), *(["--bf16"] if bf16 else [])]
+    words = [*how.split(), *one.theirs.split(), *(["--bf16"] if precision == "bf16" else [])]
     program = [sys.executable, "-P", str(ROOT / "benchmarks/peers/hf_trainer.py"), "--checkpoint", str(checkpoint)]
     theirs = partial(their_side, [*program, "--data", str(csv), *words], folder)
-    precision = "bf16" if bf16 else "fp32"
     return Comparison(
         row,
         one.title,

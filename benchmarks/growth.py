@@ -12,7 +12,7 @@ import torch
 
 import peft
 from benchmarks.inputs import spam_texts, write_gpt2
-from benchmarks.measure import ROOT, Comparison, Side, last_line, native_bf16
+from benchmarks.measure import ROOT, Comparison, Side, last_line, precision_of
 from benchmarks.spam import LENGTH, N_SPAM, our_run
 from data.spam import RECIPE
 from frozen import free_bytes
@@ -38,7 +38,7 @@ ROWS = dict(enumerate([*STEPS, *TEXTS], start=1))
 
 
 def comparisons(rows: list[int], args, folder: Path) -> Iterator[Comparison]:
-    precision = "bf16" if args.amp == "bf16" or (args.amp == "auto" and native_bf16()) else "fp32"
+    precision = precision_of(args.amp)
     for row in rows:
         if isinstance(ROWS[row], float):
             yield compare_texts(row, ROWS[row], args, folder, precision)

@@ -194,7 +194,12 @@ def machine() -> dict:
 
 
 def native_bf16() -> bool:
-    return pick_amp("auto", CPU) == "bf16"
+    return precision_of("auto") == "bf16"
+
+
+def precision_of(amp: str) -> str:
+    """What --amp means on this machine: bf16 or fp32."""
+    return "bf16" if pick_amp(amp, CPU) == "bf16" else "fp32"
 
 
 def all_versions(packages: dict[str, str]) -> dict:

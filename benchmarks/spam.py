@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.inputs import spam_texts, write_gpt2
-from benchmarks.measure import ROOT, Comparison, Side, last_line, native_bf16
+from benchmarks.measure import ROOT, Comparison, Side, last_line, native_bf16, precision_of
 from data.spam import RECIPE
 from published import get_table
 
@@ -56,14 +56,13 @@ def compare(row: int, amp: str, fraction: float, inputs: Inputs) -> Comparison:
     if fraction < 1 and row not in FULL_LENGTH:  # shapes stay those of the whole job
         ours += ["--context_length", str(LENGTH)]
         theirs += ["--max_length", str(LENGTH)]  # argparse takes the last
-    precision = "bf16" if amp == "bf16" or (amp == "auto" and native_bf16()) else "fp32"
     program = [sys.executable, "-P", str(ROOT / "benchmarks/peers/published_loop.py")]
     paths = ["--checkpoint", str(inputs.checkpoint), "--data", str(inputs.csv)]
     return Comparison(
         row,
         f"row {row}: {get_table('spam').row(row).title}",
         PEER,
-        f"{precision} / fp32",
+        f"{precision_of(amp)} / fp32",
         our_run(["--row", str(row), *ours, "--data_order", "published"], amp, inputs.checkpoint, inputs.runs / f"row{row}"),
         Side([*program, *paths, "--num_epochs", str(RECIPE["num_epochs"]), *theirs], inputs.runs, last_line),
         extra={"fraction": fraction},

@@ -26,9 +26,7 @@ class Example:
 class Kept:
     """What needn't be computed again of a text (see frozen.py), or of the B texts of a batch."""
 
-    states: (
-        torch.Tensor
-    )  # [T, D], what enters block `start`; or [1 + taps, D], all that the head reads; in a batch [B, ...]
+    states: torch.Tensor  # [T, D], what enters block `start`; or [1 + taps, D], all that the head reads; a batch's [B, ...]
     start: int | None  # None: no block has to run
 
 

@@ -71,7 +71,7 @@ def make_batches(run: Run, texts: dict[str, list[TextExample]], tokenizer: Token
     measured = [one for name in words if name == "train" or run.no_padding for one in words[name]]
     length = padded_length(run, max(len(tokenizer.build(*one)[0]) for one in measured), config.context_length)
     unread = unread_tail(run, config.causal)
-    length = 1 if unread == "all but the first token" else length
+    length = 1 if unread and run.trainable_token_pos == "first" else length
     splits = {
         name: [
             Example(ids, one.label, types)
