@@ -45,7 +45,7 @@ class Run:
     trainable_layers: str | None = flag(
         str,
         "last_layer (the head), last_block, last_two_blocks, all, freeze, bitfit, adapter, bypass, lora, lora_alternative, "
-        "prefix, prompt, or a method of your own; several joined with +, such as lora+bypass",
+        "dora, ia3, prefix, prompt, or a method of your own; several joined with +, such as lora+bypass",
     )
     train_head: str | None = flag(str, "train the head in full", choices=YES_NO)
     head_labels: str | None = flag(
@@ -63,10 +63,13 @@ class Run:
     lora_alpha: float | None = flag(float, "alpha of LoRA, see --lora_scaling")
     lora_target: str | None = flag(str, "all, or whole path components such as attn.q,attn.v or 2-5.mlp or q_lin")
     lora_dropout: float | None = flag(float, "dropout on the input of the LoRA matrices", least=0, below=1)
-    lora_scaling: str | None = flag(str, "what multiplies the LoRA product", choices=("alpha", "alpha/r"))
+    lora_scaling: str | None = flag(str, "what multiplies the LoRA product", choices=("alpha", "alpha/r", "alpha/sqrt(r)"))
     lora_init: str | None = flag(
-        str, "bound of LoRA's A: kaiming 1/sqrt(in), wide 1/sqrt(rank)", choices=("kaiming", "wide")
+        str,
+        "bound of LoRA's A: kaiming 1/sqrt(in), wide 1/sqrt(rank); pissa: A and B are the weight's principal parts",
+        choices=("kaiming", "wide", "pissa"),
     )
+    lora_plus_ratio: float | None = flag(float, "learning rate of LoRA's B by that of A (LoRA+)", least=0)
     adapter_placement: str | None = flag(
         str, "pfeiffer: after the feed-forward sublayer; houlsby: after attention too", choices=("pfeiffer", "houlsby")
     )
@@ -209,6 +212,7 @@ DEFAULTS = {
     "disable_causal_mask": False,
     "dropout": 0.0,
     "train_head": "yes",
+    "lora_plus_ratio": 1.0,
     "depth": 0,
     "layers": "all",
     "part": "all",

@@ -60,9 +60,11 @@ def load_state(path: Path, trained: dict, optimizer: torch.optim.Optimizer, scal
     """Puts everything of `save_state` back. Returns the number of optimizer steps done."""
     tensors, metadata = read_safetensors(path)
     keys = ("step", "exp_avg", "exp_avg_sq")
+    name_of = {parameter: name for name, parameter in trained.items()}
+    ordered = [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     try:
         step, scale = int(metadata["step"]), json.loads(metadata["scaler"])
-        moments = [{key: tensors[f"{key}.{name}"] for key in keys} for name in trained if step]  # none before step 1
+        moments = [{key: tensors[f"{key}.{name}"] for key in keys} for name in ordered if step]  # none before step 1
         vars(best).update(json.loads(metadata["best"]))
         for name, parameter in trained.items():
             parameter.copy_(tensors[f"trained.{name}"])

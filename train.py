@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -234,7 +234,9 @@ def fit(
     before that every `run.save_steps`, after a call of `before_saving`.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    optimizer = torch.optim.AdamW(trained.values(), lr=run.learning_rate, weight_decay=run.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        groups_of(trained.values()), lr=run.learning_rate, weight_decay=run.weight_decay, fused=True
+    )
     scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=run.amp == "fp16")
     if not len(train):
         raise UserError(f"nothing to train on: fewer examples than --batch_size {run.batch_size}")
@@ -279,6 +281,14 @@ def fit(
     return Fitted(step, meter.tokens, meter.step_seconds, stopped, best.step if best.patience else None)
 
 
+def groups_of(parameters: Iterable[nn.Parameter]) -> list[dict]:
+    """By the factor on the learning rate that a method has given to a parameter (`rate_factor`, else 1)."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault(getattr(parameter, "rate_factor", 1.0), []).append(parameter)
+    return [{"params": members, "factor": factor} for factor, members in groups.items()]
+
+
 def accumulate(model: nn.Module, window: list[Batch], run: Run, scaler: torch.amp.GradScaler, meter: "Meter") -> int:
     """Adds the gradient of the mean loss over all targets of a window, batch by batch. Returns how many targets it has."""
     device = next(model.parameters()).device
@@ -294,7 +304,7 @@ def accumulate(model: nn.Module, window: list[Batch], run: Run, scaler: torch.am
 def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, rate: float, max_grad_norm: float) -> None:
     """One optimizer step with the gradients that have been summed up, and a clean slate for the next."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["factor"]
     if max_grad_norm:
         scaler.unscale_(optimizer)
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]

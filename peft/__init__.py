@@ -150,16 +150,22 @@ for _file in pkgutil.iter_modules(__path__):
 from peft.adapter import Adapter  # noqa: E402
 from peft.bitfit import BitFit  # noqa: E402
 from peft.bypass import Bypass  # noqa: E402
+from peft.dora import DoRA  # noqa: E402
 from peft.freeze import Freeze, FreezeBlocks  # noqa: E402
+from peft.ia3 import IA3  # noqa: E402
 from peft.lora import LoRA  # noqa: E402
 from peft.prefix import PrefixTuning  # noqa: E402
 from peft.prompt import PromptTuning  # noqa: E402
+from peft.sharing import Adapters, share  # noqa: E402
 
 __all__ = [
+    "IA3",
     "METHODS",
     "Adapter",
+    "Adapters",
     "BitFit",
     "Bypass",
+    "DoRA",
     "Freeze",
     "FreezeBlocks",
     "Joined",
@@ -172,5 +178,6 @@ __all__ = [
     "method",
     "method_of",
     "restore",
+    "share",
     "train_head",
 ]

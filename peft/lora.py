@@ -9,13 +9,14 @@ from torch.nn import functional as F
 
 from errors import UserError
 from peft import method, train_head
-from peft.sites import AdaptedLinear, adapt, find_sites
+from peft.sites import AdaptedLinear, adapt, find_sites, plain_linear
 
 SCALINGS = {
     "alpha/r": lambda alpha, rank: alpha / rank,  # the paper
     "alpha": lambda alpha, rank: alpha,  # the published spam script
+    "alpha/sqrt(r)": lambda alpha, rank: alpha / math.sqrt(rank),  # rsLoRA (Kalajdzievski 2023, arXiv:2312.03732)
 }
-INITS = ("kaiming", "wide")
+INITS = ("kaiming", "wide", "pissa")
 
 
 class LoRALinear(AdaptedLinear):
@@ -30,8 +31,16 @@ class LoRALinear(AdaptedLinear):
         self.merged_forward = method.merged_forward
         self.dropout = nn.Dropout(method.dropout)
         device = base.weight.device
-        self.lora_a = nn.Parameter(draw_a(base.in_features, method.rank, method.init).to(device))
-        self.lora_b = nn.Parameter(torch.zeros(base.out_features, method.rank, device=device))
+        if method.init == "pissa":
+            a, b = principal_parts(base.weight.detach(), method.rank, self.scale)
+            rest = base.weight.detach() - self.scale * (b @ a)
+            self.weight = nn.Parameter(rest, base.weight.requires_grad)
+        else:
+            a = draw_a(base.in_features, method.rank, method.init).to(device)
+            b = torch.zeros(base.out_features, method.rank, device=device)
+        self.lora_a, self.lora_b = nn.Parameter(a), nn.Parameter(b)
+        # LoRA+ (Hayou et al. 2024, arXiv:2402.12354): `fit` multiplies a parameter's learning rate by this
+        self.lora_b.rate_factor = method.plus_ratio
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.merged_forward:
@@ -47,11 +56,8 @@ class LoRALinear(AdaptedLinear):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """A plain Linear that computes the same. It takes over the weight tensor, so no second one is needed."""
-        plain = nn.utils.skip_init(nn.Linear, self.in_features, self.out_features, bias=self.bias is not None)
-        self.weight.copy_(self.merged_weight())
-        plain.weight, plain.bias = self.weight, self.bias
-        return plain
+        """A plain Linear that computes the same, with a weight of its own and this layer's bias."""
+        return plain_linear(self.merged_weight(), self.bias, like=self)
 
 
 def draw_a(n_in: int, rank: int, init: str) -> torch.Tensor:
@@ -62,13 +68,22 @@ def draw_a(n_in: int, rank: int, init: str) -> torch.Tensor:
     return nn.init.kaiming_uniform_(torch.empty(rank, n_in), a=math.sqrt(5))
 
 
+def principal_parts(weight: torch.Tensor, rank: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """A [r, in] and B [out, r] whose product times `scale` is the best approximation of rank r (PiSSA, Meng et al. 2024,
+    arXiv:2404.02948)."""
+    u, s, v = torch.linalg.svd(weight, full_matrices=False)  # [out, k], [k], [k, in]
+    root = (s[:rank] / scale).sqrt()
+    return (root.unsqueeze(1) * v[:rank]).contiguous(), (u[:, :rank] * root).contiguous()
+
+
 @method("lora", "lora_alternative")
 @dataclass(frozen=True)
 class LoRA:
     """rank r ≥ 1; alpha and scaling give the factor of the product; targets and layers as in `find_sites`.
 
-    merged_forward (`lora_alternative`) adds B A to the weight before the product with x: the same function, computed
-    with one large product instead of one large and two thin ones.
+    init "pissa" takes A and B from the weight itself, of which only the rest stays frozen; else A is drawn, and B is 0.
+    plus_ratio is the learning rate of B by that of A. merged_forward (`lora_alternative`) adds B A to the weight before the
+    product with x: the same function, computed with one large product instead of one large and two thin ones.
     """
 
     rank: int = 8
@@ -78,6 +93,7 @@ class LoRA:
     init: str = "kaiming"
     targets: str = "attn.q,attn.v"
     layers: str = "all"
+    plus_ratio: float = 1.0
     merged_forward: bool = False
     train_head: bool = True
 
@@ -90,6 +106,10 @@ class LoRA:
             raise UserError(f"unknown --lora_scaling {self.scaling!r}: choose {', '.join(SCALINGS)}")
         if self.init not in INITS:
             raise UserError(f"unknown --lora_init {self.init!r}: choose {', '.join(INITS)}")
+        if self.init == "pissa" and self.alpha <= 0:
+            raise UserError(f"--lora_init pissa needs --lora_alpha above 0; it is {self.alpha:g}")
+        if self.plus_ratio <= 0:
+            raise UserError(f"--lora_plus_ratio is {self.plus_ratio:g}; it must be above 0")
         if self.merged_forward and self.dropout:
             raise UserError(f"lora_alternative has no place for --lora_dropout {self.dropout}; use lora, or dropout 0")
 
@@ -107,6 +127,7 @@ class LoRA:
             init=run.lora_init,
             targets=run.lora_target,
             layers=run.layers,
+            plus_ratio=run.lora_plus_ratio,
             merged_forward=name == "lora_alternative",
             train_head=run.train_head == "yes",
         )

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 from errors import UserError
@@ -27,6 +28,13 @@ class AdaptedLinear(nn.Linear):
         nn.Module.__init__(self)  # not Linear's own: nothing is drawn
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
+
+
+def plain_linear(weight: torch.Tensor, bias: nn.Parameter | None, like: nn.Linear) -> nn.Linear:
+    """A Linear layer with a new weight [out, in], which trains if that of `like` does. Nothing is drawn."""
+    plain = nn.Linear(like.in_features, like.out_features, bias=bias is not None, device="meta")
+    plain.weight, plain.bias = nn.Parameter(weight, like.weight.requires_grad), bias
+    return plain
 
 
 def find_sites(model: nn.Module, targets: str, layers: str = "all") -> dict[str, nn.Linear]:

@@ -107,7 +107,8 @@ def trainable_layers(experiment, fixtures):
     biases = head - 2 * 32 + 32 + 2 * 11 * 32
     adapters = 2 * (2 * 2 * 32 + 2 + 32)
     counts |= {"freeze": head + 2 * block, "bitfit": biases + 2 * 32, "adapter": head + adapters, "bypass": head + 33 * 32}
-    counts |= {"prefix": head + 2 * 2 * 16 * 32, "prompt": head + 16 * 32}
+    counts |= {"prefix": head + 2 * 2 * 16 * 32, "prompt": head + 16 * 32, "ia3": head + 2 * (32 + 32 + 128)}
+    counts["dora"] = counts["lora"] + 2 * (5 * 32 + 128) + 2  # and a magnitude per output
     counts["adapter+bypass"] = head + adapters + 33 * 32
     for choice, expected in counts.items():
         found = experiment("--trainable_layers", choice)
@@ -136,12 +137,13 @@ def lora_rank(experiment, fixtures):
 def lora_alpha(experiment, fixtures):
     # The product starts at zero, so the first loss can't depend on its factor, and the second must.
     seen = []
-    for alpha, scaling, scale in ((2, "alpha", "2"), (2, "alpha/r", "0.5"), (8, "alpha/r", "2"), (8, "alpha", "8")):
+    factors = ((2, "alpha", "2"), (2, "alpha/r", "0.5"), (8, "alpha/r", "2"), (8, "alpha", "8"), (4, "alpha/sqrt(r)", "2"))
+    for alpha, scaling, scale in factors:
         found = experiment(*LORA, "--lora_alpha", alpha, "--lora_scaling", scaling)
         assert f"the LoRA product is multiplied by {scale}\n" in found.out
         seen.append(found.logged("loss"))
     assert len({first for first, _ in seen}) == 1
-    assert seen[0] == seen[2] and len({second for _, second in seen}) == 3
+    assert seen[0] == seen[2] == seen[4] and len({second for _, second in seen}) == 3
 
 
 @check("lora_target")
@@ -165,6 +167,26 @@ def lora_init(experiment, fixtures):
     for choice, bound in (("kaiming", 1 / math.sqrt(32)), ("wide", 1 / math.sqrt(4))):
         found = experiment(*LORA, "--lora_init", choice, "--lora_target", "attn.q", learning_rate=0)
         assert 0.9 * bound < found.tensors["blocks.0.attn.q.lora_a"].abs().max() <= bound
+    found = experiment(*LORA, "--lora_init", "pissa", "--lora_target", "attn.q", learning_rate=0).tensors
+    weight = load_file(fixtures["checkpoint"] / "model.safetensors")["transformer.h.0.attn.c_attn.weight"][:, :32].T
+    product = found["blocks.0.attn.q.lora_b"] @ found["blocks.0.attn.q.lora_a"] * 8  # alpha 8, --lora_scaling alpha
+    kept, rest = (torch.linalg.svdvals(one)[:5] for one in (product, weight - product))
+    expected = torch.linalg.svdvals(weight)
+    torch.testing.assert_close(kept[:4], expected[:4], rtol=1e-4, atol=1e-5)  # rank 4: its largest
+    torch.testing.assert_close(rest, expected[4:9], rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="--lora_init pissa needs --lora_alpha above 0; it is -1"):
+        experiment(*LORA, "--lora_init", "pissa", "--lora_alpha", -1)
+
+
+@check("lora_plus_ratio")
+def lora_plus_ratio(experiment, fixtures):
+    # B starts at 0, and AdamW's first step is by the learning rate in each component.
+    def moved(*flags):
+        return experiment(*LORA, "--max_steps", 1, *flags).tensors["blocks.0.attn.q.lora_b"].abs().median()
+
+    torch.testing.assert_close(moved("--lora_plus_ratio", 16) / moved(), torch.tensor(16.0), rtol=0.05, atol=0)
+    with pytest.raises(UserError, match="--lora_plus_ratio is 0; it must be above 0"):
+        experiment(*LORA, "--lora_plus_ratio", 0)
 
 
 @check("layers", "part")

@@ -11,15 +11,17 @@ from torch.nn import functional as F
 import peft
 from data.spam import RECIPE
 from errors import UserError
-from model.gpt2 import GPT2Config
+from model.gpt2 import GPT2, GPT2Config
 from model.heads import LanguageModelHead
 from model.names import ARCHITECTURES
 from model.weights import to_hugging_face
 from peft import (
     METHODS,
     Adapter,
+    Adapters,
     BitFit,
     Bypass,
+    DoRA,
     Freeze,
     FreezeBlocks,
     Joined,
@@ -32,6 +34,7 @@ from peft import (
     method,
     method_of,
     restore,
+    share,
 )
 from run import Run, resolve
 
@@ -43,6 +46,8 @@ ADDED = {
     "lora with scaling alpha, drawn wide": LoRA(rank=4, alpha=3, scaling="alpha", init="wide"),
     "lora without the head": LoRA(rank=4, targets="all", train_head=False),
     "lora in the top block": LoRA(rank=4, targets="all", layers="last1"),
+    "lora from the principal parts": LoRA(rank=4, targets="attn.q,2.mlp", init="pissa", plus_ratio=4),
+    "dora without the head": DoRA(rank=4, targets="attn,head", train_head=False),
     "adapters in two places": Adapter("houlsby", 2, layers="1-2", train_head=False),
     "deep branches": Bypass("1,2,3,attn.1,attn.3", depth=3, into="dense", train_head=False),
     "biases alone": BitFit(train_head=False),
@@ -58,7 +63,7 @@ ALL = {name: method_of(resolve(Run(trainable_layers=name), RECIPE)) for name in 
 # An adapter's activation, a branch past the blocks, and what stands in front of a text have no plain layer that computes
 # the same; the last is also no change of the function that could start from nothing.
 FOLDED = {name: chosen for name, chosen in ALL.items() if not re.search("Adapter|Bypass|Prefix|Prompt", str(chosen))}
-NEUTRAL = {name: chosen for name, chosen in ALL.items() if not re.search("Prefix|Prompt", str(chosen))}
+NEUTRAL = {name: chosen for name, chosen in ALL.items() if not re.search("Prefix|Prompt|pissa", str(chosen))}
 
 
 def every_method(test):
@@ -206,7 +211,54 @@ def test_the_base_keeps_its_names_and_tensors(chosen):
     after = dict(attach(model, chosen).named_parameters())
     assert before.keys() <= after.keys()
     assert "blocks.0.attn.q.weight" in after
-    assert all(after[name] is before[name] for name in before)
+    rest = {name for name in before if f"{name.removesuffix('weight')}lora_a" in after and "pissa" in str(chosen)}
+    assert {name for name in before if after[name] is not before[name]} == rest
+
+
+@every_method
+def test_models_that_share_tensors_do_not_see_each_other(chosen):
+    model = train(attach(tiny(), chosen))
+    expected, tensors = logits(model), snapshot(model)
+    second = share(model)
+    assert torch.equal(logits(second), expected) and trained_names(second) == trained_names(model)
+    merge(second)
+    torch.testing.assert_close(logits(second), expected, atol=1e-5, rtol=0)
+    assert torch.equal(logits(model), expected)  # to the last bit: dropping the merged one is an unmerge
+    assert model.state_dict().keys() == tensors.keys()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
+
+
+def test_adapters_on_one_base():
+    base, trained = tiny(), {}
+    before, plain = snapshot(base), logits(base)
+    adapters = Adapters(base)
+    names = ["lora", "dora", "ia3", "prefix", "prompt", "bypass", "last_block", "all", "lora from the principal parts"]
+    for name in names:
+        model = train(attach(tiny(), ALL[name]))
+        trained[name] = logits(model)
+        adapters.add(name, ALL[name], export(model))
+    for name in names + names[::-1]:
+        assert torch.equal(logits(adapters[name]), trained[name])
+        assert torch.equal(logits(base), plain)
+    train(adapters["lora"])  # its head is its own
+    train(adapters.add("new", ALL["last_layer"]))
+    assert not torch.equal(logits(adapters["lora"]), trained["lora"])
+    for name in names[1:]:
+        assert torch.equal(logits(adapters[name]), trained[name])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
+    own = {parameter.data_ptr() for parameter in base.parameters()}
+    added = [one for one in adapters["prefix"].parameters() if one.data_ptr() not in own]
+    assert {id(one) for one in added} == {id(one) for one in adapters["prefix"].parameters() if one.requires_grad}
+    with pytest.raises(UserError, match="no adapter 'loar': choose lora, dora"):
+        adapters["loar"]
+
+
+def test_a_tied_weight_stays_tied_in_a_model_that_shares():
+    model = GPT2(CONFIG)
+    model.head = LanguageModelHead(model.token_embedding)
+    second = share(model)
+    assert second.head.weight is second.token_embedding.weight is not model.token_embedding.weight
+    assert second.head.weight.data_ptr() == model.token_embedding.weight.data_ptr()
 
 
 # Which parameters each choice trains

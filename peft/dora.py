@@ -1,0 +1,43 @@
+"""DoRA: a weight's direction by LoRA, its magnitude trained apart (Liu et al. 2024, arXiv:2402.09353)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from peft import method, train_head
+from peft.lora import LoRA, LoRALinear
+from peft.sites import adapt, find_sites
+
+
+class DoRALinear(LoRALinear):
+    """y = m / ‖V‖ · x Vᵀ + b with V = W + scale · B A, and ‖V‖ the length of each of its rows.
+
+    The magnitude m [out] starts as ‖W‖, so that the layer starts as the one it replaces. As in the paper (section 4.3) no
+    gradient goes through ‖V‖. Dropout acts on the input of the LoRA product only, as in `LoRALinear`.
+    """
+
+    def __init__(self, base: nn.Linear, method: "DoRA"):
+        super().__init__(base, method)
+        self.magnitude = nn.Parameter(base.weight.detach().norm(dim=1))  # [out, in] -> [out]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        stretch, y = self.stretch(), super().forward(x)  # [out], [B, T, in] -> [B, T, out]
+        return stretch * y if self.bias is None else stretch * y + (1 - stretch) * self.bias  # the bias isn't stretched
+
+    def stretch(self) -> torch.Tensor:
+        """m / ‖V‖, [out]."""
+        return self.magnitude / super().merged_weight().detach().norm(dim=1)
+
+    def merged_weight(self) -> torch.Tensor:
+        return self.stretch().unsqueeze(1) * super().merged_weight()  # [out, 1] · [out, in]
+
+
+@method("dora")
+@dataclass(frozen=True)
+class DoRA(LoRA):
+    """The settings of LoRA."""
+
+    def attach(self, model: nn.Module) -> None:
+        train_head(model, self.train_head)
+        adapt(model, find_sites(model, self.targets, self.layers), lambda linear: DoRALinear(linear, self))

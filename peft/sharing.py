@@ -1,0 +1,52 @@
+"""Several adapters on one base: models of their own that share the tensors which none of them trains."""
+
+import copy
+
+import torch
+from torch import nn
+
+import peft
+from errors import UserError
+
+
+def share(model: nn.Module) -> nn.Module:
+    """A second model over the same tensors, in new modules: what is attached to one, or merged, isn't in the other.
+
+    So `merge(share(model))` folds the adapter in, and dropping it is an unmerge to the last bit. Only where both are to
+    train the same tensors is that no way: the optimizer's steps would show in both.
+    """
+    same = {}
+    for parameter in model.parameters():
+        same[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)  # the memory is the same
+        vars(same[id(parameter)]).update(vars(parameter))
+    return copy.deepcopy(model, same)
+
+
+class Adapters:
+    """Several adapters on one base, by name. The base stays as it is; each costs what it trains, and no more.
+
+    adapters = Adapters(from_pretrained("gpt2-small", head="classifier", num_labels=2))
+    adapters.add("spam", LoRA(rank=16), tensors)  # as `export` gave them
+    adapters["spam"](input_ids, attention_mask)   # adapters.base(...) computes without any
+    """
+
+    def __init__(self, base: nn.Module):
+        self.base = base
+        self.models: dict[str, nn.Module] = {}
+
+    def add(self, name: str, method, tensors: dict[str, torch.Tensor] | None = None) -> nn.Module:
+        """A model with the method attached, and with these tensors where some are given; else as it is before training."""
+        model = share(self.base)
+        peft.attach(model, method)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.clone()  # such as the head's: each adapter has its own
+        if tensors is not None:
+            peft.restore(model, tensors)
+        self.models[name] = model
+        return model
+
+    def __getitem__(self, name: str) -> nn.Module:
+        if name not in self.models:
+            raise UserError(f"no adapter {name!r}: choose {', '.join(self.models) or 'add one first'}")
+        return self.models[name]
