@@ -234,9 +234,7 @@ def fit(
     before that every `run.save_steps`, after a call of `before_saving`.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    optimizer = torch.optim.AdamW(
-        groups_of(trained.values()), lr=run.learning_rate, weight_decay=run.weight_decay, fused=True
-    )
+    optimizer = make_optimizer(trained.values(), run)
     scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=run.amp == "fp16")
     if not len(train):
         raise UserError(f"nothing to train on: fewer examples than --batch_size {run.batch_size}")
@@ -281,12 +279,13 @@ def fit(
     return Fitted(step, meter.tokens, meter.step_seconds, stopped, best.step if best.patience else None)
 
 
-def groups_of(parameters: Iterable[nn.Parameter]) -> list[dict]:
-    """By the factor on the learning rate that a method has given to a parameter (`rate_factor`, else 1)."""
+def make_optimizer(parameters: Iterable[nn.Parameter], run: Run) -> torch.optim.AdamW:
+    """In groups by the factor on the learning rate that a method has given to a parameter (`rate_factor`, else 1)."""
     groups: dict[float, list[nn.Parameter]] = {}
     for parameter in parameters:
         groups.setdefault(getattr(parameter, "rate_factor", 1.0), []).append(parameter)
-    return [{"params": members, "factor": factor} for factor, members in groups.items()]
+    groups = [{"params": members, "factor": factor} for factor, members in groups.items()]
+    return torch.optim.AdamW(groups, lr=run.learning_rate, weight_decay=run.weight_decay, fused=True)
 
 
 def accumulate(model: nn.Module, window: list[Batch], run: Run, scaler: torch.amp.GradScaler, meter: "Meter") -> int:

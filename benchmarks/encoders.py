@@ -64,6 +64,7 @@ GPT2 = 5
 
 
 def comparisons(rows: list[int], args, folder: Path) -> Iterator[Comparison]:
+    """As in spam.py."""
     n_train = max(BATCH, round(args.fraction * N_TRAIN))
     for row in rows:
         if row == GPT2:
@@ -112,7 +113,3 @@ def their_side(command: list[str], folder: Path, epochs: int) -> Side:
 def start_loss(side: Side) -> Side:
     """The same program; of what it measures, the validation loss."""
     return Side(side.command, side.cwd, lambda output: {"start_loss": side.read(output)["validation_loss"]})
-
-
-def derived(records: list[dict]) -> list[dict]:
-    return []

@@ -38,6 +38,7 @@ ROWS = dict(enumerate([*STEPS, *TEXTS], start=1))
 
 
 def comparisons(rows: list[int], args, folder: Path) -> Iterator[Comparison]:
+    """As in spam.py."""
     precision = precision_of(args.amp)
     for row in rows:
         if isinstance(ROWS[row], float):
@@ -47,6 +48,7 @@ def comparisons(rows: list[int], args, folder: Path) -> Iterator[Comparison]:
 
 
 def compare_step(row: int, method: str, model: str, batch: int, length: int, amp: str, precision: str) -> Comparison:
+    """A training step against its matrix products; left out where the memory wouldn't do."""
     words = {"model": model, "trainable_layers": method, "batch_size": batch, "length": length, "amp": amp}
     flags = [word for name, value in words.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "benchmarks.step", *flags]
@@ -80,7 +82,3 @@ def compare_texts(row: int, part: float, args, folder: Path, precision: str) -> 
     return Comparison(
         row, f"the spam table's row 1 on {part:g} of the messages", "-", precision, ours, extra={"fraction": args.fraction}
     )
-
-
-def derived(records: list[dict]) -> list[dict]:
-    return []

@@ -6,6 +6,7 @@ import platform
 import shlex
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -30,6 +31,15 @@ class Side:
     read: Callable[[str], dict]
 
 
+def written(command: list[str], folder: Path) -> str:
+    """A command as it can be typed from the root of any checkout; `folder`, where weights and texts lie, is INPUTS."""
+    short = [(str(folder), "INPUTS"), (f"{ROOT}/", "")]
+    words = ["python" if word == sys.executable else word for word in command]
+    for path, name in short:
+        words = [word.replace(path, name) for word in words]
+    return shlex.join(words)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """`theirs` None: nothing is run beside ours. `check`: both sides once more, off the clock; of what they give, `found`
@@ -52,6 +62,7 @@ def last_line(output: str) -> dict:
 
 
 def run_side(side: Side) -> dict:
+    """Runs the program in a process of its own. Raises UserError with its last line if it fails."""
     # Neither side is to find a package by a search path of the shell's, or write what the other one would read.
     hidden = {"PYTHONPATH": None, "TIKTOKEN_CACHE_DIR": "", "HF_HUB_OFFLINE": "1"}
     environment = {name: value for name, value in (os.environ | hidden).items() if value is not None}
@@ -76,15 +87,17 @@ def alternate(ours: Side, theirs: Side | None, repeats: int, run: Callable[[Side
 
 
 def median(found: list[dict], name: str) -> float | None:
+    """Of those measurements that have a value of that name; None if none has."""
     values = [one[name] for one in found if one.get(name) is not None]
     return statistics.median(values) if values else None
 
 
 def ratio(above: float | None, below: float | None) -> float | None:
+    """None where one of both isn't known."""
     return round(above / below, 4) if above is not None and below else None
 
 
-def record_of(comparison: Comparison, ours: list[dict], theirs: list[dict]) -> dict:
+def record_of(comparison: Comparison, ours: list[dict], theirs: list[dict], folder: Path) -> dict:
     """What the JSON holds of a comparison. Of what isn't measured in time or memory the first repeat's value."""
     seconds, peak = median(ours, "seconds"), median(ours, "peak_bytes")
     # Where no other program is run, ours may say itself how long its work would take at the limit.
@@ -109,15 +122,16 @@ def record_of(comparison: Comparison, ours: list[dict], theirs: list[dict]) -> d
     for side, found, program in (("ours", ours, comparison.ours), ("peer", theirs, comparison.theirs)):
         record |= {f"{side}_{name}": value for name, value in (found[0] if found else {}).items() if name not in timed}
         record |= {f"{side}_all_seconds": [one["seconds"] for one in found]} if found else {}
-        record |= {f"{side}_command": shlex.join(program.command)} if program else {}
+        record |= {f"{side}_command": written(program.command, folder)} if program else {}
     return record
 
 
-def measure(comparison: Comparison, repeats: int, run: Callable[[Side], dict] = run_side) -> dict:
+def measure(comparison: Comparison, repeats: int, folder: Path, run: Callable[[Side], dict] = run_side) -> dict:
+    """Runs both sides `repeats` times, and what there is to check once. Returns what the JSON holds of it."""
     if comparison.ours is None:
-        return record_of(comparison, [], [])
+        return record_of(comparison, [], [], folder)
     ours, theirs = alternate(comparison.ours, comparison.theirs, repeats, run)
-    record = record_of(comparison, ours, theirs)
+    record = record_of(comparison, ours, theirs, folder)
     for side, program in zip(("ours", "peer"), comparison.check or (), strict=False):
         record |= {f"{side}_{name}": value for name, value in run(program).items() if name == "start_loss"}
     return record
@@ -135,6 +149,7 @@ def merged(records: list[dict], new: dict) -> list[dict]:
 
 
 def read_records(file: Path) -> list[dict]:
+    """What earlier measurements left in the file; of a file that isn't there nothing."""
     if not file.exists():
         return []
     records = read_json(file)
@@ -150,6 +165,7 @@ def write_records(records: list[dict], file: Path, title: str) -> None:
 
 
 def number(value: float | None, unit: float = 1) -> str:
+    """Three digits, or all before the point."""
     return "-" if value is None else f"{value / unit:.3g}" if value / unit < 100 else f"{value / unit:,.0f}"
 
 
@@ -158,6 +174,7 @@ COLUMNS = ("ours_seconds", "peer_seconds", "time_ratio", "ours_peak_bytes", "pee
 
 
 def markdown(records: list[dict], title: str) -> str:
+    """The table, the machines and versions, the commands."""
     lines = [f"# {title}", "", "| " + " | ".join(HEADINGS) + " |", "| --- " * len(HEADINGS) + "|"]
     for one in records:
         cells = [str(one[name]) for name in ("row", "work", "peer", "precision")]
@@ -179,6 +196,7 @@ def markdown(records: list[dict], title: str) -> str:
 
 
 def machine() -> dict:
+    """What of this machine a time depends on."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -194,6 +212,7 @@ def machine() -> dict:
 
 
 def native_bf16() -> bool:
+    """Whether the processor has instructions for bf16, so that --amp auto takes it."""
     return precision_of("auto") == "bf16"
 
 
@@ -203,6 +222,7 @@ def precision_of(amp: str) -> str:
 
 
 def all_versions(packages: dict[str, str]) -> dict:
+    """Of what a run needs, and of the peers."""
     return versions() | {name: version(name) for name in packages}
 
 

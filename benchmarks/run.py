@@ -33,6 +33,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line. Raises UserError for what is outside its limits."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=SUITES, required=True)
     parser.add_argument("--rows", help="of the suite, only these: 1,3-5; FILE keeps its others")
@@ -53,6 +54,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def chosen_rows(text: str | None, suite) -> list[int]:
+    """ "1,3-5" -> [1, 3, 4, 5]; None: all of the suite."""
     if text is None:
         return list(suite.ROWS)
     numbers = parse_rows(text)
@@ -74,6 +76,7 @@ def work_folder(wanted: Path | None) -> Iterator[Path]:
 
 
 def main(argv: list[str]) -> int:
+    """Measures comparison after comparison, and writes both files after each."""
     args = parse(argv)
     suite = importlib.import_module(f"benchmarks.{args.suite}")
     rows, repeats = chosen_rows(args.rows, suite), args.repeats or suite.REPEATS
@@ -85,9 +88,9 @@ def main(argv: list[str]) -> int:
     with work_folder(args.output_dir) as folder:
         for comparison in suite.comparisons(rows, args, folder):
             print(f"{comparison.work}, {comparison.precision} ...", flush=True)
-            record = measure.measure(comparison, repeats) | about
+            record = measure.measure(comparison, repeats, folder) | about
             records = measure.merged(records, record)
-            for one in suite.derived(records):
+            for one in suite.derived(records) if hasattr(suite, "derived") else ():
                 records = measure.merged(records, one)
             measure.write_records(records, file, suite.TITLE)  # after each, so that what is measured stays
             print(summary(record), flush=True)
@@ -96,6 +99,7 @@ def main(argv: list[str]) -> int:
 
 
 def summary(record: dict) -> str:
+    """A measurement in one line."""
     shown = {name: measure.number(record[name], 1e6 if name.endswith("bytes") else 1) for name in measure.COLUMNS}
     if record.get("note"):
         return f"  {record['note']}"

@@ -42,6 +42,7 @@ class Inputs:
 
 
 def comparisons(rows: list[int], args, folder: Path) -> Iterator[Comparison]:
+    """What is measured for these rows; a row's inputs are made when it is its turn."""
     n_spam = None if args.fraction == 1 else round(args.fraction * N_SPAM)
     flags, csv = spam_texts(args.data_dir, folder / "messages", n_spam)
     inputs = Inputs(write_gpt2(folder / "gpt2-small", args.data_dir), flags, csv, folder)
@@ -52,6 +53,7 @@ def comparisons(rows: list[int], args, folder: Path) -> Iterator[Comparison]:
 
 
 def compare(row: int, amp: str, fraction: float, inputs: Inputs) -> Comparison:
+    """One row, ours in the precision that `amp` means on this machine."""
     ours, theirs = list(inputs.flags), list(ROWS[row])
     if fraction < 1 and row not in FULL_LENGTH:  # shapes stay those of the whole job
         ours += ["--context_length", str(LENGTH)]

@@ -24,7 +24,7 @@ from data.spam import RECIPE
 from model import config_of, from_pretrained
 from record import count_parameters, peak_memory_bytes, reset_peak_memory
 from run import Run, resolve
-from train import Meter, Metrics, accumulate, pick_amp, update, windows
+from train import Meter, Metrics, accumulate, make_optimizer, pick_amp, update, windows
 
 CPU = torch.device("cpu")
 aten = torch.ops.aten
@@ -64,8 +64,7 @@ def measure(run: Run, length: int, steps: int) -> dict:
     model = from_pretrained(run.model, head="classifier", num_labels=2, random_weights=True)
     peft.attach(model, peft.method_of(run))
     model.train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=run.learning_rate, weight_decay=run.weight_decay, fused=True)
+    optimizer = make_optimizer((parameter for parameter in model.parameters() if parameter.requires_grad), run)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     batches = random_batches(run, length, steps + 2, model.config.vocab_size)
     meter = Meter(Metrics(), run, steps + 2, batches, 0)

@@ -14,7 +14,8 @@ from peft import IA3, DoRA, LoRA, attach
 from peft.dora import DoRALinear
 from peft.ia3 import IA3Linear
 from peft.lora import LoRALinear
-from train import groups_of
+from run import Run
+from train import make_optimizer
 
 LARGE = torch.float64
 
@@ -98,12 +99,16 @@ def test_rslora_divides_by_the_root_of_the_rank():
 
 
 def test_lora_plus_is_a_learning_rate_of_its_own_for_b():
-    model = attach(tiny(), LoRA(rank=2, plus_ratio=16))
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    groups = {group["factor"]: {id(one) for one in group["params"]} for group in groups_of(trained.values())}
-    assert groups[16] == {id(one) for name, one in trained.items() if name.endswith("lora_b")} and groups[16]
-    assert groups[1.0] == {id(one) for name, one in trained.items() if not name.endswith("lora_b")}
-    assert len(groups_of(attach(tiny(), LoRA(rank=2)).parameters())) == 1
+    def groups(ratio: float) -> dict[float, set[str]]:
+        model = attach(tiny(), LoRA(rank=2, plus_ratio=ratio))
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        trained = [parameter for parameter in names if parameter.requires_grad]
+        found = make_optimizer(trained, Run(learning_rate=0.1, weight_decay=0.0)).param_groups
+        assert sum(len(group["params"]) for group in found) == len(trained)
+        return {group["factor"]: {names[parameter].split(".")[-1] for parameter in group["params"]} for group in found}
+
+    assert groups(16) == {1.0: {"lora_a", "weight", "bias"}, 16: {"lora_b"}}
+    assert groups(1.0) == {1.0: {"lora_a", "lora_b", "weight", "bias"}}
 
 
 REFERENCE = """
