@@ -24,7 +24,8 @@ SPLIT_SEED = 123  # of the published split, whatever the seed of the run
 
 def read_spam(data_dir: Path | None) -> dict[str, list[TextExample]]:
     """The published split of the real messages, from `data_dir`, else from our cache (downloaded once)."""
-    return split(read_collection(find(data_dir, FILE, partial(download_from_zip, URLS, FILE.name, has_sha256(SHA256)))))
+    download = partial(download_from_zip, URLS, {FILE.name: has_sha256(SHA256)})
+    return split(read_collection(find(data_dir, FILE, download)))
 
 
 def read_pocket(data_dir: Path | None) -> dict[str, list[TextExample]]:

@@ -79,7 +79,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def fetch(folder: Path, *urls: str) -> Path:
-    return download_from_zip(urls, MEMBER, has_sha256(SHA256), folder / MEMBER)
+    return download_from_zip(urls, {MEMBER: has_sha256(SHA256)}, folder / MEMBER)
 
 
 def complaint(folder: Path, *urls: str) -> str:
