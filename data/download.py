@@ -150,6 +150,8 @@ def _lock(part: Path):
                 fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
             file.close()
+            if part.is_file() and part.stat().st_size == 0:
+                part.unlink()
             return None
         if part.is_file() and os.path.samestat(os.fstat(file.fileno()), part.stat()):
             return file
@@ -204,7 +206,8 @@ def _fetch(url: str, part: Path) -> None:
             size = part.stat().st_size
             failures, most = (0, size) if size > most else (failures + 1, most)
             if not error.again or failures == TRIES:
-                kept = f"; the first {size} bytes are kept, the same command goes on from there" if size else ""
+                stays = size and part.suffix == ".part"
+                kept = f"; the first {size} bytes are kept, the same command goes on from there" if stays else ""
                 raise BadAnswer(f"{error}{kept}") from None
             time.sleep(PAUSE * 2 ** max(failures - 1, 0))
 
