@@ -12,6 +12,7 @@ from errors import UserError
 SENTIMENTS = ("negative", "positive")
 ENTAILMENTS = ("entailment", "not_entailment")
 FILES = {"train": "train.tsv", "validation": "dev.tsv"}
+SST2_FOLDER, RTE_FOLDER = "glue_sst2", "glue_rte"
 SENTIMENT_FILE = Path("sentiment") / "sentences.tsv"  # below data/pocket
 
 read_sst2_file = partial(read_tsv, columns=("sentence",), labels=("0", "1"))
@@ -32,13 +33,13 @@ RTE_MEMBERS = {
 def read_sst2(data_dir: Path | None) -> dict[str, list[TextExample]]:
     """67,349 phrases and sentences to train, 872 sentences to validate. Most texts end in a space, which stays."""
     download = partial(download_from_zip, SST2_URLS, SST2_MEMBERS)
-    return {split: read_sst2_file(find(data_dir, Path("glue_sst2") / name, download)) for split, name in FILES.items()}
+    return {split: read_sst2_file(find(data_dir, Path(SST2_FOLDER) / name, download)) for split, name in FILES.items()}
 
 
 def read_rte(data_dir: Path | None) -> dict[str, list[TextExample]]:
     """2,490 pairs of a text and a statement to train, 277 to validate."""
     download = partial(download_from_zip, RTE_URLS, RTE_MEMBERS)
-    return {split: read_rte_file(find(data_dir, Path("glue_rte") / name, download)) for split, name in FILES.items()}
+    return {split: read_rte_file(find(data_dir, Path(RTE_FOLDER) / name, download)) for split, name in FILES.items()}
 
 
 def read_pocket(data_dir: Path | None) -> dict[str, list[TextExample]]:
@@ -95,9 +96,8 @@ MODEL_RECIPES = {POCKET_MODEL: {"learning_rate": 5e-4}}
 MORE_EPOCHS = {"num_epochs": 6}  # of 1,576 sentences; two are 50 steps
 DISTILBERT, ROBERTA = ("distilbert-base-uncased", POCKET_MODEL), ("roberta-base", POCKET_MODEL)
 # Of 67,349 training texts the accuracy in training says enough.
-SST2 = Task(
-    "sst2", SENTIMENTS, read_sst2, SST2_RECIPE | {"eval_train": "no"}, MODEL_RECIPES, shipped=STAND_IN, models=DISTILBERT
-)
+SST2_TRAINING = SST2_RECIPE | {"eval_train": "no"}
+SST2 = Task("sst2", SENTIMENTS, read_sst2, SST2_TRAINING, MODEL_RECIPES, SST2_FOLDER, shipped=STAND_IN, models=DISTILBERT)
 SENTIMENT_POCKET = Task(STAND_IN, SENTIMENTS, read_pocket, SST2_RECIPE | MORE_EPOCHS, MODEL_RECIPES, models=DISTILBERT)
-RTE = Task("rte", ENTAILMENTS, read_rte, RTE_RECIPE, MODEL_RECIPES, shipped=STAND_IN, models=ROBERTA)
+RTE = Task("rte", ENTAILMENTS, read_rte, RTE_RECIPE, MODEL_RECIPES, RTE_FOLDER, shipped=STAND_IN, models=ROBERTA)
 TASKS = (SST2, SENTIMENT_POCKET, RTE)

@@ -99,6 +99,6 @@ RECIPE = {
 # Chosen on the shipped validation split, for row 1: a model this small wants larger steps, and steps this large a decay.
 MODEL_RECIPES = {"gpt2-pocket": {"learning_rate": 1e-3, "lr_scheduler_type": "linear"}}
 
-SPAM = Task("spam", LABELS, read_spam, RECIPE, MODEL_RECIPES, shipped="spam-pocket")
+SPAM = Task("spam", LABELS, read_spam, RECIPE, MODEL_RECIPES, FILE.parent.name, shipped="spam-pocket")
 SPAM_POCKET = Task("spam-pocket", LABELS, read_pocket, RECIPE, MODEL_RECIPES)
 TASKS = (SPAM, SPAM_POCKET)
