@@ -150,8 +150,8 @@ def why_no_hub() -> str | None:
 
 
 def _download(repository: str, revision: str | None, files: list[str]) -> Path:
-    """Stalls and lost connections are the client's to mend: it asks again, for what is missing. What it can't mend is said in
-    one line, so its own lines about it stay away."""
+    """Stalls and lost connections are the client's to mend: it asks again, for what is missing. What it can't mend is said
+    in one line, so its own lines about it stay away."""
     if not sys.stderr.isatty():
         disable_progress_bars()
     logging.set_verbosity_error()
@@ -208,7 +208,7 @@ def _reason(error: Exception, repository: str) -> str:
 
 
 def _published_hashes(repository: str, folder: Path) -> dict[Path, str]:
-    """The sha256 of each large file of a snapshot: its name in the cache or, where there are no links, what the hub says."""
+    """The sha256 of each large file of a snapshot: its name in the cache, or what the hub says where there are no links."""
     hashes, plain = {}, []
     for file in folder.glob("*"):  # of a repository with none of the files there is no folder
         if not file.is_symlink():

@@ -3,6 +3,7 @@
 huggingface_hub reads its environment once, when it is imported; so each situation runs in a process of its own.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -87,6 +89,7 @@ class FakeHub:
         }
         self.xet: dict[str, str] = {}
         self.hang_up_on = None  # a regular expression of paths
+        self.instead: list[tuple[str, Callable[[BaseHTTPRequestHandler], None]]] = []  # for other paths, what to do
         self.requests: list[str] = []
         owner = self
 
@@ -111,6 +114,9 @@ class FakeHub:
         if self.hang_up_on and re.search(self.hang_up_on, path):
             request.close_connection = True
             return
+        for pattern, act in self.instead:
+            if re.search(pattern, f"{request.command} {path}"):
+                return act(request)
         if re.fullmatch("/api/models/[^/]+/[^/]+(/revision/[^/]+)?", path):
             about = {"id": "owner/tiny", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files]}
             self.send(request, json.dumps(about).encode())
@@ -217,6 +223,100 @@ def test_a_connection_lost_on_the_way_is_an_error_in_one_line(fake_hub, attempt)
     assert "owner/tiny" in error and fake_hub.endpoint in error
     fake_hub.hang_up_on = None
     assert attempt("hub.locate('owner/tiny')", fake_hub.endpoint)["value"]  # half a download doesn't count as cached
+
+
+# What goes wrong on the way
+
+
+def refuse(status: int, code: str = "") -> Callable[[BaseHTTPRequestHandler], None]:
+    def act(request):
+        request.send_response(status)
+        for name, value in {"Content-Length": "0", "X-Error-Code": code, "X-Repo-Commit": COMMIT}.items():
+            request.send_header(name, value)
+        request.end_headers()
+
+    return act
+
+
+def stall(request):
+    """A quarter of what was announced, and then nothing, until the client hangs up."""
+    half(request)
+    with contextlib.suppress(OSError):
+        request.connection.recv(1)
+
+
+def half(request):
+    request.send_response(200)
+    request.send_header("Content-Length", "4000")
+    request.end_headers()
+    request.wfile.write(bytes(1000))
+    request.wfile.flush()
+    request.close_connection = True
+
+
+def short(request):
+    FakeHub.send(request, bytes(1000))
+
+
+QUICK = "(setattr(time, 'sleep', lambda _: None), setattr(hub.constants, 'HF_HUB_DOWNLOAD_TIMEOUT', 0.3), %s)[-1]"
+LOCATE = "hub.locate('owner/tiny@v9')"
+FULL = f"(__import__('resource').setrlimit(__import__('resource').RLIMIT_FSIZE, (20000, 20000)), {LOCATE})[-1]"
+FAILURES = {
+    "gated": ("HEAD .*safetensors", refuse(403, "GatedRepo"), LOCATE, "it is gated; ask for access on http.*/owner/tiny, "),
+    "not there": ("/api/models", refuse(404, "RepoNotFound"), LOCATE, "there is no such repository, or it is private"),
+    "no revision": ("/api/models", refuse(404, "RevisionNotFound"), LOCATE, "the repository has no such revision"),
+    "server error": ("GET .*safetensors", refuse(503), LOCATE, "the server answered 503; try again later"),
+    "error of metadata": ("HEAD .*safetensors", refuse(500), LOCATE, "the server answered 500; try again later"),
+    "error of api": ("/revision/", refuse(502), LOCATE, "the server answered 502; try again later"),
+    "stall": ("GET .*safetensors", stall, LOCATE, "nothing came for 0.3 seconds; try again, .*HF_HUB_DOWNLOAD_TIMEOUT"),
+    "wrong size": ("GET .*safetensors", short, LOCATE, "file should be of size .* try again"),
+    "disk full": ("nothing", short, FULL, "no room in .*hub; make some, or set HF_HOME to a directory elsewhere"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_what_fails_is_said_in_one_line_with_what_to_do(fake_hub, attempt, tmp_path, failure):
+    pattern, act, call, said = FAILURES[failure]
+    fake_hub.instead = [(pattern, act)]
+    result = attempt(QUICK % call, fake_hub.endpoint)
+    assert re.search(f"owner/tiny@v9 can't be downloaded from {fake_hub.endpoint}: .*{said}", result["error"])
+    assert not list((tmp_path / "home").rglob("*.incomplete"))
+    if failure == "stall":
+        fake_hub.instead = []
+        assert attempt(LOCATE, fake_hub.endpoint)["value"]
+
+
+def test_what_passes_is_mended_by_the_client(fake_hub, attempt):
+    """A cut, a stall and an error of the server, once each."""
+    acts = [half, stall, refuse(429)]
+
+    def act(request):
+        if acts:
+            return acts.pop(0)(request)
+        fake_hub.instead = []
+        return fake_hub.answer(request)
+
+    fake_hub.instead = [("GET .*safetensors", act)]
+    folder = attempt(QUICK % LOCATE, fake_hub.endpoint)["value"]
+    assert Path(folder, "model.safetensors").read_bytes() == fake_hub.files["model.safetensors"]
+
+
+def test_the_hash_is_checked_where_the_cache_has_no_links(fake_hub, attempt, tmp_path):
+    call = f"(setattr(hub.constants, 'HF_HUB_DISABLE_SYMLINKS', True), {LOCATE})[-1]"
+    good = fake_hub.etags["model.safetensors"]
+    fake_hub.etags["model.safetensors"] = "ab" * 32
+    assert "ab" * 32 in attempt(call, fake_hub.endpoint)["error"]
+    assert not list((tmp_path / "home").rglob("model.safetensors"))
+    fake_hub.etags["model.safetensors"] = good
+    found = Path(attempt(call.replace("@v9", ""), fake_hub.endpoint)["value"], "model.safetensors")
+    assert found.is_file() and not found.is_symlink()
+
+
+def test_a_model_that_cannot_be_read_is_refused_before_its_weights_come(fake_hub, run):
+    fake_hub.files["config.json"] = b'{"model_type": "llama"}'
+    code = 'from model import architecture\ntry: architecture("owner/tiny")\nexcept ValueError as error: print(error)'
+    assert "describes a model of type 'llama'" in run(code, fake_hub.endpoint)
+    assert not any("safetensors" in request for request in fake_hub.requests)
 
 
 def test_a_repository_with_none_of_the_files(fake_hub, attempt):
