@@ -68,7 +68,7 @@ def test_what_is_shipped_or_here_needs_nothing(small_checkpoint, capsys):
 
 @pytest.mark.usefixtures("alone")
 def test_a_name_that_is_neither_lists_the_choices_before_anything_is_fetched(capsys):
-    with pytest.raises(UserError, match="'gpt5' is neither a model nor a data set; choose gpt2-small, .*owner/name.*spam"):
+    with pytest.raises(UserError, match=r"'gpt5' is neither .*; choose gpt2-small, .*owner/name.*spam"):
         experiments.main(["--download", "gpt2-pocket", "gpt5"])
     assert capsys.readouterr().out == ""
 
@@ -80,10 +80,8 @@ def test_offline_says_what_is_missing(name):
         experiments.main(["--download", name])
 
 
-@pytest.mark.parametrize("flags", [["--model", "gpt2-pocket"], ["--list"], ["--data_dir", "x"], ["--generate", "x"]])
+@pytest.mark.parametrize("flags", [["--model", "gpt2-pocket"], ["--data_dir", "x"], ["--generate", "x"]])
 def test_it_stands_alone(flags):
-    if flags == ["--list"]:
-        return
     with pytest.raises(UserError, match="doesn't go with --download"):
         experiments.main(["--download", "spam-pocket", *flags])
 

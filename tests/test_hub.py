@@ -17,15 +17,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import torch
 
-from errors import UserError
-from model import from_pretrained, hub, weights
-from model.bpe import save_tokenizer
-from model.gpt2 import GPT2, GPT2Config
+from model import from_pretrained
 
 ROOT = Path(__file__).parent.parent
-CONFIG = GPT2Config(vocab_size=257, context_length=16, dim=32, n_heads=4, n_layers=2)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NOWHERE = "http://127.0.0.1:9"  # nothing listens on the port of the discard service
 
@@ -142,14 +137,6 @@ class FakeHub:
         request.end_headers()
         if request.command == "GET":
             request.wfile.write(content)
-
-
-@pytest.fixture
-def checkpoint(tmp_path) -> Path:
-    directory = tmp_path / "checkpoint"
-    weights.save_pretrained(GPT2(CONFIG), directory)
-    save_tokenizer([], directory)
-    return directory
 
 
 @pytest.fixture
@@ -374,52 +361,3 @@ def test_an_endpoint_that_never_answers(attempt, silent_endpoint):
     result = attempt("(hub.why_no_hub(), hub.locate('gpt2-small'))", silent_endpoint)  # asked twice, waited for once
     assert 1 < result["seconds"] < 5
     assert silent_endpoint in result["error"]
-
-
-# No network needed
-
-
-def test_unknown_names_list_the_choices(monkeypatch, tmp_path, checkpoint):
-    monkeypatch.setattr(hub, "POCKET_DIR", tmp_path / "pocket")
-    with pytest.raises(UserError, match=r"unknown model 'gpt3'.*gpt2-small.*gpt2-xl.*--checkpoint") as caught:
-        from_pretrained("gpt3")
-    assert "my-pocket" not in str(caught.value)
-    (tmp_path / "pocket").mkdir()
-    checkpoint.rename(tmp_path / "pocket/my-pocket")
-    with pytest.raises(UserError, match="roberta-base, my-pocket"):
-        from_pretrained("gpt3")
-
-
-@pytest.mark.parametrize("name", ["./absent", "../absent", "~/absent", "/absent/model", "owner/tiny/deep", "a b/c"])
-def test_a_path_without_a_directory_is_no_repository(name):
-    with pytest.raises(UserError, match="is no directory, and no repository on the hub is called so"):
-        hub.locate(name)
-
-
-def test_shipped_models_come_first_and_directories_second(monkeypatch, tmp_path, checkpoint):
-    monkeypatch.setattr(hub, "POCKET_DIR", tmp_path / "pocket")
-    (tmp_path / "pocket").mkdir()
-    shipped = checkpoint.rename(tmp_path / "pocket/my-pocket")
-    (tmp_path / "my-pocket").mkdir()  # a directory of the same name where the user stands
-    monkeypatch.chdir(tmp_path)
-    assert hub.locate("my-pocket") == shipped
-    assert hub.pocket_names() == ["my-pocket"]
-    assert from_pretrained("my-pocket").config == CONFIG
-    assert hub.locate(str(shipped)) == shipped
-    (tmp_path / "other").mkdir()
-    assert hub.locate("other") == Path("other")
-
-
-def test_the_published_commands_name_a_model_with_its_size(monkeypatch, checkpoint, tmp_path):
-    monkeypatch.setattr(hub, "POCKET_DIR", tmp_path)
-    named = checkpoint.rename(tmp_path / "gpt2-tiny")
-    model = from_pretrained("gpt2-tiny (124M)")
-    assert torch.equal(model.token_embedding.weight, from_pretrained(named).token_embedding.weight)
-
-
-@pytest.mark.parametrize("name", [".", "..", "../checkpoint"])
-def test_a_relative_directory_is_taken_from_where_the_user_stands(monkeypatch, checkpoint, name):
-    (checkpoint / "inside").mkdir()
-    monkeypatch.chdir(checkpoint if name != ".." else checkpoint / "inside")
-    assert hub.locate(name).resolve() == checkpoint
-    assert from_pretrained(name).config == CONFIG
