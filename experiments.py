@@ -5,6 +5,7 @@ python experiments.py --trainable_layers lora --lora_rank 16   the same with LoR
 python experiments.py --row 7                                  row 7 of the spam table
 python experiments.py --table spam --seeds 3                   the whole table, three seeds a row
 python experiments.py --list                                   the rows and their commands
+python experiments.py --download gpt2-small spam               fetch models and data sets, to work offline afterwards
 python experiments.py --generate "Who are you?"                one answer; of a trained model with --run_dir runs/NAME
 python experiments.py --chat runs/NAME                         talk to a trained model
 python experiments.py --score runs/NAME                        let it answer the held-out dialogues: BLEU and ROUGE
@@ -50,6 +51,13 @@ def build_parser() -> Parser:
     rows.add_argument("--rows", metavar="LIST", help="of the table, only these: 1,3-5")
     rows.add_argument("--seeds", metavar="K", type=int, help="runs per row, with seeds from --seed on (default 1)")
     rows.add_argument("--list", action="store_true", help="print every row with its command")
+    rows.add_argument(
+        "--download",
+        metavar="NAME",
+        nargs="+",
+        action="extend",
+        help="only fetch these models and data sets (as of --model and --dataset) into the caches, for HF_HUB_OFFLINE=1",
+    )
     answers = parser.add_argument_group(
         "answers (of a language model; also --model, --checkpoint, --template, --seed, ...)"
     )
@@ -184,6 +192,16 @@ def score(said: Run, options: dict) -> int:
     return 0
 
 
+def fetch(said: Run, options: dict) -> int:
+    """`--download`."""
+    if useless := [name for name in (*options, *run_fields(said)) if name != "download"]:
+        raise UserError(f"--{useless[0]} doesn't go with --download")
+    from download import download  # brings torch
+
+    download(options["download"])
+    return 0
+
+
 def answer(said: Run, options: dict) -> int:
     """`--generate` or `--chat`."""
     possible = {"generate", "run_dir", *SAMPLING} if "generate" in options else {"chat", *SAMPLING}
@@ -202,6 +220,8 @@ def main(argv: list[str]) -> int:
     if options.get("list"):
         print_rows()
         return 0
+    if "download" in options:
+        return fetch(said, options)
     if "score" in options:
         return score(said, options)
     if "generate" in options or "chat" in options:

@@ -30,6 +30,7 @@ class Task:
     read     (data_dir or None) -> {"train": [...], "validation": [...], "test": [...]}; None means our cache, filled from
              the official address if need be. A split without published labels is missing; one of the two is always there
     recipe   fields of `Run` as published; `model_recipes` holds what differs for a model (a small one wants larger steps)
+    folder   where its files lie, within a data directory and our cache; None: it is shipped, or the user's own
     shipped  the name of the task that stands in where this one can't be had and wasn't asked for by name
     models   the published default, and the shipped one that stands in where that can't be had and none was named
     metrics  what was published for it: "accuracy", "macro_f1"
@@ -42,6 +43,7 @@ class Task:
     read: Callable[[Path | None], dict[str, list[TextExample]]]
     recipe: dict
     model_recipes: dict[str, dict] = field(default_factory=dict)
+    folder: str | None = None
     shipped: str | None = None
     models: tuple[str, str] = ("gpt2-small", "gpt2-pocket")
     metrics: tuple[str, ...] = ("accuracy",)

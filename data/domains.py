@@ -124,6 +124,7 @@ FULL = tuple(
         read,
         RECIPE | {"context_length": length},
         MODEL_RECIPES,
+        folder=f"{name}_sup",
         shipped=STAND_IN,
         models=MODELS,
         metrics=METRICS,

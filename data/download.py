@@ -1,39 +1,48 @@
-"""Fetching a data set: standard library only, checked, and never half there."""
+"""Fetching a data set: standard library only; resumed where it broke off, checked, and never half there."""
 
 import hashlib
 import http.client
 import os
 import shutil
-import tempfile
+import sys
+import time
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
 from errors import UserError
 from network import any_answers, offline
 
-PATIENCE = 2.5  # seconds to the first answer of any address, before the network counts as absent
-STALL = 30.0  # seconds without a byte before a download counts as broken off
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
-# What an address can do wrong: no answer, not HTTP, not an archive, not the right one (UserError is a ValueError).
+PATIENCE = 2.5  # seconds to the first answer of any address, before the network counts as absent
+STALL = 30.0  # seconds without a byte before a connection counts as lost
+TRIES = 3  # connections in a row that bring nothing new, before an address is given up
+PAUSE = 1.0  # seconds before the second of them, doubled before each further one
+
+# What is wrong with a file that arrived: it isn't the archive, or not the right one (UserError is a ValueError).
 # RuntimeError and EOFError are zipfile's, for an encrypted and for a cut member.
-BAD_ANSWERS = (
-    urllib.error.URLError,
-    http.client.HTTPException,
-    TimeoutError,
-    ConnectionError,
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    RuntimeError,
-    ValueError,
-)
+WRONG_CONTENT = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
+CONNECTION = (OSError, http.client.HTTPException, ValueError)  # ValueError: a redirect to what is no address
+LOST = (TimeoutError, ConnectionResetError, ConnectionAbortedError, http.client.IncompleteRead)  # worth another try
+
+
+class BadAnswer(Exception):
+    """What an address did wrong. `again`: it may do better if asked again."""
+
+    def __init__(self, reason: str, again: bool = False):
+        super().__init__(" ".join(reason.split()))
+        self.again = again
 
 
 def cache_dir() -> Path:
@@ -66,57 +75,188 @@ def has_sha256(expected: str) -> Check:
 
 def download_file(urls: tuple[str, ...], check: Check, destination: Path) -> Path:
     """Puts the file behind one of the addresses at `destination`, trying each in turn."""
-    return _download(urls, check, destination, unpack=lambda fetched, _: fetched)
+    return _download(urls, destination, partial(_keep, check, destination))
 
 
-def download_from_zip(urls: tuple[str, ...], member: str, check: Check, destination: Path) -> Path:
-    """The same for one file of a zip archive. Only that member's bytes are read, so that no path in the archive can lead
-    anywhere else."""
-    return _download(urls, check, destination, unpack=partial(_unpack, member))
+def download_from_zip(urls: tuple[str, ...], members: dict[str, Check], destination: Path) -> Path:
+    """The same for a file of a zip archive. All `members` come to lie beside it, each under the last part of its path:
+    nothing else of the archive is read, so that no path in it can lead anywhere else."""
+    return _download(urls, destination, partial(_unpack, members, destination.parent))
 
 
-def _download(urls: tuple[str, ...], check: Check, destination: Path, unpack: Callable[[Path, Path], Path]) -> Path:
-    """The file appears under its name once it has passed its check. Raises UserError with each address's own reason."""
+def _download(urls: tuple[str, ...], destination: Path, keep: Callable[[Path], None]) -> Path:
+    """The file appears under its name once it has passed its check. Raises UserError with each address's own reason.
+
+    keep   (what was fetched) -> None: checks it and moves it to where it belongs
+    """
     if destination.is_file():
         return destination
+    absent = f"{destination.name} isn't in {destination.parent}"
+    what_to_do = "run once with a network, or pass --data_dir DIR"
     if offline():
-        raise UserError(f"{destination.name} isn't in {destination.parent} and HF_HUB_OFFLINE is set")
+        raise UserError(f"{absent} and HF_HUB_OFFLINE is set: {what_to_do}")
     if not any_answers(urls, PATIENCE):
-        raise UserError(f"{destination.name} isn't in {destination.parent} and none of {', '.join(urls)} can be reached")
+        raise UserError(f"{absent} and none of {', '.join(urls)} can be reached: {what_to_do}")
     reasons = []
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".download-") as folder:
+        with _part_of(destination) as part:
             for url in urls:
-                try:
-                    unpacked = unpack(_fetch(url, Path(folder) / "fetched"), Path(folder) / "unpacked")
-                    check(unpacked)
-                    os.replace(unpacked, destination)
+                if destination.is_file():  # this process waited for another that has downloaded it
                     return destination
-                except BAD_ANSWERS as error:
-                    reasons.append(f"{url}: {' '.join(str(error).split())}")
+                try:
+                    _fetch_and_keep(url, part, keep)
+                    return destination
+                except BadAnswer as error:
+                    reasons.append(f"{url}: {error}")
     except OSError as error:
-        raise UserError(f"can't store {destination}: {error}") from None
+        raise UserError(
+            f"can't store {destination}: {error.strerror or error}; make room, or set PEFT_FROM_SCRATCH_CACHE to a "
+            "directory elsewhere"
+        ) from None
     raise UserError(f"{destination.name} can't be downloaded ({'; '.join(reasons)})")
 
 
-def _fetch(url: str, path: Path) -> Path:
-    with urllib.request.urlopen(url, timeout=STALL) as answer:
-        total = int(answer.headers.get("Content-Length") or 0) or None
-        bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"download {url.rsplit('/', 1)[-1]}", disable=None)
-        with bar, path.open("wb") as file:
-            while chunk := answer.read(1 << 16):
+@contextmanager
+def _part_of(destination: Path) -> Iterator[Path]:
+    """The file that a download grows in. An interrupted one leaves it to the next; it belongs to one process at a time."""
+    part = destination.with_name(f".{destination.name}.part")
+    lock = _lock(part) if fcntl else None
+    if lock is None:  # then no process may touch the part of another, and none can go on from it
+        part = part.with_name(f"{part.name}.{os.getpid()}")
+        part.touch()
+    try:
+        yield part
+    except OSError:  # no room, most likely, and the part takes some of it
+        part.unlink(missing_ok=True)
+        raise
+    finally:
+        if part.is_file() and (lock is None or part.stat().st_size == 0):
+            part.unlink()
+        if lock:
+            lock.close()
+
+
+def _lock(part: Path):
+    """Waits until no other process has `part`. Closing what is returned frees it, as does the end of the process; None on a
+    file system without locks."""
+    while True:
+        file = part.open("ab")
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another process, which downloads {part}", file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            file.close()
+            if part.is_file() and part.stat().st_size == 0:
+                part.unlink()
+            return None
+        if part.is_file() and os.path.samestat(os.fstat(file.fileno()), part.stat()):
+            return file
+        file.close()  # the other process has moved or removed it meanwhile
+
+
+def _fetch_and_keep(url: str, part: Path, keep: Callable[[Path], None]) -> None:
+    begun = part.stat().st_size
+    _fetch(url, part)
+    try:
+        keep(part)
+    except WRONG_CONTENT as error:
+        with part.open("rb") as file:
+            is_page = file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+        os.truncate(part, 0)
+        if begun:  # what was there already may have been of another version
+            return _fetch_and_keep(url, part, keep)
+        reason = "sent a web page instead of the file (does this network want a login?)" if is_page else str(error)
+        raise BadAnswer(f"{reason}; removed") from None
+
+
+def _keep(check: Check, destination: Path, part: Path) -> None:
+    check(part)
+    os.replace(part, destination)
+
+
+def _unpack(members: dict[str, Check], folder: Path, part: Path) -> None:
+    unpacked = {member: part.with_name(f"{part.name}.{PurePosixPath(member).name}") for member in members}
+    try:
+        with zipfile.ZipFile(part) as bundle:
+            for member, check in members.items():
+                if member not in bundle.namelist():
+                    raise UserError(f"the archive holds no {member}")
+                with bundle.open(member) as source, unpacked[member].open("wb") as target:
+                    shutil.copyfileobj(source, target)
+                check(unpacked[member])
+        for member, path in unpacked.items():
+            os.replace(path, folder / PurePosixPath(member).name)
+        part.unlink()
+    finally:
+        for path in unpacked.values():
+            path.unlink(missing_ok=True)
+
+
+def _fetch(url: str, part: Path) -> None:
+    """Lets `part` grow to the whole file, from where it ends, over as many connections as it takes."""
+    failures, most = 0, part.stat().st_size
+    while True:
+        try:
+            return _receive(url, part)
+        except BadAnswer as error:
+            size = part.stat().st_size
+            failures, most = (0, size) if size > most else (failures + 1, most)
+            if not error.again or failures == TRIES:
+                stays = size and part.suffix == ".part"
+                kept = f"; the first {size} bytes are kept, the same command goes on from there" if stays else ""
+                raise BadAnswer(f"{error}{kept}") from None
+            time.sleep(PAUSE * 2 ** max(failures - 1, 0))
+
+
+def _receive(url: str, part: Path) -> None:
+    """One connection: asks for what `part` lacks, and takes the whole where the server sends that."""
+    begun = part.stat().st_size
+    with _ask(url, begun, part) as answer:
+        if answer.status != 206:
+            begun = 0
+        elif not answer.headers.get("Content-Range", "").startswith(f"bytes {begun}-"):
+            os.truncate(part, 0)
+            raise BadAnswer("sent another range than was asked for", again=True)
+        total = None if answer.length is None else begun + answer.length
+        desc = f"download {url.rsplit('/', 1)[-1]}"
+        bar = tqdm(total=total, initial=begun, unit="B", unit_scale=True, desc=desc, disable=None)
+        with bar, part.open("ab" if begun else "wb") as file:
+            while chunk := _read(answer):
                 file.write(chunk)
                 bar.update(len(chunk))
-    if total is not None and path.stat().st_size != total:
-        raise UserError(f"broke off after {path.stat().st_size} of {total} bytes")
-    return path
+    if total is not None and part.stat().st_size < total:
+        raise BadAnswer(f"broke off after {part.stat().st_size} of {total} bytes", again=True)
 
 
-def _unpack(member: str, archive: Path, path: Path) -> Path:
-    with zipfile.ZipFile(archive) as bundle:
-        if member not in bundle.namelist():
-            raise UserError(f"the archive holds no {member}")
-        with bundle.open(member) as source, path.open("wb") as target:
-            shutil.copyfileobj(source, target)
-    return path
+def _ask(url: str, begun: int, part: Path) -> http.client.HTTPResponse:
+    request = urllib.request.Request(url, headers={"Range": f"bytes={begun}-"} if begun else {})
+    try:
+        return urllib.request.urlopen(request, timeout=STALL)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:  # `part` is as long as the file, or longer
+            os.truncate(part, 0)
+            raise BadAnswer(str(error), again=begun > 0) from None
+        if 300 <= error.code < 400:
+            raise BadAnswer(f"redirects in a circle or to nowhere ({error})") from None
+        raise BadAnswer(str(error), again=error.code in (408, 429) or error.code >= 500) from None
+    except CONNECTION as error:
+        raise _lost(error) from None
+
+
+def _read(answer: http.client.HTTPResponse) -> bytes:
+    try:
+        return answer.read1(1 << 16)
+    except CONNECTION as error:
+        raise _lost(error) from None
+
+
+def _lost(error: Exception) -> BadAnswer:
+    cause = getattr(error, "reason", error)  # of a URLError
+    if isinstance(cause, TimeoutError):
+        return BadAnswer(f"stalled: nothing came for {STALL:g} seconds", again=True)
+    return BadAnswer(str(cause) or type(cause).__name__, again=isinstance(cause, LOST))

@@ -12,36 +12,34 @@ from errors import UserError
 SENTIMENTS = ("negative", "positive")
 ENTAILMENTS = ("entailment", "not_entailment")
 FILES = {"train": "train.tsv", "validation": "dev.tsv"}
+SST2_FOLDER, RTE_FOLDER = "glue_sst2", "glue_rte"
 SENTIMENT_FILE = Path("sentiment") / "sentences.tsv"  # below data/pocket
 
 read_sst2_file = partial(read_tsv, columns=("sentence",), labels=("0", "1"))
 read_rte_file = partial(read_tsv, columns=("sentence1", "sentence2"), labels=ENTAILMENTS)
 
 SST2_URLS = ("https://dl.fbaipublicfiles.com/glue/data/SST-2.zip",)
-SST2_CHECKS = {
-    "train": has_sha256("48eac26399f8456935f81dd9e3a745c1430adb6c62e233ccfe22db4a0d15d1d1"),
-    "validation": has_sha256("54a9c12c77e402fc14d6a66a506f24d999f596b0176eb777c972cccc2f9cc4b0"),
+SST2_MEMBERS = {
+    "SST-2/train.tsv": has_sha256("48eac26399f8456935f81dd9e3a745c1430adb6c62e233ccfe22db4a0d15d1d1"),
+    "SST-2/dev.tsv": has_sha256("54a9c12c77e402fc14d6a66a506f24d999f596b0176eb777c972cccc2f9cc4b0"),
 }
 RTE_URLS = ("https://dl.fbaipublicfiles.com/glue/data/RTE.zip",)
-RTE_CHECKS = {"train": has_labels(read_rte_file, (1249, 1241)), "validation": has_labels(read_rte_file, (146, 131))}
+RTE_MEMBERS = {
+    "RTE/train.tsv": has_labels(read_rte_file, (1249, 1241)),
+    "RTE/dev.tsv": has_labels(read_rte_file, (146, 131)),
+}
 
 
 def read_sst2(data_dir: Path | None) -> dict[str, list[TextExample]]:
     """67,349 phrases and sentences to train, 872 sentences to validate. Most texts end in a space, which stays."""
-    splits = {}
-    for split, name in FILES.items():
-        download = partial(download_from_zip, SST2_URLS, f"SST-2/{name}", SST2_CHECKS[split])
-        splits[split] = read_sst2_file(find(data_dir, Path("glue_sst2") / name, download))
-    return splits
+    download = partial(download_from_zip, SST2_URLS, SST2_MEMBERS)
+    return {split: read_sst2_file(find(data_dir, Path(SST2_FOLDER) / name, download)) for split, name in FILES.items()}
 
 
 def read_rte(data_dir: Path | None) -> dict[str, list[TextExample]]:
     """2,490 pairs of a text and a statement to train, 277 to validate."""
-    splits = {}
-    for split, name in FILES.items():
-        download = partial(download_from_zip, RTE_URLS, f"RTE/{name}", RTE_CHECKS[split])
-        splits[split] = read_rte_file(find(data_dir, Path("glue_rte") / name, download))
-    return splits
+    download = partial(download_from_zip, RTE_URLS, RTE_MEMBERS)
+    return {split: read_rte_file(find(data_dir, Path(RTE_FOLDER) / name, download)) for split, name in FILES.items()}
 
 
 def read_pocket(data_dir: Path | None) -> dict[str, list[TextExample]]:
@@ -98,9 +96,8 @@ MODEL_RECIPES = {POCKET_MODEL: {"learning_rate": 5e-4}}
 MORE_EPOCHS = {"num_epochs": 6}  # of 1,576 sentences; two are 50 steps
 DISTILBERT, ROBERTA = ("distilbert-base-uncased", POCKET_MODEL), ("roberta-base", POCKET_MODEL)
 # Of 67,349 training texts the accuracy in training says enough.
-SST2 = Task(
-    "sst2", SENTIMENTS, read_sst2, SST2_RECIPE | {"eval_train": "no"}, MODEL_RECIPES, shipped=STAND_IN, models=DISTILBERT
-)
+SST2_TRAINING = SST2_RECIPE | {"eval_train": "no"}
+SST2 = Task("sst2", SENTIMENTS, read_sst2, SST2_TRAINING, MODEL_RECIPES, SST2_FOLDER, shipped=STAND_IN, models=DISTILBERT)
 SENTIMENT_POCKET = Task(STAND_IN, SENTIMENTS, read_pocket, SST2_RECIPE | MORE_EPOCHS, MODEL_RECIPES, models=DISTILBERT)
-RTE = Task("rte", ENTAILMENTS, read_rte, RTE_RECIPE, MODEL_RECIPES, shipped=STAND_IN, models=ROBERTA)
+RTE = Task("rte", ENTAILMENTS, read_rte, RTE_RECIPE, MODEL_RECIPES, RTE_FOLDER, shipped=STAND_IN, models=ROBERTA)
 TASKS = (SST2, SENTIMENT_POCKET, RTE)

@@ -33,7 +33,8 @@ def architecture(name_or_dir: str | Path) -> Architecture:
 
 
 def _config_and_labels(name: str) -> tuple[Any, tuple[str, ...] | None]:
-    return (PUBLISHED[name], None) if name in PUBLISHED else weights.read_config(hub.locate(name))
+    """Fetches no more than config.json: that a model can't be read shows before its weights have been downloaded."""
+    return (PUBLISHED[name], None) if name in PUBLISHED else weights.read_config(hub.locate(name, files=hub.CONFIG_FILES))
 
 
 def from_pretrained(

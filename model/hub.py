@@ -1,5 +1,6 @@
 """Where a checkpoint is found: a directory, one shipped with the project, the Hugging Face cache, or the hub."""
 
+import errno
 import hashlib
 import json
 import os
@@ -8,9 +9,16 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import disable_progress_bars, logging
 
 from errors import UserError
 from network import any_answers, offline
@@ -31,7 +39,8 @@ REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name; "./name" and "/a/
 # A vocabulary comes as one of these: WordPiece's, byte-level BPE's, or either in the one file that newer tools write.
 VOCABULARIES = (("vocab.txt",), ("vocab.json", "merges.txt"), ("tokenizer.json",))
 TOKENIZER_FILES = [*(name for names in VOCABULARIES for name in names), "tokenizer_config.json"]
-CHECKPOINT_FILES = ["config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
+CONFIG_FILES = ["config.json"]
+CHECKPOINT_FILES = [*CONFIG_FILES, "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
 
 PICKLED = (
     "a pickled pytorch_model.bin is never loaded; convert it once, elsewhere, with transformers: "
@@ -96,7 +105,7 @@ def local(name: str) -> Path | None:
 
 
 def cached(name: str, files: list[str] | None = None) -> Path | None:
-    """The cached snapshot of a model if it has the weights (or, where TOKENIZER_FILES are asked for, a vocabulary)."""
+    """The cached snapshot of a model if it has the weights (or what is asked for: TOKENIZER_FILES mean a vocabulary)."""
     files = files or CHECKPOINT_FILES  # never None: the client would miss what the repository holds for other libraries
     plain, revision = _split(name)
     for repository in _repositories(plain):
@@ -104,13 +113,17 @@ def cached(name: str, files: list[str] | None = None) -> Path | None:
             folder = Path(snapshot_download(repository, revision=revision, allow_patterns=files, local_files_only=True))
         except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError):
             continue
-        if _has_vocabulary(folder) if files == TOKENIZER_FILES else _whole(folder):
+        if _has(folder, files):
             return folder
     return None
 
 
-def _has_vocabulary(folder: Path) -> bool:
-    return any(all((folder / name).is_file() for name in names) for names in VOCABULARIES)
+def _has(folder: Path, files: list[str]) -> bool:
+    if files == CONFIG_FILES:
+        return (folder / "config.json").is_file()
+    if files == TOKENIZER_FILES:
+        return any(all((folder / name).is_file() for name in names) for names in VOCABULARIES)
+    return _whole(folder)
 
 
 def _whole(folder: Path) -> bool:
@@ -137,17 +150,21 @@ def why_no_hub() -> str | None:
 
 
 def _download(repository: str, revision: str | None, files: list[str]) -> Path:
+    """Stalls and lost connections are the client's to mend: it asks again, for what is missing. What it can't mend is said
+    in one line, so its own lines about it stay away."""
     if not sys.stderr.isatty():
         disable_progress_bars()
+    logging.set_verbosity_error()
     try:
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=files))
-    except Exception as error:  # a lost connection comes as an error of the HTTP library, or of the one behind large files
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        for file, sha256 in _published_hashes(repository, folder).items():
+            _check_hash(file, sha256)
+    except UserError:
+        raise
+    except Exception as error:  # of the file system, of the HTTP library, or of the one behind large files
         raise UserError(
-            f"{_joined(repository, revision)} can't be downloaded from {constants.ENDPOINT}: {first_line}"
+            f"{_joined(repository, revision)} can't be downloaded from {constants.ENDPOINT}: {_reason(error, repository)}"
         ) from None
-    for file in folder.glob("*"):  # of a repository with none of the files there is no folder
-        _check_hash(file)
     if "model.safetensors" in files and not any(folder.glob("model*.safetensors")):
         raise UserError(
             f"{_joined(repository, revision)} holds no safetensors: name a revision that does "
@@ -160,16 +177,60 @@ def _joined(repository: str, revision: str | None) -> str:
     return f"{repository}@{revision}" if revision else repository
 
 
-def _check_hash(file: Path) -> None:
-    """Large files lie in the cache under their published sha256; one whose content differs is removed."""
-    if not file.is_symlink():  # a file system without links: the cache keeps no hash
-        return
-    blob = file.parent / os.readlink(file)  # one step: it may be a link itself, into the client's store under other hashes
-    if len(blob.name) != 64:
-        return
-    with blob.open("rb") as stream:
+def _reason(error: Exception, repository: str) -> str:
+    """What went wrong and what to do, from the client's error or from one that it wraps."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+
+    def among(*kinds: type) -> BaseException | None:
+        return next((one for one in chain if isinstance(one, kinds)), None)
+
+    if any(getattr(one, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) for one in chain):
+        return f"no room in {constants.HF_HUB_CACHE}; make some, or set HF_HOME to a directory elsewhere"
+    if among(GatedRepoError):
+        where = f"{constants.ENDPOINT}/{repository}"
+        return f"it is gated; ask for access on {where}, then log in with `hf auth login` or set HF_TOKEN"
+    if among(RepositoryNotFoundError):
+        return "there is no such repository, or it is private; check the name, or log in with `hf auth login` or HF_TOKEN"
+    if among(RevisionNotFoundError):
+        return "the repository has no such revision; check what stands behind the @"
+    if among(OfflineModeIsEnabled):
+        return "the client is told to stay offline; unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE"
+    if answer := among(HfHubHTTPError):
+        return f"the server answered {answer.response.status_code}; try again later"
+    if among(TimeoutError):
+        longer = "on a slow network with HF_HUB_DOWNLOAD_TIMEOUT=60"
+        return f"nothing came for {constants.HF_HUB_DOWNLOAD_TIMEOUT} seconds; try again, {longer}"
+    first_line = next((line.strip() for line in str(chain[0]).splitlines() if line.strip()), type(chain[0]).__name__)
+    return f"{first_line.rstrip('.')}; try again"
+
+
+def _published_hashes(repository: str, folder: Path) -> dict[Path, str]:
+    """The sha256 of each large file of a snapshot: its name in the cache, or what the hub says where there are no links."""
+    hashes, plain = {}, []
+    for file in folder.glob("*"):  # of a repository with none of the files there is no folder
+        if not file.is_symlink():
+            plain += [file] if file.suffix == ".safetensors" else []
+        elif len(name := Path(os.readlink(file)).name) == 64:
+            hashes[file] = name
+    if plain:
+        listing = HfApi().list_repo_tree(repository, revision=folder.name)
+        published = {one.path: one.lfs.sha256 for one in listing if getattr(one, "lfs", None)}
+        hashes |= {file: published[file.name] for file in plain if file.name in published}
+    return hashes
+
+
+def _check_hash(file: Path, sha256: str) -> None:
+    """A file whose content differs is removed."""
+    with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != blob.name:
-        for path in (blob.resolve(), blob, file):
-            path.unlink(missing_ok=True)
-        raise UserError(f"{file.name} was downloaded with sha256 {digest}, published is {blob.name}: removed, try again")
+    if digest == sha256:
+        return
+    paths = [file]
+    while paths[-1].is_symlink():  # a blob may be a link itself, into the client's store under other hashes
+        paths.append(paths[-1].parent / os.readlink(paths[-1]))
+    for path in paths:
+        path.unlink(missing_ok=True)
+    raise UserError(f"{file.name} was downloaded with sha256 {digest}, published is {sha256}: removed, try again")

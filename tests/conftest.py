@@ -89,6 +89,18 @@ def small_checkpoint(tmp_path_factory, small_data) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", text)
 
 
+TINY = GPT2Config(vocab_size=257, context_length=16, dim=32, n_heads=4, n_layers=2)
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    """A checkpoint that a test may change, with a vocabulary of single bytes."""
+    directory = tmp_path / "checkpoint"
+    save_pretrained(GPT2(TINY), directory)
+    save_tokenizer([], directory)
+    return directory
+
+
 SENTIMENTS = {"1": ("good", "fine", "lovely", "funny", "warm"), "0": ("bad", "dull", "poor", "cold", "sad")}
 NEUTRAL = ("film", "the", "a", "story", "plot", "with", "actors", "and", "is", "it")
 

@@ -3,6 +3,7 @@
 huggingface_hub reads its environment once, when it is imported; so each situation runs in a process of its own.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,19 +12,15 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import torch
 
-from errors import UserError
-from model import from_pretrained, hub, weights
-from model.bpe import save_tokenizer
-from model.gpt2 import GPT2, GPT2Config
+from model import from_pretrained
 
 ROOT = Path(__file__).parent.parent
-CONFIG = GPT2Config(vocab_size=257, context_length=16, dim=32, n_heads=4, n_layers=2)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NOWHERE = "http://127.0.0.1:9"  # nothing listens on the port of the discard service
 
@@ -87,6 +84,7 @@ class FakeHub:
         }
         self.xet: dict[str, str] = {}
         self.hang_up_on = None  # a regular expression of paths
+        self.instead: list[tuple[str, Callable[[BaseHTTPRequestHandler], None]]] = []  # for other paths, what to do
         self.requests: list[str] = []
         owner = self
 
@@ -111,6 +109,9 @@ class FakeHub:
         if self.hang_up_on and re.search(self.hang_up_on, path):
             request.close_connection = True
             return
+        for pattern, act in self.instead:
+            if re.search(pattern, f"{request.command} {path}"):
+                return act(request)
         if re.fullmatch("/api/models/[^/]+/[^/]+(/revision/[^/]+)?", path):
             about = {"id": "owner/tiny", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files]}
             self.send(request, json.dumps(about).encode())
@@ -136,14 +137,6 @@ class FakeHub:
         request.end_headers()
         if request.command == "GET":
             request.wfile.write(content)
-
-
-@pytest.fixture
-def checkpoint(tmp_path) -> Path:
-    directory = tmp_path / "checkpoint"
-    weights.save_pretrained(GPT2(CONFIG), directory)
-    save_tokenizer([], directory)
-    return directory
 
 
 @pytest.fixture
@@ -219,6 +212,100 @@ def test_a_connection_lost_on_the_way_is_an_error_in_one_line(fake_hub, attempt)
     assert attempt("hub.locate('owner/tiny')", fake_hub.endpoint)["value"]  # half a download doesn't count as cached
 
 
+# What goes wrong on the way
+
+
+def refuse(status: int, code: str = "") -> Callable[[BaseHTTPRequestHandler], None]:
+    def act(request):
+        request.send_response(status)
+        for name, value in {"Content-Length": "0", "X-Error-Code": code, "X-Repo-Commit": COMMIT}.items():
+            request.send_header(name, value)
+        request.end_headers()
+
+    return act
+
+
+def stall(request):
+    """A quarter of what was announced, and then nothing, until the client hangs up."""
+    half(request)
+    with contextlib.suppress(OSError):
+        request.connection.recv(1)
+
+
+def half(request):
+    request.send_response(200)
+    request.send_header("Content-Length", "4000")
+    request.end_headers()
+    request.wfile.write(bytes(1000))
+    request.wfile.flush()
+    request.close_connection = True
+
+
+def short(request):
+    FakeHub.send(request, bytes(1000))
+
+
+QUICK = "(setattr(time, 'sleep', lambda _: None), setattr(hub.constants, 'HF_HUB_DOWNLOAD_TIMEOUT', 0.3), %s)[-1]"
+LOCATE = "hub.locate('owner/tiny@v9')"
+FULL = f"(__import__('resource').setrlimit(__import__('resource').RLIMIT_FSIZE, (20000, 20000)), {LOCATE})[-1]"
+FAILURES = {
+    "gated": ("HEAD .*safetensors", refuse(403, "GatedRepo"), LOCATE, "it is gated; ask for access on http.*/owner/tiny, "),
+    "not there": ("/api/models", refuse(404, "RepoNotFound"), LOCATE, "there is no such repository, or it is private"),
+    "no revision": ("/api/models", refuse(404, "RevisionNotFound"), LOCATE, "the repository has no such revision"),
+    "server error": ("GET .*safetensors", refuse(503), LOCATE, "the server answered 503; try again later"),
+    "error of metadata": ("HEAD .*safetensors", refuse(500), LOCATE, "the server answered 500; try again later"),
+    "error of api": ("/revision/", refuse(502), LOCATE, "the server answered 502; try again later"),
+    "stall": ("GET .*safetensors", stall, LOCATE, "nothing came for 0.3 seconds; try again, .*HF_HUB_DOWNLOAD_TIMEOUT"),
+    "wrong size": ("GET .*safetensors", short, LOCATE, "file should be of size .* try again"),
+    "disk full": ("nothing", short, FULL, "no room in .*hub; make some, or set HF_HOME to a directory elsewhere"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_what_fails_is_said_in_one_line_with_what_to_do(fake_hub, attempt, tmp_path, failure):
+    pattern, act, call, said = FAILURES[failure]
+    fake_hub.instead = [(pattern, act)]
+    result = attempt(QUICK % call, fake_hub.endpoint)
+    assert re.search(f"owner/tiny@v9 can't be downloaded from {fake_hub.endpoint}: .*{said}", result["error"])
+    assert not list((tmp_path / "home").rglob("*.incomplete"))
+    if failure == "stall":
+        fake_hub.instead = []
+        assert attempt(LOCATE, fake_hub.endpoint)["value"]
+
+
+def test_what_passes_is_mended_by_the_client(fake_hub, attempt):
+    """A cut, a stall and an error of the server, once each."""
+    acts = [half, stall, refuse(429)]
+
+    def act(request):
+        if acts:
+            return acts.pop(0)(request)
+        fake_hub.instead = []
+        return fake_hub.answer(request)
+
+    fake_hub.instead = [("GET .*safetensors", act)]
+    folder = attempt(QUICK % LOCATE, fake_hub.endpoint)["value"]
+    assert Path(folder, "model.safetensors").read_bytes() == fake_hub.files["model.safetensors"]
+
+
+def test_the_hash_is_checked_where_the_cache_has_no_links(fake_hub, attempt, tmp_path):
+    call = f"(setattr(hub.constants, 'HF_HUB_DISABLE_SYMLINKS', True), {LOCATE})[-1]"
+    good = fake_hub.etags["model.safetensors"]
+    fake_hub.etags["model.safetensors"] = "ab" * 32
+    assert "ab" * 32 in attempt(call, fake_hub.endpoint)["error"]
+    assert not list((tmp_path / "home").rglob("model.safetensors"))
+    fake_hub.etags["model.safetensors"] = good
+    found = Path(attempt(call.replace("@v9", ""), fake_hub.endpoint)["value"], "model.safetensors")
+    assert found.is_file() and not found.is_symlink()
+
+
+def test_a_model_that_cannot_be_read_is_refused_before_its_weights_come(fake_hub, run):
+    fake_hub.files["config.json"] = b'{"model_type": "llama"}'
+    code = 'from model import architecture\ntry: architecture("owner/tiny")\nexcept ValueError as error: print(error)'
+    assert "describes a model of type 'llama'" in run(code, fake_hub.endpoint)
+    assert not any("safetensors" in request for request in fake_hub.requests)
+
+
 def test_a_repository_with_none_of_the_files(fake_hub, attempt):
     fake_hub.files.clear()
     assert "owner/tiny holds no safetensors" in attempt("hub.locate('owner/tiny')", fake_hub.endpoint)["error"]
@@ -274,52 +361,3 @@ def test_an_endpoint_that_never_answers(attempt, silent_endpoint):
     result = attempt("(hub.why_no_hub(), hub.locate('gpt2-small'))", silent_endpoint)  # asked twice, waited for once
     assert 1 < result["seconds"] < 5
     assert silent_endpoint in result["error"]
-
-
-# No network needed
-
-
-def test_unknown_names_list_the_choices(monkeypatch, tmp_path, checkpoint):
-    monkeypatch.setattr(hub, "POCKET_DIR", tmp_path / "pocket")
-    with pytest.raises(UserError, match=r"unknown model 'gpt3'.*gpt2-small.*gpt2-xl.*--checkpoint") as caught:
-        from_pretrained("gpt3")
-    assert "my-pocket" not in str(caught.value)
-    (tmp_path / "pocket").mkdir()
-    checkpoint.rename(tmp_path / "pocket/my-pocket")
-    with pytest.raises(UserError, match="roberta-base, my-pocket"):
-        from_pretrained("gpt3")
-
-
-@pytest.mark.parametrize("name", ["./absent", "../absent", "~/absent", "/absent/model", "owner/tiny/deep", "a b/c"])
-def test_a_path_without_a_directory_is_no_repository(name):
-    with pytest.raises(UserError, match="is no directory, and no repository on the hub is called so"):
-        hub.locate(name)
-
-
-def test_shipped_models_come_first_and_directories_second(monkeypatch, tmp_path, checkpoint):
-    monkeypatch.setattr(hub, "POCKET_DIR", tmp_path / "pocket")
-    (tmp_path / "pocket").mkdir()
-    shipped = checkpoint.rename(tmp_path / "pocket/my-pocket")
-    (tmp_path / "my-pocket").mkdir()  # a directory of the same name where the user stands
-    monkeypatch.chdir(tmp_path)
-    assert hub.locate("my-pocket") == shipped
-    assert hub.pocket_names() == ["my-pocket"]
-    assert from_pretrained("my-pocket").config == CONFIG
-    assert hub.locate(str(shipped)) == shipped
-    (tmp_path / "other").mkdir()
-    assert hub.locate("other") == Path("other")
-
-
-def test_the_published_commands_name_a_model_with_its_size(monkeypatch, checkpoint, tmp_path):
-    monkeypatch.setattr(hub, "POCKET_DIR", tmp_path)
-    named = checkpoint.rename(tmp_path / "gpt2-tiny")
-    model = from_pretrained("gpt2-tiny (124M)")
-    assert torch.equal(model.token_embedding.weight, from_pretrained(named).token_embedding.weight)
-
-
-@pytest.mark.parametrize("name", [".", "..", "../checkpoint"])
-def test_a_relative_directory_is_taken_from_where_the_user_stands(monkeypatch, checkpoint, name):
-    (checkpoint / "inside").mkdir()
-    monkeypatch.chdir(checkpoint if name != ".." else checkpoint / "inside")
-    assert hub.locate(name).resolve() == checkpoint
-    assert from_pretrained(name).config == CONFIG

@@ -1,0 +1,56 @@
+"""Which checkpoint a name means, where no network is needed to tell."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+from errors import UserError
+from model import from_pretrained, hub
+
+
+def test_unknown_names_list_the_choices(monkeypatch, tmp_path, checkpoint):
+    monkeypatch.setattr(hub, "POCKET_DIR", tmp_path / "pocket")
+    with pytest.raises(UserError, match=r"unknown model 'gpt3'.*gpt2-small.*gpt2-xl.*--checkpoint") as caught:
+        from_pretrained("gpt3")
+    assert "my-pocket" not in str(caught.value)
+    (tmp_path / "pocket").mkdir()
+    checkpoint.rename(tmp_path / "pocket/my-pocket")
+    with pytest.raises(UserError, match="roberta-base, my-pocket"):
+        from_pretrained("gpt3")
+
+
+@pytest.mark.parametrize("name", ["./absent", "../absent", "~/absent", "/absent/model", "owner/tiny/deep", "a b/c"])
+def test_a_path_without_a_directory_is_no_repository(name):
+    with pytest.raises(UserError, match="is no directory, and no repository on the hub is called so"):
+        hub.locate(name)
+
+
+def test_shipped_models_come_first_and_directories_second(monkeypatch, tmp_path, checkpoint):
+    monkeypatch.setattr(hub, "POCKET_DIR", tmp_path / "pocket")
+    (tmp_path / "pocket").mkdir()
+    shipped = checkpoint.rename(tmp_path / "pocket/my-pocket")
+    (tmp_path / "my-pocket").mkdir()  # a directory of the same name where the user stands
+    monkeypatch.chdir(tmp_path)
+    assert hub.locate("my-pocket") == shipped
+    assert hub.pocket_names() == ["my-pocket"]
+    assert from_pretrained("my-pocket").config == TINY
+    assert hub.locate(str(shipped)) == shipped
+    (tmp_path / "other").mkdir()
+    assert hub.locate("other") == Path("other")
+
+
+def test_the_published_commands_name_a_model_with_its_size(monkeypatch, checkpoint, tmp_path):
+    monkeypatch.setattr(hub, "POCKET_DIR", tmp_path)
+    named = checkpoint.rename(tmp_path / "gpt2-tiny")
+    model = from_pretrained("gpt2-tiny (124M)")
+    assert torch.equal(model.token_embedding.weight, from_pretrained(named).token_embedding.weight)
+
+
+@pytest.mark.parametrize("name", [".", "..", "../checkpoint"])
+def test_a_relative_directory_is_taken_from_where_the_user_stands(monkeypatch, checkpoint, name):
+    (checkpoint / "inside").mkdir()
+    monkeypatch.chdir(checkpoint if name != ".." else checkpoint / "inside")
+    assert hub.locate(name).resolve() == checkpoint
+    assert from_pretrained(name).config == TINY
