@@ -112,7 +112,7 @@ def make_runs(folder: Path) -> None:
     flags = {
         "lora": (*dialogues, "--trainable_layers", "lora+bitfit", "--lora_rank", 2, "--lora_target", "attn.q,mlp"),
         "prefix": (*dialogues, "--trainable_layers", "prefix", "--prefix_length", 3, "--prefix_projection"),
-        "stages": (*dialogues, "--stages", "layer_by_layer", "--depth", 2),
+        "stages": (*dialogues, "--stages", "layer_by_layer"),
     }
     for name, chosen in flags.items():
         same = ("--max_steps", 1, "--device", "cpu", "--output_dir", folder / name)
