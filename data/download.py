@@ -19,6 +19,7 @@ from errors import UserError
 from network import any_answers, offline
 
 PATIENCE = 2.5  # seconds to the first answer of any address, before the network counts as absent
+LARGEST = 100 << 20  # bytes; no file that is fetched or unpacked here has a tenth of it
 STALL = 30.0  # seconds without a byte before a download counts as broken off
 
 # What an address can do wrong: no answer, not HTTP, not an archive, not the right one (UserError is a ValueError).
@@ -108,6 +109,8 @@ def _fetch(url: str, path: Path) -> Path:
             while chunk := answer.read(1 << 16):
                 file.write(chunk)
                 bar.update(len(chunk))
+                if file.tell() > LARGEST:
+                    raise UserError(f"sends more than {LARGEST:,} bytes")
     if total is not None and path.stat().st_size != total:
         raise UserError(f"broke off after {path.stat().st_size} of {total} bytes")
     return path
@@ -117,6 +120,8 @@ def _unpack(member: str, archive: Path, path: Path) -> Path:
     with zipfile.ZipFile(archive) as bundle:
         if member not in bundle.namelist():
             raise UserError(f"the archive holds no {member}")
+        if (size := bundle.getinfo(member).file_size) > LARGEST:  # no more than that is unpacked, whatever there is
+            raise UserError(f"{member} would unpack to {size:,} bytes; at most {LARGEST:,} are expected")
         with bundle.open(member) as source, path.open("wb") as target:
             shutil.copyfileobj(source, target)
     return path

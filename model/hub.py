@@ -1,7 +1,6 @@
 """Where a checkpoint is found: a directory, one shipped with the project, the Hugging Face cache, or the hub."""
 
 import hashlib
-import json
 import os
 import re
 import sys
@@ -13,6 +12,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import disable_progress_bars
 
 from errors import UserError
+from model.settings import read_json
 from network import any_answers, offline
 
 POCKET_DIR = Path(__file__).parent / "pocket"
@@ -120,9 +120,9 @@ def _whole(folder: Path) -> bool:
     if (folder / "model.safetensors").is_file():
         return True
     try:
-        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        index = read_json(folder / "model.safetensors.index.json")
         return all((folder / shard).is_file() for shard in index["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

@@ -95,7 +95,8 @@ def make_checkpoints(folder: Path) -> None:
         save_file({name: tensors[name] for name in names if where[name] == file}, folder / "sharded" / file)
     write(folder / "sharded" / "model.safetensors.index.json", json.dumps({"metadata": {}, "weight_map": where}))
     (folder / "outside").mkdir()
-    save_file({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, folder / "outside" / "model.safetensors")
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    save_file(zeros, folder / "outside" / "model.safetensors")
     shutil.copytree(folder / "gpt2", folder / "one-file")
     vocab = json.loads((folder / "one-file" / "vocab.json").read_text(encoding="utf-8"))
     merges = (folder / "one-file" / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
