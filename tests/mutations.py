@@ -27,7 +27,6 @@ FLOATS = (0.0, -0.5, 1.5, 2.0, 1e-320, 1e308, float("nan"), float("inf"), float(
 TEXTS = ("", " ", "x", "1", "-1", "true", "a\nb", "\x00", "\ud800", "\x1b[31m", "é" * 50, "x" * 20_000, "<x>", "all")
 PATHS = ("../outside/model.safetensors", "../../../../etc/passwd", "/etc/passwd", "..", ".", "a/b", "model.safetensors/..")
 PLAIN = (None, True, False, [], {}, [[]], [None], {"x": 1}, {"": {}}, [1, 2], ["a", "b"])
-UNPACKABLE = (struct.error, zipfile.BadZipFile)
 BOMBS = ("[" * 100_000, '{"a":' * 100_000, "[" * 5000 + "]" * 5000, "9" * 5000, "1e9999", '"\\ud800"', "[1e400]", "NaN", "")
 
 
