@@ -47,7 +47,7 @@ def find(data_dir: Path | None, file: Path, download: Callable[[Path], Path]) ->
     """A file of a data set, by its path in a data directory: there, or without one in our cache, downloaded once."""
     if data_dir is None:
         return download(cache_dir() / file)
-    if not (data_dir / file).is_file():
+    if not os.path.isfile(data_dir / file):  # Path's own raises for a name that is too long
         raise UserError(f"the data directory {data_dir} has no {file}")
     return data_dir / file
 

@@ -92,7 +92,7 @@ def local(name: str) -> Path | None:
         return None
     if name in pocket_names():
         return POCKET_DIR / name
-    return Path(name) if Path(name).is_dir() else None
+    return Path(name) if os.path.isdir(name) else None  # Path's own raises for a name that is too long
 
 
 def cached(name: str, files: list[str] | None = None) -> Path | None:

@@ -3,6 +3,7 @@ Nothing is downloaded here.
 
 GPT-2's and RoBERTa's byte-level BPE are here, run by tiktoken; BERT's WordPiece is in wordpiece.py."""
 
+import os
 import re
 from pathlib import Path
 
@@ -155,7 +156,7 @@ def _entry(file: Path, *keys: str) -> object:
 
 def _first_complete(directory: Path, file_sets: tuple[tuple[str, ...], ...]) -> list[Path] | None:
     sets = ([directory / name for name in names] for names in file_sets)
-    return next((files for files in sets if all(file.is_file() for file in files)), None)
+    return next((files for files in sets if all(map(os.path.isfile, files))), None)  # a name may be too long for Path's
 
 
 def _choices(file_sets: tuple[tuple[str, ...], ...]) -> str:

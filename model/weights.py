@@ -18,6 +18,8 @@ from model.names import ARCHITECTURES, Architecture, Entry, architecture_of, ent
 from model.settings import read_json
 from model.transformer import Transformer
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # what weights are stored as
+
 
 class Checkpoint:
     """The tensors of a directory: `model.safetensors`, or the shards that `model.safetensors.index.json` lists."""
@@ -46,8 +48,8 @@ class Checkpoint:
         file = self._file_of[name]
         with opened(file) as tensors:
             tensor = tensors.get_tensor(name)
-        if not tensor.is_floating_point():
-            raise UserError(f"{file} holds {name} as {tensor.dtype}; weights must be floating-point numbers")
+        if tensor.dtype not in FLOATS:
+            raise UserError(f"{file} holds {name} as {tensor.dtype}; what is read: {', '.join(map(str, FLOATS))}")
         return tensor
 
 

@@ -3,6 +3,7 @@
 The same ids as the reference library's `BertTokenizer`, with one difference: there a "[SEP]" written in a text becomes
 the special token, here every character of a text is text."""
 
+import os
 import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
@@ -144,7 +145,7 @@ class WordPieceTokenizer(Tokenizer):
         Raises UserError if neither is there, or one is broken.
         """
         directory = Path(directory)
-        file = next((file for name in FILES if (file := directory / name).is_file()), None)
+        file = next((file for name in FILES if os.path.isfile(file := directory / name)), None)
         if file is None:
             raise UserError(f"{directory} has no WordPiece tokenizer files ({' or '.join(FILES)})")
         try:

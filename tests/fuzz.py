@@ -281,7 +281,12 @@ def read_from_the_shell(case: Case, folder: Path) -> None:
 def fuzz(cases: list[Case], shells: int, verbose: bool) -> int:
     """Reads all cases, `shells` of the refused ones from the shell too, and prints what came of it. Returns the number of
     failures."""
-    watch, counts, failures, refused = Watch(), {kind: Counter() for kind in KINDS}, [], []
+    watch, counts, refused = Watch(), {kind: Counter() for kind in KINDS}, []
+
+    def failed(case: Case, done: str, what: str) -> None:
+        counts[case.kind]["FAILED"] += 1
+        print(f"FAILED --kinds {case.kind} --case {case.number} ({done}): {what}", flush=True)
+
     for case in cases:
         folder, done = case.make()
         try:
@@ -294,10 +299,8 @@ def fuzz(cases: list[Case], shells: int, verbose: bool) -> int:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # Rust's panics are no Exceptions either
-            counts[case.kind]["FAILED"] += 1
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            what = f"{type(error).__name__}: {str(error)[:300]} ({Path(last.filename).name}:{last.lineno})"
-            failures.append(f"--kinds {case.kind} --case {case.number} ({done}): {what}")
+            where = [(Path(one.filename).name, one.lineno) for one in traceback.extract_tb(error.__traceback__)[-3:]]
+            failed(case, done, f"{type(error).__name__}: {str(error)[:300]!r} at {where}")
             if verbose:
                 traceback.print_exc()
     order = m.Draw(0).sample(refused, len(refused))
@@ -308,16 +311,13 @@ def fuzz(cases: list[Case], shells: int, verbose: bool) -> int:
             read_from_the_shell(case, folder)
             counts[case.kind]["shell"] += 1
         except (Failure, subprocess.TimeoutExpired) as error:
-            counts[case.kind]["FAILED"] += 1
-            failures.append(f"--kinds {case.kind} --case {case.number} ({done}), from the shell: {error}")
+            failed(case, f"{done}, from the shell", str(error))
     print(f"{'kind':<14}" + "".join(f"{name:>10}" for name in ("taken", "refused", "FAILED", "shell")))
     for kind, found in counts.items() if not verbose else ():
         print(f"{kind:<14}" + "".join(f"{found[name]:>10}" for name in ("taken", "refused", "FAILED", "shell")))
     total = sum(counts.values(), Counter())
     print(f"{'all':<14}" + "".join(f"{total[name]:>10}" for name in ("taken", "refused", "FAILED", "shell")))
-    for line in failures:
-        print(f"FAILED {line}")
-    return len(failures)
+    return total["FAILED"]
 
 
 def main(argv: list[str]) -> int:
