@@ -120,8 +120,11 @@ def _unpack(member: str, archive: Path, path: Path) -> Path:
     with zipfile.ZipFile(archive) as bundle:
         if member not in bundle.namelist():
             raise UserError(f"the archive holds no {member}")
-        if (size := bundle.getinfo(member).file_size) > LARGEST:  # no more than that is unpacked, whatever there is
-            raise UserError(f"{member} would unpack to {size:,} bytes; at most {LARGEST:,} are expected")
+        info = bundle.getinfo(member)
+        if info.file_size > LARGEST:  # no more than it says is unpacked, whatever there is
+            raise UserError(f"{member} would unpack to {info.file_size:,} bytes; at most {LARGEST:,} are expected")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UserError(f"{member} is packed by method {info.compress_type}; choose stored or deflated")
         with bundle.open(member) as source, path.open("wb") as target:
             shutil.copyfileobj(source, target)
     return path
