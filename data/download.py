@@ -124,7 +124,7 @@ def _unpack(member: str, archive: Path, path: Path) -> Path:
         if info.file_size > LARGEST:  # no more than it says is unpacked, whatever there is
             raise UserError(f"{member} would unpack to {info.file_size:,} bytes; at most {LARGEST:,} are expected")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UserError(f"{member} is packed by method {info.compress_type}; choose stored or deflated")
+            raise UserError(f"{member} is packed by method {info.compress_type}; only stored and deflated are read")
         with bundle.open(member) as source, path.open("wb") as target:
             shutil.copyfileobj(source, target)
     return path
