@@ -137,7 +137,7 @@ def read_texts(folder: Path) -> None:
 
 
 def read_dialogues(folder: Path) -> None:
-    file = str(next(folder.glob("dialogues*")))
+    file = str(folder / ("dialogues.json" if folder.name == "list" else "dialogues.jsonl"))
     task, checkpoint = get_task(file), EMPTY / "templates" / "gpt2"
     make_batches(task, resolve(Run(dataset=file, checkpoint=str(checkpoint)), task.recipe_for("")))
 
