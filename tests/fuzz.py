@@ -106,6 +106,7 @@ def limit_resources() -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_FSIZE, (DISK, resource.RLIM_INFINITY))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGXFSZ, partial(fail, f"writes a file of more than {DISK} bytes"))
     signal.signal(signal.SIGPROF, partial(fail, f"takes more than {SECONDS} s of computing"))
     signal.signal(signal.SIGALRM, partial(fail, f"takes more than {PATIENCE} s by the clock"))
@@ -296,8 +297,8 @@ def fuzz(cases: list[Case], shells: int, verbose: bool) -> int:
                 refused.append(case)
             if verbose:
                 print(f"{case.kind} {case.number} ({done}): {line or 'taken'}")
-        except KeyboardInterrupt:
-            raise
+        except KeyboardInterrupt:  # what there is so far is shown
+            break
         except BaseException as error:  # Rust's panics are no Exceptions either
             where = [(Path(one.filename).name, one.lineno) for one in traceback.extract_tb(error.__traceback__)[-3:]]
             failed(case, done, f"{type(error).__name__}: {str(error)[:300]!r} at {where}")
