@@ -57,7 +57,7 @@ class Speaker:
         for tokens in stream(self.model, ids, eos_id=tokenizer.end_of_text, seed=seed, **asdict(self.sampling)):
             token = int(tokens[0])
             assert token != NOTHING, "the stream of one text ends with it"
-            written += [token] if token < tokenizer.vocab_size else []  # some embeddings have rows for no token
+            written.append(token)
             text = tokenizer.decode(written)
             if not text.endswith("\ufffd"):  # else a character of several tokens isn't complete yet
                 yield text[len(shown) :]

@@ -4,9 +4,20 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+LONGEST = 2000  # characters of a message
+
 
 class UserError(ValueError):
-    """Wrong input rather than a bug. The message is one line: the value, the limit, the choices."""
+    """Wrong input rather than a bug. The message is one line: the value, the limit, the choices.
+
+    What it quotes from a file may be anything: line breaks become spaces, other unprintable characters are escaped, and
+    what is too long is cut.
+    """
+
+    def __init__(self, message: str):
+        line = " ".join(message.split())
+        line = line[:LONGEST] + "..." if len(line) > LONGEST else line
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
 
 
 def run_program(main: Callable[[], int]) -> NoReturn:

@@ -37,7 +37,7 @@ def read_json(path: Path) -> object:
     """The content of an earlier file of ours, or None where there is none to be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

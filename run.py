@@ -4,8 +4,8 @@ A field that is None hasn't been said. `resolve` fills it: an explicit flag, els
 task (which may depend on the model), else DEFAULTS. No torch here, so that `--help` answers at once.
 """
 
-import math
 import shlex
+import sys
 from dataclasses import dataclass, field, fields, replace
 
 from errors import UserError
@@ -59,7 +59,7 @@ class Run:
     part: str | None = flag(
         str, "what freeze trains of these blocks: all, attn, qkv, mlp, norm, or modules such as attn.out"
     )
-    lora_rank: int | None = flag(int, "rank of the LoRA matrices", least=1)
+    lora_rank: int | None = flag(int, "rank of the LoRA matrices", least=1, below=2**24)
     lora_alpha: float | None = flag(float, "alpha of LoRA, see --lora_scaling")
     lora_target: str | None = flag(str, "all, or whole path components such as attn.q,attn.v or 2-5.mlp or q_lin")
     lora_dropout: float | None = flag(float, "dropout on the input of the LoRA matrices", least=0, below=1)
@@ -89,7 +89,9 @@ class Run:
     bypass_init: str | None = flag(
         str, "zero: the branches add nothing at first; default: PyTorch's", choices=("zero", "default")
     )
-    prefix_length: int | None = flag(int, "positions that prefix tuning and prompt tuning put before a text", least=1)
+    prefix_length: int | None = flag(
+        int, "positions that prefix tuning and prompt tuning put before a text", least=1, below=2**24
+    )
     prefix_projection: bool | None = flag(bool, "train the prefix through a small network, which is folded away after it")
     # the data
     dataset: str | None = flag(
@@ -196,9 +198,11 @@ def _check(name: str, value, kind: type, choices: tuple, least: float | None, be
         return
     if value == "" and kind is str:
         raise UserError(f"--{name} is empty; leave the flag out or give it a value")
+    if type(value) not in ((int, float) if kind is float else (kind,)):
+        raise UserError(f"--{name} is {value!r}; it must be of type {kind.__name__}")
     if choices and value not in choices:
         raise UserError(f"--{name} is {value!r}; choose {', '.join(choices)}")
-    if kind is float and not math.isfinite(value):
+    if kind is float and not abs(value) <= sys.float_info.max:  # a whole number may be larger
         raise UserError(f"--{name} is {value}; it must be a finite number")
     if least is not None and value < least:
         raise UserError(f"--{name} is {value}; it must be at least {least}")

@@ -72,8 +72,7 @@ def answers(model: nn.Module, run: Run, dialogues: list[Dialogue], tokenizer: To
         ids, mask = (part.to(device) for part in left_padded([prompts[i] for i in numbers]))  # [B, T] each
         written = generate(model, ids, mask, eos_id=tokenizer.end_of_text, max_new_tokens=room)
         for number, tokens in zip(numbers, written, strict=True):
-            known = [token for token in tokens if token < tokenizer.vocab_size]  # some embeddings have rows for no token
-            found[number] = tokenizer.decode(known)
+            found[number] = tokenizer.decode(tokens)
     return [
         {"prompt": tokenizer.decode(ids), "reference": one.turns[-1].answer, "answer": answer}
         for ids, one, answer in zip(prompts, dialogues, found, strict=True)

@@ -1,8 +1,10 @@
 """The model of an earlier run, from what the run left in its directory."""
 
+import copy
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 import peft
@@ -41,13 +43,26 @@ def load_run(directory: str | Path) -> Saved:
         )
     if unknown := result["config"].keys() - {one.name for one in fields(Run)}:
         raise UserError(f"{directory}/result.json has settings that are unknown here: {', '.join(sorted(unknown))}")
-    run = resolve(Run(**result["config"]), {})  # fields that are newer than the run are at their defaults
+    run = Run(**result["config"])
+    if not run.source or not run.dataset:
+        raise UserError(f"{directory}/result.json doesn't name the model and the dataset of the run")
+    task = get_task(run.dataset)
+    run = resolve(run, task.recipe_for(run.model or ""))  # fields that are newer than the run are at their defaults
     check_weights(run, result, directory)
-    model = build_model(run, len(get_task(run.dataset).labels))
-    attach_and_fill(model, stages_reached(run, result, len(model.blocks)), file)
+    tensors, _ = read_safetensors(file)
+    model = build_model(run, len(task.labels))
+    stages = stages_reached(run, result, len(model.blocks))
+    with torch.device("meta"):  # before memory is taken that the settings ask for: do they fit what was trained?
+        attach_and_fill(shapes_of(model), stages, {name: tensor.to("meta") for name, tensor in tensors.items()})
+    attach_and_fill(model, stages, tensors)
     tokenizer, _ = find_tokenizer(run, model.config.vocab_size)
     peft.merge(model).eval()
     return Saved(run, model, tokenizer, f"{run.source}, {run.trainable_layers} on {run.dataset}")
+
+
+def shapes_of(model: nn.Module) -> nn.Module:
+    """A copy on the meta device, which takes no memory."""
+    return copy.deepcopy(model, {id(p): nn.Parameter(torch.empty_like(p, device="meta")) for p in model.parameters()})
 
 
 def check_weights(run: Run, result: dict, directory: Path) -> None:
@@ -62,10 +77,13 @@ def stages_reached(run: Run, result: dict, n_blocks: int) -> list[Run]:
     stages = stages_of(run, n_blocks)
     if not result.get("interrupted"):
         return stages
-    return stages[: 1 + sum(not stage["interrupted"] for stage in result["stages"])]
+    try:
+        return stages[: 1 + sum(not stage["interrupted"] for stage in result["stages"])]
+    except (KeyError, TypeError):
+        raise UserError("result.json of an interrupted run doesn't list its stages; train again") from None
 
 
-def attach_and_fill(model: nn.Module, stages: list[Run], file: Path) -> None:
+def attach_and_fill(model: nn.Module, stages: list[Run], tensors: dict[str, torch.Tensor]) -> None:
     """The methods of the stages, one after the other as in `train_stages`, and then the trained tensors. In place."""
     whole, attached = model.blocks, None
     for stage in stages:
@@ -73,7 +91,6 @@ def attach_and_fill(model: nn.Module, stages: list[Run], file: Path) -> None:
         if method != attached:
             peft.attach(peft.merge(model), method)
             attached = method
-    tensors, _ = read_safetensors(file)
     if len(stages) > 1:
         for name, parameter in model.named_parameters():  # the file has those of earlier stages too
             parameter.requires_grad_(parameter.requires_grad or name in tensors)
@@ -88,7 +105,7 @@ def evaluate_answers(directory: str | Path, count: int, device: str | None = Non
     task, result = get_task(saved.run.dataset), read_result(directory)
     if not isinstance(task, ChatTask):
         raise UserError(f"{directory} was trained on {task.name}, which has no dialogues to answer")
-    if result["interrupted"]:
+    if result.get("interrupted"):
         raise UserError(f"{directory} holds an interrupted run; end it with --resume first")
     run = replace(saved.run, eval_generate=count)
     model = saved.model.to(pick_device(device or "auto"))

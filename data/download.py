@@ -26,6 +26,7 @@ except ImportError:  # Windows
     fcntl = None
 
 PATIENCE = 2.5  # seconds to the first answer of any address, before the network counts as absent
+LARGEST = 100 << 20  # bytes; no file that is fetched or unpacked here has a tenth of it
 STALL = 30.0  # seconds without a byte before a connection counts as lost
 TRIES = 3  # connections in a row that bring nothing new, before an address is given up
 PAUSE = 1.0  # seconds before the second of them, doubled before each further one
@@ -55,7 +56,7 @@ def find(data_dir: Path | None, file: Path, download: Callable[[Path], Path]) ->
     """A file of a data set, by its path in a data directory: there, or without one in our cache, downloaded once."""
     if data_dir is None:
         return download(cache_dir() / file)
-    if not (data_dir / file).is_file():
+    if not os.path.isfile(data_dir / file):  # Path's own raises for a name that is too long
         raise UserError(f"the data directory {data_dir} has no {file}")
     return data_dir / file
 
@@ -185,6 +186,11 @@ def _unpack(members: dict[str, Check], folder: Path, part: Path) -> None:
             for member, check in members.items():
                 if member not in bundle.namelist():
                     raise UserError(f"the archive holds no {member}")
+                info = bundle.getinfo(member)
+                if info.file_size > LARGEST:  # no more than it says is unpacked, whatever there is
+                    raise UserError(f"{member} would unpack to {info.file_size:,} bytes; at most {LARGEST:,} are expected")
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise UserError(f"{member} is packed by method {info.compress_type}; only stored and deflated are read")
                 with bundle.open(member) as source, unpacked[member].open("wb") as target:
                     shutil.copyfileobj(source, target)
                 check(unpacked[member])
@@ -228,6 +234,9 @@ def _receive(url: str, part: Path) -> None:
             while chunk := _read(answer):
                 file.write(chunk)
                 bar.update(len(chunk))
+                if file.tell() > LARGEST:
+                    file.truncate(0)
+                    raise BadAnswer(f"sends more than {LARGEST:,} bytes")
     if total is not None and part.stat().st_size < total:
         raise BadAnswer(f"broke off after {part.stat().st_size} of {total} bytes", again=True)
 

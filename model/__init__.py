@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from errors import UserError
 from model import hub, weights
@@ -72,10 +71,12 @@ def from_pretrained(
     if seed is not None:
         torch.manual_seed(seed)
     if checkpoint is None:
-        model = kind.model(config)
+        model = _drawn(kind, config)
     else:
-        with NothingDrawn():  # every tensor comes from the checkpoint
+        with torch.device("meta"):  # nothing is drawn, as every tensor comes from the checkpoint, ...
             model = kind.model(config)
+        weights.fit(model, checkpoint)  # ... and nothing allocated of what config.json says before the file agrees
+        model.to_empty(device="cpu")
     if seed is not None:
         torch.manual_seed(seed)
     n = _number_of_labels(num_labels, labels, checkpoint, kind) if head == "classifier" else 0
@@ -91,13 +92,13 @@ def from_pretrained(
     return model
 
 
-class NothingDrawn(TorchFunctionMode):
-    """While it lasts, the functions of torch.nn.init leave a tensor as it is: no time goes into what is replaced anyway."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if getattr(function, "__module__", None) == torch.nn.init.__name__:
-            return args[0] if args else kwargs["tensor"]
-        return function(*args, **(kwargs or {}))
+def _drawn(kind: Architecture, config) -> Transformer:
+    try:
+        return kind.model(config)
+    except RuntimeError as error:  # the CPU's allocator has no class of its own
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        raise UserError(f"there isn't enough memory for a model of this size: {config}") from None
 
 
 def make_head(
@@ -134,8 +135,8 @@ def _number_of_labels(
     """The number asked for, else config.json's, else the classifier's own, else 2. One that is there can't be resized."""
     found = checkpoint and weights.classifier_size(checkpoint, architecture)
     n = wanted if wanted is not None else len(labels) if labels else found or 2
-    if n < 1:
-        raise UserError(f"num_labels is {n}; it must be at least 1")
+    if not 0 < n <= weights.MOST_LABELS:
+        raise UserError(f"num_labels is {n}; it must be from 1 to {weights.MOST_LABELS}")
     if found not in (None, n):
         said = "num_labels" if wanted is not None else "its config.json"
         raise UserError(f"{checkpoint.directory} has a classifier for {found} labels, but {said} says {n}")

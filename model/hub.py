@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import os
 import re
 import sys
@@ -21,6 +20,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import disable_progress_bars, logging
 
 from errors import UserError
+from model.settings import read_json
 from network import any_answers, offline
 
 POCKET_DIR = Path(__file__).parent / "pocket"
@@ -101,7 +101,7 @@ def local(name: str) -> Path | None:
         return None
     if name in pocket_names():
         return POCKET_DIR / name
-    return Path(name) if Path(name).is_dir() else None
+    return Path(name) if os.path.isdir(name) else None  # Path's own raises for a name that is too long
 
 
 def cached(name: str, files: list[str] | None = None) -> Path | None:
@@ -133,9 +133,9 @@ def _whole(folder: Path) -> bool:
     if (folder / "model.safetensors").is_file():
         return True
     try:
-        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        index = read_json(folder / "model.safetensors.index.json")
         return all((folder / shard).is_file() for shard in index["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

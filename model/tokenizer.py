@@ -3,7 +3,7 @@ Nothing is downloaded here.
 
 GPT-2's and RoBERTa's byte-level BPE are here, run by tiktoken; BERT's WordPiece is in wordpiece.py."""
 
-import json
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import tiktoken
 
 from errors import UserError
 from model.sequence import Tokenizer
+from model.settings import read_json
 from model.wordpiece import FILES as WORDPIECE_FILES
 from model.wordpiece import WordPieceTokenizer
 
@@ -67,7 +68,8 @@ class BytePairTokenizer(Tokenizer):
         return [self._id_of_rank[rank] for rank in self._encoding.encode_ordinary(text)]
 
     def decode(self, ids: list[int]) -> str:
-        return self._encoding.decode([self._rank_of_id[token_id] for token_id in ids])
+        """An id that no token has is left out: some embeddings have rows for none, and a model may write them."""
+        return self._encoding.decode([self._rank_of_id[token_id] for token_id in ids if token_id in self._rank_of_id])
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> "BytePairTokenizer":
@@ -144,7 +146,7 @@ def _kind(directory: Path) -> str:
 def _entry(file: Path, *keys: str) -> object:
     """content[key][key]... of a JSON file, or None where there is no such entry."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         for key in keys:
             content = content[key]
         return content
@@ -154,7 +156,7 @@ def _entry(file: Path, *keys: str) -> object:
 
 def _first_complete(directory: Path, file_sets: tuple[tuple[str, ...], ...]) -> list[Path] | None:
     sets = ([directory / name for name in names] for names in file_sets)
-    return next((files for files in sets if all(file.is_file() for file in files)), None)
+    return next((files for files in sets if all(map(os.path.isfile, files))), None)  # a name may be too long for Path's
 
 
 def _choices(file_sets: tuple[tuple[str, ...], ...]) -> str:
@@ -168,6 +170,7 @@ def _read_byte_pairs(directory: Path, name: str) -> tuple[Path, dict[str, int], 
         raise UserError(f"{directory} has no {name} tokenizer files ({_choices(FILE_SETS)})")
     try:
         vocab, merged = _read_json(*files) if len(files) == 1 else _read_pair(*files)
+        "".join([*vocab, *merged]).encode()  # raises unless all of it is valid text
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{directory}: can't read {' + '.join(file.name for file in files)}: {error}") from None
     return files[0], vocab, [*byte_alphabet().values(), *merged]
@@ -177,12 +180,12 @@ def _read_pair(vocab_file: Path, merges_file: Path) -> tuple[dict[str, int], lis
     """(token -> id, what each merge makes), the merges as lines of two symbols."""
     lines = merges_file.read_text(encoding="utf-8").splitlines()
     merged = ["".join(line.split()) for line in lines if line and not line.startswith("#version")]
-    return dict(json.loads(vocab_file.read_text(encoding="utf-8")).items()), merged
+    return dict(read_json(vocab_file).items()), merged
 
 
 def _read_json(file: Path) -> tuple[dict[str, int], list[str]]:
     """The same from tokenizer.json, where a merge is a pair or a line, and special tokens may stand apart."""
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = read_json(file)
     if content["model"]["type"] != "BPE":
         raise ValueError(f"it holds a tokenizer of type {content['model']['type']!r}, not BPE")
     apart = {token["content"]: token["id"] for token in content.get("added_tokens", [])}

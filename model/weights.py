@@ -1,7 +1,9 @@
 """Checkpoints in Hugging Face layout -> our modules, and back, by the tables of `model/names.py`; read lazily."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,10 @@ from safetensors.torch import save_file
 from errors import UserError
 from model.hub import PICKLED
 from model.names import ARCHITECTURES, Architecture, Entry, architecture_of, entries_of
+from model.settings import read_json
 from model.transformer import Transformer
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # what weights are stored as
 
 
 class Checkpoint:
@@ -32,7 +37,7 @@ class Checkpoint:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._file_of: dict[str, Path] = {}
         for file in files:
-            with self._open(file) as tensors:
+            with opened(file) as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (a safetensors handle is no dict)
                     self.shapes[name] = tuple(tensors.get_slice(name).get_shape())
                     self._file_of[name] = file
@@ -40,25 +45,34 @@ class Checkpoint:
     def read(self, name: str) -> torch.Tensor:
         """One tensor. The file is opened anew each time: closing it lets go of the pages mapped so far, so that loading
         needs the model's own size and one tensor more, never the file beside the model."""
-        with self._open(self._file_of[name]) as tensors:
-            return tensors.get_tensor(name)
+        file = self._file_of[name]
+        with opened(file) as tensors:
+            tensor = tensors.get_tensor(name)
+        if tensor.dtype not in FLOATS:
+            raise UserError(f"{file} holds {name} as {tensor.dtype}; what is read: {', '.join(map(str, FLOATS))}")
+        return tensor
 
-    def _open(self, file: Path):
-        try:
-            return safe_open(file, framework="pt", device="cpu")
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} can't be read as safetensors: {error}") from None
+
+@contextlib.contextmanager
+def opened(file: Path) -> Iterator[safe_open]:
+    """A safetensors file to read from. What is wrong with its header is found when it is opened, before any tensor is."""
+    try:
+        with safe_open(file, framework="pt", device="cpu") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} can't be read as safetensors: {error}") from None
 
 
 def _shard_files(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise UserError(f"{index} is no index of safetensors shards (no readable weight_map)") from None
+    there = {file.name for file in index.parent.iterdir() if file.is_file()}
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise UserError(f"{index} names the shard {name!r}; shards must be files in the same directory")
-        if not (index.parent / name).is_file():
+        if name not in there:
             raise UserError(f"{index} names the shard {name}, which isn't there")
     return [index.parent / name for name in names]
 
@@ -68,6 +82,24 @@ def load(model: Transformer, checkpoint: Checkpoint) -> list[str]:
 
     Returns the names of ours that the checkpoint doesn't hold though the table knows of them as optional (a classifier
     on a language model's checkpoint), and those the table doesn't know: they keep their values.
+    Raises UserError as `fit` does.
+    """
+    parameters = dict(model.named_parameters())
+    filled = set()
+    with torch.no_grad():
+        for entry, theirs in fit(model, checkpoint):
+            tensor = checkpoint.read(theirs)
+            tensor = tensor.T if entry.transposed else tensor
+            for name, part in zip(entry.ours, tensor.chunk(len(entry.ours)), strict=True):
+                parameters[name].copy_(part)
+                filled.add(name)
+    return [name for name in parameters if name not in filled]
+
+
+def fit(model: Transformer, checkpoint: Checkpoint) -> list[tuple[Entry, str]]:
+    """What of the checkpoint belongs where: rows of the table of names, each with the tensor's name in the file. Only
+    shapes are looked at, so the model may be on the meta device.
+
     Raises UserError with the names of all missing, unread and misshaped tensors.
     """
     parameters = dict(model.named_parameters())
@@ -86,21 +118,15 @@ def load(model: Transformer, checkpoint: Checkpoint) -> list[str]:
         expected = _their_shape(entry, parameters)
         if shape != expected:
             problems.append(f"{entry.theirs} has shape {list(shape)}, expected {list(expected)}")
-        plan.append(entry)
+        plan.append((entry, theirs_of[entry.theirs]))
     known = {entry.theirs for entry in entries}
     problems += [f"unread {theirs}" for name, theirs in theirs_of.items() if name not in known]
-    filled = {name for entry in plan for name in entry.ours}
+    filled = {name for entry, _ in plan for name in entry.ours}
     if "head.classifier.weight" in filled and "head.dense.weight" in parameters.keys() - filled:
         problems.append("it has a classifier without the dense layer below, so of another kind")
     if problems:
         raise UserError(f"{checkpoint.directory} doesn't fit the model: {_shorten(problems)}")
-    with torch.no_grad():
-        for entry in plan:
-            tensor = checkpoint.read(theirs_of[entry.theirs])
-            tensor = tensor.T if entry.transposed else tensor
-            for name, part in zip(entry.ours, tensor.chunk(len(entry.ours)), strict=True):
-                parameters[name].copy_(part)
-    return [name for name in parameters if name not in filled]
+    return plan
 
 
 def _published_names(checkpoint: Checkpoint, entries: list[Entry], prefix: str) -> dict[str, str]:
@@ -165,11 +191,8 @@ def save_pretrained(model: Transformer, directory: Path, dtype: torch.dtype = to
 
 def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """(tensors, metadata) of a file that `write_safetensors` wrote."""
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no dict)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} can't be read as safetensors: {error}") from None
+    with opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no dict)
 
 
 def write_safetensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -191,7 +214,7 @@ def read_config(directory: Path) -> tuple[Any, tuple[str, ...] | None]:
     """
     path = directory / "config.json"
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_json(path)
     except FileNotFoundError:
         raise UserError(f"{directory} is no checkpoint directory: it has no config.json") from None
     except (OSError, ValueError) as error:
@@ -199,7 +222,7 @@ def read_config(directory: Path) -> tuple[Any, tuple[str, ...] | None]:
     kind = settings.get("model_type") if isinstance(settings, dict) else None
     if kind is None and isinstance(settings, dict) and {"hidden_size", "type_vocab_size"} <= settings.keys():
         kind = "bert"  # as SciBERT's: from before the type was written down
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise UserError(f"{path} describes a model of type {kind!r}; the types that are read: {', '.join(ARCHITECTURES)}")
     architecture = ARCHITECTURES[kind]
     values = {}
@@ -211,6 +234,8 @@ def read_config(directory: Path) -> tuple[Any, tuple[str, ...] | None]:
         config = architecture.config(**values)
         if "context_length" in values:  # theirs is the size of the table
             config = replace(config, context_length=config.context_length - _first_position(config))
+        if config.context_length < 1:
+            raise UserError(f"the table of positions has {values['context_length']} rows, none of them for a token")
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     for name, allowed in architecture.fixed(config).items():
@@ -220,6 +245,8 @@ def read_config(directory: Path) -> tuple[Any, tuple[str, ...] | None]:
 
 
 MAY_BE_NULL = ("pad_id", "head_dropout")  # as much as not there
+MOST_BLOCKS, MOST = 1000, 2**24  # of anything else; far above every published model, and products of them still fit an int
+MOST_LABELS = 2**16
 
 
 def _checked(path: Path, theirs: str, value, ours: str, default):
@@ -228,7 +255,8 @@ def _checked(path: Path, theirs: str, value, ours: str, default):
     elif ours == "pad_id":
         right, must = type(value) is int and value >= 0, "an int, at least 0"
     else:
-        right, must = type(value) is type(default) and value > 0, f"a positive {type(default).__name__}"
+        kind, most = type(default), MOST_BLOCKS if ours == "n_layers" else MOST
+        right, must = type(value) is kind and 0 < value <= most, f"a positive {kind.__name__}, up to {most}"
     if not right:
         raise UserError(f"{path} sets {theirs} to {value!r}; it must be {must}")
     return value
@@ -245,11 +273,13 @@ def _labels(path: Path, settings: dict) -> tuple[str, ...] | None:
         if settings.get("id2label"):
             names = {int(number): str(name) for number, name in settings["id2label"].items()}
             return tuple(names[i] for i in range(len(names)))
-        if settings.get("num_labels"):
-            return tuple(f"LABEL_{i}" for i in range(settings["num_labels"]))
     except (AttributeError, ValueError, TypeError, KeyError):
-        raise UserError(f"{path}: id2label must name the classes 0, 1, 2, ..., num_labels be their number") from None
-    return None
+        raise UserError(f"{path}: id2label must name the classes 0, 1, 2, ...") from None
+    if not (n := settings.get("num_labels")):
+        return None
+    if type(n) is not int or not 0 < n <= MOST_LABELS:
+        raise UserError(f"{path} sets num_labels to {n!r}; it must be the number of classes, up to {MOST_LABELS}")
+    return tuple(f"LABEL_{i}" for i in range(n))
 
 
 def write_config(model: Transformer) -> dict:

@@ -3,7 +3,7 @@
 The same ids as the reference library's `BertTokenizer`, with one difference: there a "[SEP]" written in a text becomes
 the special token, here every character of a text is text."""
 
-import json
+import os
 import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from errors import UserError
 from model.sequence import Tokenizer
+from model.settings import read_json
 
 PAD, UNKNOWN, START, SEPARATOR, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUES = "##"  # a piece that doesn't begin its word
@@ -134,7 +135,8 @@ class WordPieceTokenizer(Tokenizer):
         return tuple(pieces)
 
     def decode(self, ids: list[int]) -> str:
-        return " ".join(self._tokens[token_id] for token_id in ids).replace(f" {CONTINUES}", "")
+        """An id that no token has, as of SciBERT's empty line, is left out."""
+        return " ".join(self._tokens[token_id] for token_id in ids if token_id in self._tokens).replace(f" {CONTINUES}", "")
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> "WordPieceTokenizer":
@@ -143,11 +145,11 @@ class WordPieceTokenizer(Tokenizer):
         Raises UserError if neither is there, or one is broken.
         """
         directory = Path(directory)
-        file = next((file for name in FILES if (file := directory / name).is_file()), None)
+        file = next((file for name in FILES if os.path.isfile(file := directory / name)), None)
         if file is None:
             raise UserError(f"{directory} has no WordPiece tokenizer files ({' or '.join(FILES)})")
         try:
-            vocab = _read_json(file) if file.suffix == ".json" else _read_lines(file)
+            vocab = _read_model(file) if file.suffix == ".json" else _read_lines(file)
             missing = [token for token in SPECIAL_TOKENS[:4] if token not in vocab]
             if missing:
                 raise ValueError(f"it has no entry {', '.join(missing)}")
@@ -168,8 +170,8 @@ def _read_lines(file: Path) -> dict[str, int]:
     return vocab
 
 
-def _read_json(file: Path) -> dict[str, int]:
-    model = json.loads(file.read_text(encoding="utf-8"))["model"]
+def _read_model(file: Path) -> dict[str, int]:
+    model = read_json(file)["model"]
     if model["type"] != "WordPiece":
         raise ValueError(f"it holds a tokenizer of type {model['type']!r}, not WordPiece")
     for name, known in (("continuing_subword_prefix", CONTINUES), ("max_input_chars_per_word", MAX_WORD)):
@@ -192,7 +194,7 @@ def _settings(directory: Path) -> dict[str, bool]:
         if not file.is_file():
             continue
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = read_json(file)
             if name == "tokenizer.json":
                 content = content["normalizer"] or {}
                 if content and content["type"] != "BertNormalizer":

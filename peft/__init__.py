@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from errors import UserError
+from model.weights import FLOATS
 
 METHODS: dict[str, type] = {}  # what --trainable_layers accepts -> the class of the method
 
@@ -136,6 +137,7 @@ def fill(parameters: dict[str, nn.Parameter], tensors: dict[str, torch.Tensor]) 
         for name, tensor in tensors.items()
         if name in parameters and tensor.shape != parameters[name].shape
     ]
+    problems += [f"{name} is of type {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
     if problems:
         raise UserError(f"the tensors don't fit what this method trains: {'; '.join(problems[:12])}")
     for name, tensor in tensors.items():

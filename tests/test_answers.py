@@ -142,6 +142,10 @@ def test_what_is_no_run(alone, train):
         ({"config": result["config"] | {"warp": 9}}, "settings that are unknown here: warp"),
         ({"weights_sha256": "0" * 64}, "has other weights than when .* was trained on it"),
         ({"config": result["config"] | {"lora_rank": 3}}, "don't fit what this method trains"),
+        ({"config": result["config"] | {"lora_rank": 2**23}}, "don't fit what this method trains"),  # and not 1 GiB each
+        ({"config": result["config"] | {"seed": "1"}}, "--seed is '1'; it must be of type int"),
+        ({"config": result["config"] | {"dataset": None}}, "doesn't name the model and the dataset"),
+        ({"interrupted": True, "stages": [1]}, "doesn't list its stages"),
     ):
         (directory / "result.json").write_text(json.dumps(result | changes))
         with pytest.raises(UserError, match=said):

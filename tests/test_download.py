@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from data import domains, download, get_task, glue
-from data.download import cache_dir, download_file, download_from_zip, has_sha256
+from data.download import LARGEST, cache_dir, download_file, download_from_zip, has_sha256
 from data.spam import FILE, read_spam
 from errors import UserError
 
@@ -146,8 +146,13 @@ def encrypted() -> bytes:
         (broken_deflate(), "decompress"),
         (wrong_checksum(), "CRC"),
         (encrypted(), "encrypted"),
+        (zipped({MEMBER: CONTENT}, zipfile.ZIP_LZMA), "packed by method 14; only stored and deflated"),
+        (zipped({MEMBER: bytes(LARGEST + 1)}), f"unpack to {LARGEST + 1:,} bytes; at most {LARGEST:,}"),
     ],
-    ids=["sha256", "no member", "member in a folder", "page", "nothing", "cut", "deflate", "crc", "encrypted"],
+    ids=[
+        *("sha256", "no member", "member in a folder", "page", "nothing", "cut", "deflate", "crc", "encrypted", "method"),
+        "too large",
+    ],
 )
 def test_a_wrong_archive(server: Server, tmp_path: Path, body: bytes, reason: str):
     url = server.serve("/bad.zip", body)
@@ -194,6 +199,12 @@ def test_a_server_that_refuses(server: Server, tmp_path: Path):
     url = f"http://127.0.0.1:{unused_port()}/good.zip"
     message = complaint(tmp_path, url)
     assert url in message and "can be reached" in message
+
+
+def test_a_download_without_end(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("data.download.LARGEST", 50)
+    url = server.serve_raw("/endless.zip", b"HTTP/1.0 200 OK\r\n\r\n" + ARCHIVE)
+    assert "sends more than 50 bytes" in complaint(tmp_path, url)
 
 
 def test_the_second_address_is_tried(server: Server, tmp_path: Path):

@@ -278,6 +278,12 @@ def test_a_malformed_config(directory, content):
         ({"vocab_size": "60"}, "vocab_size.*'60'"),
         ({"n_positions": True}, "n_positions.*True"),
         ({"layer_norm_epsilon": -1e-5}, "layer_norm_epsilon.*-1e-05"),
+        ({"layer_norm_epsilon": float("inf")}, "layer_norm_epsilon.*inf"),
+        ({"model_type": ["gpt2"]}, "\\['gpt2'\\].*gpt2, bert"),
+        ({"n_layer": 10**6}, "n_layer.*1000000.*up to 1000"),
+        ({"vocab_size": 10**12}, "vocab_size.*1000000000000.*up to 16777216"),
+        ({"num_labels": 10**9}, "num_labels.*1000000000.*up to 65536"),
+        ({"num_labels": -3}, "num_labels.*-3"),
     ],
 )
 def test_a_config_that_is_no_gpt2(directory, settings, said):
@@ -285,6 +291,21 @@ def test_a_config_that_is_no_gpt2(directory, settings, said):
     with pytest.raises(UserError, match=said):
         from_pretrained(directory)
     refused(directory)
+
+
+def test_a_config_that_is_too_deep(directory):
+    (directory / "config.json").write_text("[" * 10**5)
+    assert "config.json" in refused(directory)
+
+
+def test_a_config_larger_than_its_file_is_refused_before_memory_is_taken(directory):
+    rewrite_config(directory, n_embd=2**22, n_head=2**10)  # one matrix of it would take 64 TiB
+    assert "wte.weight has shape [60, 32], expected [60, 4194304]" in refused(directory)
+
+
+def test_numbers_that_are_no_weights_are_refused(directory):
+    rewrite_tensors(directory, lambda tensors: tensors.update({"transformer.ln_f.bias": torch.ones(32, dtype=torch.int32)}))
+    assert "ln_f.bias as torch.int32; what is read: torch.float32" in refused(directory)
 
 
 # Memory

@@ -1,0 +1,352 @@
+"""Broken and hostile input: mutations of small valid files, thousands of them, read by what reads such files.
+
+python -m tests.fuzz --cases 2000 --seed 7       all kinds by turns, and a summary; exit code 1 if any case failed
+python -m tests.fuzz --kinds config --case 123   one case again, with its traceback; --keep leaves its files where it says
+
+Of each case it is demanded that the input is taken, or refused with a UserError whose message is one printable line; within
+10 seconds of computing, with little memory and disk, without opening a file outside the directory that was named, and
+without unpickling anything. Some of the refused ones are read again by the command line, in a process of its own: exit code
+2 and one line `error: ...`.
+"""
+
+import argparse
+import faulthandler
+import mimetypes
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SECONDS = 10  # of computing, for one case
+PATIENCE = 120  # by the clock
+MEMORY, DISK = 400 << 20, 200 << 20  # bytes that a case may take: address space beside what is there; one file
+LONGEST_LINE = 2500  # characters
+EMPTY = Path(tempfile.mkdtemp(prefix="fuzz-"))
+# Before huggingface_hub is imported, which reads them then.
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": f"{EMPTY}/hf", "PEFT_FROM_SCRATCH_CACHE": f"{EMPTY}/cache"}
+
+import torch  # noqa: E402
+
+import chat  # noqa: E402
+import data.download  # noqa: E402
+import model.weights  # noqa: E402
+from data import get_task  # noqa: E402
+from data.glue import read_sentences  # noqa: E402
+from data.spam import read_collection  # noqa: E402
+from errors import UserError  # noqa: E402
+from job import find_tokenizer  # noqa: E402
+from model import architecture, from_pretrained  # noqa: E402
+from run import Run, resolve  # noqa: E402
+from samples import scores_of, why_no_scores  # noqa: E402
+from saved import evaluate_answers, load_run  # noqa: E402
+from tests import mutations as m  # noqa: E402
+from tests.templates import make_templates  # noqa: E402
+
+# --- what is watched while a case runs
+
+
+class Failure(BaseException):
+    """Not an Exception: nothing that is tested may catch it."""
+
+
+class Watch:
+    """Notes what is opened, made and removed, from Python's audit events and from safetensors' own opening."""
+
+    changing = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link")
+
+    def __init__(self):
+        self.folder: Path | None = None  # of the case; None: nothing is watched
+        self.readable = [str(ROOT), str(EMPTY / "templates"), sys.prefix, sys.base_prefix, "/proc/", "/sys/", "/dev/null"]
+        mimetypes.init()  # urllib reads the machine's list of them
+        sys.addaudithook(self.hook)
+        opened = model.weights.safe_open
+
+        def safe_open(path, **how):  # its own opening is no audit event
+            sys.audit("open", str(path), "rb", 0)
+            return opened(path, **how)
+
+        model.weights.safe_open = safe_open
+
+    def hook(self, event: str, args: tuple) -> None:
+        if self.folder is None:
+            return
+        if event == "pickle.find_class":
+            raise Failure(f"unpickles {args}")
+        if event == "open" and isinstance(args[0], str | bytes | os.PathLike):
+            writes = (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) or any(c in (args[1] or "") for c in "wax+")
+            self.check(args[0], bool(writes))
+        elif event in self.changing:
+            fds = [fd for fd in args[1:] if type(fd) is int][-1:]  # relative to what; rmtree goes that way
+            self.check(args[0], True, f"/proc/self/fd/{fds[0]}" if fds and fds[0] >= 0 else "")
+
+    def check(self, path, writes: bool, base: str = "") -> None:
+        real = os.path.abspath(os.path.join(os.path.realpath(base), os.fsdecode(path)))
+        inside = real == str(self.folder) or real.startswith(f"{self.folder}/")
+        if not inside and (writes or not real.startswith(tuple(self.readable))):
+            raise Failure(f"{'writes' if writes else 'reads'} {real}, outside {self.folder}")
+
+
+def fail(what: str, *_) -> None:
+    raise Failure(what)
+
+
+def limit_resources() -> None:
+    """Of this process, for good. What is too much becomes an error, or a Failure."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (DISK, resource.RLIM_INFINITY))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGXFSZ, partial(fail, f"writes a file of more than {DISK} bytes"))
+    signal.signal(signal.SIGPROF, partial(fail, f"takes more than {SECONDS} s of computing"))
+    signal.signal(signal.SIGALRM, partial(fail, f"takes more than {PATIENCE} s by the clock"))
+
+
+# --- what reads the files
+
+
+def read_model(folder: Path, **how) -> None:
+    head = "lm" if architecture(folder).model_type == "gpt2" else "classifier"
+    loaded = from_pretrained(folder, head=head, **how).eval()
+    with torch.no_grad():
+        loaded(torch.zeros(1, min(3, loaded.config.context_length), dtype=torch.long))
+
+
+def read_tokenizer(folder: Path) -> None:
+    tokenizer, _ = find_tokenizer(Run(checkpoint=str(folder)), from_pretrained(folder, head=None).config.vocab_size)
+    tokenizer.decode(tokenizer.build(tokenizer.encode("A good film, naïve 海?\n\ud800"))[0])
+    tokenizer.decode(list(range(tokenizer.vocab_size)))  # a model may write any of them
+
+
+def read_texts(folder: Path) -> None:
+    if (folder / "sentences.tsv").exists():
+        read_sentences(folder / "sentences.tsv")
+        return
+    task = get_task(folder.name)
+    run = Run(data_dir=str(folder), checkpoint=str(EMPTY / "templates" / "gpt2"), context_length="64", dataset=folder.name)
+    make_batches(task, resolve(run, task.recipe_for("")))
+
+
+def read_dialogues(folder: Path) -> None:
+    file = str(folder / ("dialogues.json" if folder.name == "list" else "dialogues.jsonl"))
+    task, checkpoint = get_task(file), EMPTY / "templates" / "gpt2"
+    make_batches(task, resolve(Run(dataset=file, checkpoint=str(checkpoint)), task.recipe_for("")))
+
+
+def make_batches(task, run: Run) -> None:
+    tokenizer, _ = find_tokenizer(run, 2**31)
+    batches, _ = task.make_batches(run, task.splits(run), tokenizer, model.config_of(run.source))
+    next(iter(batches["train"].epoch(0)), None)
+
+
+def unzip(folder: Path) -> None:
+    member, destination = "texts/SMSSpamCollection", folder / "cache" / "SMSSpamCollection"
+    url = (folder / "texts.zip").as_uri()
+    data.download.download_from_zip((url,), member, lambda path: read_collection(path) and None, destination)
+
+
+def answer(folder: Path) -> None:
+    saved = load_run(folder)
+    speaker = chat.Speaker(saved, {"max_new_tokens": 2}, torch.device("cpu"))
+    "".join(speaker.answer("Who are you?"))
+
+
+# --- the kinds of input
+
+
+@dataclass(frozen=True)
+class Kind:
+    """templates: valid directories; files: glob -> how what it matches is broken; argv: what reads it from the shell."""
+
+    templates: tuple[str, ...]
+    files: dict[str, tuple[m.Mutation, ...]]
+    read: Callable[[Path], object]
+    argv: tuple[str, ...] = ()
+
+
+JSON = (m.tree, m.tree, m.tree, m.tree, m.bomb, m.raw_bytes)
+TEXT = (m.lines, m.lines, m.raw_bytes)
+SAFETENSORS = (m.safetensors_header, m.safetensors_header, m.safetensors_header, m.safetensors_length, m.raw_bytes)
+MODELS = ("gpt2", "bert", "roberta", "distilbert")
+TRAIN = ("--max_steps", "1", "--device", "cpu", "--output_dir", "out")
+BY_CHECKPOINT = ("--checkpoint", "{}", "--dataset", "sentiment-pocket", *TRAIN)
+BY_DATA = ("--data_dir", "{}", "--dataset", "{name}", "--checkpoint", "{templates}/gpt2", "--context_length", "64", *TRAIN)
+RUNS = ("lora", "prefix", "stages")
+RUN_FILES = {"result.json": JSON, "trained.safetensors": SAFETENSORS}
+VOCABULARIES = {"vocab.json": JSON, "merges.txt": TEXT, "vocab.txt": TEXT, "tokenizer*.json": JSON}
+
+KINDS = {
+    "safetensors": Kind(MODELS, {"model.safetensors": SAFETENSORS}, read_model, BY_CHECKPOINT),
+    "index": Kind(("sharded",), {"*.index.json": JSON, "model-*": SAFETENSORS}, read_model, BY_CHECKPOINT),
+    "config": Kind(MODELS, {"config.json": JSON}, read_model, BY_CHECKPOINT),
+    "random": Kind(
+        MODELS, {"config.json": JSON}, partial(read_model, random_weights=True), (*BY_CHECKPOINT, "--weights", "random")
+    ),
+    "vocabulary": Kind((*MODELS, "one-file"), VOCABULARIES, read_tokenizer, BY_CHECKPOINT),
+    "tables": Kind(
+        ("spam", "sst2", "rte", "agnews_sup", "sentences"), {"**/*.*sv": TEXT, "**/SMS*": TEXT}, read_texts, BY_DATA
+    ),
+    "records": Kind(
+        ("restaurant_sup", "acl_sup"), {"**/*.json": JSON, "**/*.jsonl": (m.line_of_json, *TEXT)}, read_texts, BY_DATA
+    ),
+    "dialogues": Kind(
+        ("list", "lines", "messages"), {"*.json": JSON, "*.jsonl": (m.line_of_json, *TEXT)}, read_dialogues,
+    ),
+    "archive": Kind(("archive",), {"*.zip": (m.archive, m.archive, m.raw_bytes, m.zip_bomb)}, unzip),
+    "run": Kind(RUNS, RUN_FILES, answer, ("--generate", "Hi", "--max_new_tokens", "2", "--run_dir", "{}")),
+    "chat": Kind(RUNS, RUN_FILES, answer, ("--max_new_tokens", "2", "--chat", "{}")),
+    "score": Kind(RUNS, RUN_FILES, partial(evaluate_answers, count=2), ("--eval_generate", "2", "--score", "{}")),
+}  # fmt: skip
+if why_no_scores():
+    del KINDS["score"]
+else:
+    scores_of([{"answer": "x", "reference": "x"}])  # imports what takes more memory than a case may
+
+
+@dataclass(frozen=True)
+class Case:
+    kind: str
+    number: int
+    seed: int
+
+    def make(self) -> tuple[Path, str]:
+        """Its directory, made anew, and what was done to it."""
+        kind, draw = KINDS[self.kind], m.Draw(f"{self.seed} {self.kind} {self.number}")
+        name = draw.choice(kind.templates)
+        shutil.rmtree(EMPTY / "case", ignore_errors=True)
+        folder = EMPTY / "case" / name
+        shutil.copytree(EMPTY / "templates" / name, folder)
+        shutil.copytree(EMPTY / "templates" / "outside", EMPTY / "case" / "outside")
+        done = []
+        for _ in range(draw.choice((1, 1, 1, 1, 2))):
+            found = {file: how for glob, how in kind.files.items() for file in sorted(folder.glob(glob)) if file.is_file()}
+            if not found:
+                break
+            file = draw.choice(list(found))
+            how = m.misplace if draw.random() < 0.05 else draw.choice(found[file])
+            done.append(f"{file.relative_to(folder)}: {how.__name__}")
+            if how is m.misplace:
+                m.misplace(draw, file)
+                continue
+            try:
+                file.write_bytes(how(draw, file.read_bytes()))
+            except Exception:  # it is broken already, and no longer what this mutation knows
+                file.write_bytes(m.raw_bytes(draw, file.read_bytes()))
+        return folder, f"{name}, {'; '.join(done)}"
+
+
+def read_case(case: Case, folder: Path, watch: Watch) -> str | None:
+    """The message of the refusal, or None where the input was taken. Whatever else happens is raised."""
+    watch.folder = folder
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    faulthandler.dump_traceback_later(2 * PATIENCE, exit=True)  # for what doesn't let Python's signals through
+    try:
+        KINDS[case.kind].read(folder)
+    except UserError as error:
+        line = str(error)
+        if not line.isprintable() or len(line) > LONGEST_LINE:
+            raise Failure(f"says {line[:300]!r}, {len(line)} characters") from None
+        return line
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+        watch.folder = None
+    return None
+
+
+def read_from_the_shell(case: Case, folder: Path) -> None:
+    """Raises Failure unless `experiments.py` says no as it should."""
+    known = {"{}": str(folder), "{name}": folder.name, "{templates}": str(EMPTY / "templates")}
+    words = [word.replace("{templates}", known["{templates}"]) for word in KINDS[case.kind].argv]
+    argv = [sys.executable, str(ROOT / "experiments.py"), *(known.get(word, word) for word in words)]
+    shutil.rmtree(EMPTY / "shell", ignore_errors=True)
+    (EMPTY / "shell").mkdir()
+    found = subprocess.run(argv, cwd=EMPTY / "shell", capture_output=True, text=True, input="", timeout=120)
+    lines = found.stderr.splitlines()
+    if found.returncode != 2 or len(lines) != 1 or not lines[0].startswith("error: "):
+        raise Failure(f"exit code {found.returncode} and on standard error {found.stderr[-1500:]!r}")
+
+
+def fuzz(cases: list[Case], shells: int, verbose: bool) -> int:
+    """Reads all cases, `shells` of the refused ones from the shell too, and prints what came of it. Returns the number of
+    failures."""
+    watch, counts, refused = Watch(), {kind: Counter() for kind in KINDS}, []
+
+    def failed(case: Case, done: str, what: str) -> None:
+        counts[case.kind]["FAILED"] += 1
+        print(f"FAILED --kinds {case.kind} --case {case.number} ({done}): {what}", flush=True)
+
+    for case in cases:
+        folder, done = case.make()
+        try:
+            line = read_case(case, folder, watch)
+            counts[case.kind]["taken" if line is None else "refused"] += 1
+            if line is not None and KINDS[case.kind].argv and folder.name != "sentences":
+                refused.append(case)
+            if verbose:
+                print(f"{case.kind} {case.number} ({done}): {line or 'taken'}")
+        except KeyboardInterrupt:  # what there is so far is shown
+            break
+        except BaseException as error:  # Rust's panics are no Exceptions either
+            where = [(Path(one.filename).name, one.lineno) for one in traceback.extract_tb(error.__traceback__)[-3:]]
+            failed(case, done, f"{type(error).__name__}: {str(error)[:300]!r} at {where}")
+            if verbose:
+                traceback.print_exc()
+    order = m.Draw(0).sample(refused, len(refused))
+    chosen = sorted(order, key=lambda case: [one for one in order if one.kind == case.kind].index(case))[:shells]
+    for case in chosen:
+        folder, done = case.make()
+        try:
+            read_from_the_shell(case, folder)
+            counts[case.kind]["shell"] += 1
+        except (Failure, subprocess.TimeoutExpired) as error:
+            failed(case, f"{done}, from the shell", str(error))
+    print(f"{'kind':<14}" + "".join(f"{name:>10}" for name in ("taken", "refused", "FAILED", "shell")))
+    for kind, found in counts.items() if not verbose else ():
+        print(f"{kind:<14}" + "".join(f"{found[name]:>10}" for name in ("taken", "refused", "FAILED", "shell")))
+    total = sum(counts.values(), Counter())
+    print(f"{'all':<14}" + "".join(f"{total[name]:>10}" for name in ("taken", "refused", "FAILED", "shell")))
+    return total["FAILED"]
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--case", type=int, help="of one kind, this case alone")
+    parser.add_argument("--shells", type=int, default=20, help="so many refused cases from the shell too (default 20)")
+    parser.add_argument("--keep", action="store_true", help="leave the files of the last case")
+    args = parser.parse_args(argv)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    print(f"seed {args.seed}", flush=True)
+    try:
+        make_templates(EMPTY / "templates")
+        limit_resources()
+        data.download.offline, data.download.any_answers = (lambda: False), (lambda *_: True)  # file:// is there
+        cases = [Case(args.kinds[i % len(args.kinds)], i // len(args.kinds), args.seed) for i in range(args.cases)]
+        if args.case is not None:
+            cases = [replace(cases[0], kind=kind, number=args.case) for kind in args.kinds]
+        return 1 if fuzz(cases, args.shells, args.case is not None) else 0
+    finally:
+        if args.keep:
+            print(f"kept {EMPTY}")
+        else:
+            shutil.rmtree(EMPTY, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

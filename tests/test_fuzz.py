@@ -1,0 +1,92 @@
+"""Broken and hostile input by the thousand, see `tests/fuzz.py`; and that it would notice where a check is missing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from errors import LONGEST, UserError
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limits on memory are read from /proc")
+
+
+def fuzz(*argv, before: str = "") -> subprocess.CompletedProcess:
+    """In a process of its own: limits on memory are for good. `before` is run there first."""
+    code = f"import sys\nfrom tests import fuzz\n{before}\nsys.exit(fuzz.main(sys.argv[1:]))"
+    argv, environment = [sys.executable, "-c", code, *map(str, argv)], os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3600)
+
+
+def totals(output: str) -> list[int]:
+    """taken, refused, failed, and read from the shell, of all kinds together."""
+    return next([int(word) for word in line.split()[1:]] for line in output.splitlines() if line.startswith("all "))
+
+
+def test_a_part_of_the_cases():
+    found = fuzz("--cases", 360, "--seed", 7, "--shells", 2)
+    assert found.returncode == 0, found.stdout + found.stderr
+    taken, refused, failed, shells = totals(found.stdout)
+    assert taken + refused == 360 and min(taken, refused) > 30 and failed == 0 and shells == 2
+
+
+@pytest.mark.slow
+def test_all_cases():
+    found = fuzz("--cases", 2000, "--seed", 7, "--shells", 20)
+    assert found.returncode == 0, found.stdout + found.stderr
+    taken, refused, failed, shells = totals(found.stdout)
+    assert taken + refused == 2000 and failed == 0 and shells == 20
+
+
+# Checks taken away, the kind of input in which that must be noticed, and by what.
+WITHOUT = {
+    "a look at the shapes before memory is taken": (
+        "import model\nmodel.weights.fit = lambda *_: []",
+        "config",
+        "RuntimeError",
+    ),
+    "a limit to brackets within brackets": (
+        "import json, model.weights\nmodel.weights.read_json = lambda file: json.loads(file.read_text())",
+        "config",
+        "RecursionError",
+    ),
+    "a check of where shards are": (
+        "import json, model.weights\n"
+        "names = lambda index: set(json.loads(index.read_text())['weight_map'].values())\n"
+        "model.weights._shard_files = lambda index: [index.parent / str(name) for name in names(index)]",
+        "index",
+        "Failure: reads",
+    ),
+    "a limit to what is unpacked": (
+        "import data.download\ndata.download.LARGEST = 2**40",
+        "archive",
+        "Failure: writes a file of more than",
+    ),
+    "a refusal of pickles": (
+        "import pickle, data.domains, data.files\n"
+        "is_pickled = lambda path: path.read_bytes()[:1] == b'\\x80'\n"
+        "read = lambda path: pickle.load(path.open('rb')) if is_pickled(path) else data.files.read_text(path)\n"
+        "data.domains.read_text = read",
+        "records",
+        "Failure: unpickles",
+    ),
+    "one line for a message": (
+        "import errors\nerrors.UserError.__init__ = ValueError.__init__",
+        "run",
+        "Failure: says",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before, kind, said", WITHOUT.values(), ids=WITHOUT)
+def test_a_missing_check_is_noticed(before, kind, said):
+    found = fuzz("--cases", 200, "--kinds", kind, "--shells", 0, before=before)
+    assert found.returncode == 1 and said in found.stdout, found.stdout + found.stderr
+
+
+def test_a_message_is_one_printable_line():
+    assert str(UserError("no \x1b[31m\nred \ud800 naïve 海")) == "no \\x1b[31m red \\ud800 naïve 海"
+    assert len(str(UserError("x" * 10**6))) == LONGEST + 3
