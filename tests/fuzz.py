@@ -187,7 +187,7 @@ VOCABULARIES = {"vocab.json": JSON, "merges.txt": TEXT, "vocab.txt": TEXT, "toke
 
 KINDS = {
     "safetensors": Kind(MODELS, {"model.safetensors": SAFETENSORS}, read_model, BY_CHECKPOINT),
-    "index": Kind(("sharded",), {"*.index.json": JSON, "model-*": SAFETENSORS}, read_model, BY_CHECKPOINT),
+    "index": Kind(("sharded",), {"*.index.json": (m.escape, *JSON), "model-*": SAFETENSORS}, read_model, BY_CHECKPOINT),
     "config": Kind(MODELS, {"config.json": JSON}, read_model, BY_CHECKPOINT),
     "random": Kind(
         MODELS, {"config.json": JSON}, partial(read_model, random_weights=True), (*BY_CHECKPOINT, "--weights", "random")

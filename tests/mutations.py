@@ -84,6 +84,13 @@ def tree(draw: Draw, raw: bytes) -> bytes:
     return text.encode()
 
 
+def escape(draw: Draw, raw: bytes) -> bytes:
+    """An index of shards, one of which lies elsewhere."""
+    content = json.loads(raw)
+    content["weight_map"][draw.choice(list(content["weight_map"]))] = draw.choice(PATHS)
+    return json.dumps(content).encode()
+
+
 def bomb(draw: Draw, raw: bytes) -> bytes:
     """JSON that is no JSON, or too deep, or has something too deep inside."""
     chosen = draw.choice(BOMBS)
