@@ -9,12 +9,14 @@ python experiments.py --download gpt2-small spam               fetch models and 
 python experiments.py --generate "Who are you?"                one answer; of a trained model with --run_dir runs/NAME
 python experiments.py --chat runs/NAME                         talk to a trained model
 python experiments.py --score runs/NAME                        let it answer the held-out dialogues: BLEU and ROUGE
+python experiments.py --export_peft DIR --run_dir runs/NAME    what it trained, for the Hugging Face library peft
 """
 
 import argparse
 import re
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 from errors import UserError, run_program
 from published import TABLES, Row, get_table
@@ -63,7 +65,7 @@ def build_parser() -> Parser:
     )
     answers.add_argument("--generate", metavar="QUESTION", help="answer once")
     answers.add_argument(
-        "--run_dir", metavar="DIR", help="with --generate: the directory of the run that trained the model"
+        "--run_dir", metavar="DIR", help="with --generate and --export_*: the directory of the run that trained the model"
     )
     answers.add_argument("--chat", metavar="DIR", help="talk to the model that the run with this directory trained")
     answers.add_argument(
@@ -72,6 +74,11 @@ def build_parser() -> Parser:
         help=f"let the model of the run with this directory answer what it was measured on (as --eval_generate "
         f"{ANSWERED}, the default here)",
     )
+    exports = parser.add_argument_group("for the Hugging Face libraries (with --run_dir)")
+    exports.add_argument(
+        "--export_peft", metavar="DIR", help="write what the run trained as an adapter of the library peft"
+    )
+    exports.add_argument("--export_model", metavar="DIR", help="write the whole model as a checkpoint for transformers")
     for name, (kind, meaning) in SAMPLING.items():
         answers.add_argument(f"--{name}", type=kind, metavar=name.upper(), help=meaning)
     flags = parser.add_argument_group("one run (what isn't said comes from the row, else from the task's recipe)")
@@ -202,6 +209,21 @@ def fetch(said: Run, options: dict) -> int:
     return 0
 
 
+def export(said: Run, options: dict) -> int:
+    """`--export_peft` or `--export_model`."""
+    what = "export_peft" if "export_peft" in options else "export_model"
+    if useless := [name for name in (*options, *run_fields(said)) if name not in (what, "run_dir")]:
+        raise UserError(f"--{useless[0]} doesn't go with --{what}; what does: --run_dir")
+    if not options.get("run_dir") or not options[what]:
+        raise UserError(f"--{what} needs the directory to write, and --run_dir with that of an earlier run")
+    from saved import export_adapter, export_model
+
+    write = export_adapter if what == "export_peft" else export_model
+    print(f"load     {write(options['run_dir'], Path(options[what]))}")
+    print(f"saved    {options[what]}/")
+    return 0
+
+
 def answer(said: Run, options: dict) -> int:
     """`--generate` or `--chat`."""
     possible = {"generate", "run_dir", *SAMPLING} if "generate" in options else {"chat", *SAMPLING}
@@ -224,6 +246,8 @@ def main(argv: list[str]) -> int:
         return fetch(said, options)
     if "score" in options:
         return score(said, options)
+    if "export_peft" in options or "export_model" in options:
+        return export(said, options)
     if "generate" in options or "chat" in options:
         return answer(said, options)
     for name in ("run_dir", *SAMPLING):

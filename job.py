@@ -51,6 +51,7 @@ def prepare(run: Run) -> Job:
     """Chooses what wasn't named, fills in the recipe, and names the run after its configuration."""
     run = normalized(run)
     check_model_is_named_once(run)
+    run = with_adapter(run)
     dataset = run.dataset or default_dataset(run)
     run, model_reason = choose_model(run, get_task(dataset))
     run, data_reason = choose_dataset(run, get_task(dataset))
@@ -67,7 +68,7 @@ def prepare(run: Run) -> Job:
 
 def normalized(run: Run) -> Run:
     """DIR and DIR/ are one, and so are FILE and ./FILE."""
-    paths = {name: os.path.normpath(path) for name in ("checkpoint", "data_dir") if (path := getattr(run, name))}
+    paths = {name: os.path.normpath(path) for name in ("checkpoint", "data_dir", "adapter") if (path := getattr(run, name))}
     for name in ("dataset", "auxiliary_dataset", "general_dataset"):
         path = getattr(run, name)
         paths |= {name: os.path.normpath(path)} if path and task_of_file(path) else {}
@@ -79,6 +80,16 @@ def check_model_is_named_once(run: Run) -> None:
         raise UserError(f"--model {run.model!r} and --checkpoint {run.checkpoint!r} both name a model; give one of them")
     if run.checkpoint and not Path(run.checkpoint).is_dir():
         raise UserError(f"--checkpoint {run.checkpoint!r} is no directory")
+
+
+def with_adapter(run: Run) -> Run:
+    """An adapter that was named is what trains, unless something is said to train beside it."""
+    if run.adapter and "peft" not in (run.trainable_layers or "peft").split("+"):
+        said = f"--trainable_layers {run.trainable_layers}"
+        raise UserError(
+            f"--adapter trains itself, {said} something else: leave that out, or say peft+{run.trainable_layers}"
+        )
+    return replace(run, trainable_layers=run.trainable_layers or "peft") if run.adapter else run
 
 
 def default_dataset(run: Run) -> str:

@@ -45,7 +45,12 @@ class Run:
     trainable_layers: str | None = flag(
         str,
         "last_layer (the head), last_block, last_two_blocks, all, freeze, bitfit, adapter, bypass, lora, lora_alternative, "
-        "dora, ia3, prefix, prompt, or a method of your own; several joined with +, such as lora+bypass",
+        "dora, ia3, prefix, prompt, peft (of --adapter), or a method of your own; several joined with +, as lora+bypass",
+    )
+    adapter: str | None = flag(
+        str,
+        "an adapter made by the library peft, a directory or owner/name on the hub, which is put on the model and, with "
+        "--num_epochs above 0, trains on",
     )
     train_head: str | None = flag(str, "train the head in full", choices=YES_NO)
     head_labels: str | None = flag(

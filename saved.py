@@ -1,6 +1,7 @@
 """The model of an earlier run, from what the run left in its directory."""
 
 import copy
+import shutil
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from data.chat import ChatTask
 from errors import UserError
 from execute import build_model
 from job import find_tokenizer, weights_fingerprint
+from model.hub import REPOSITORIES, TOKENIZER_FILES, local
 from model.sequence import Tokenizer
-from model.weights import read_safetensors
+from model.weights import read_safetensors, save_pretrained
+from peft.exchange_out import check_expressible, fold_bias, write_adapter
+from peft.sites import Added
 from published.plans import stages_of
 from record import read_result, write_json
 from run import Run, resolve
@@ -30,8 +34,11 @@ class Saved:
     source: str  # what it is, in a few words
 
 
-def load_run(directory: str | Path) -> Saved:
-    """What `directory`, the --output_dir of a run, holds. An interrupted run counts too. Raises UserError."""
+def load_run(directory: str | Path, merged: bool = True) -> Saved:
+    """What `directory`, the --output_dir of a run, holds. An interrupted run counts too. Raises UserError.
+
+    Without `merged`, what the method added stays as it was added.
+    """
     directory = Path(directory)
     result, file = read_result(directory), directory / "trained.safetensors"
     if result is None:
@@ -56,7 +63,8 @@ def load_run(directory: str | Path) -> Saved:
         attach_and_fill(shapes_of(model), stages, {name: tensor.to("meta") for name, tensor in tensors.items()})
     attach_and_fill(model, stages, tensors)
     tokenizer, _ = find_tokenizer(run, model.config.vocab_size)
-    peft.merge(model).eval()
+    model = peft.merge(model) if merged else model
+    model.eval()
     return Saved(run, model, tokenizer, f"{run.source}, {run.trainable_layers} on {run.dataset}")
 
 
@@ -96,6 +104,56 @@ def attach_and_fill(model: nn.Module, stages: list[Run], tensors: dict[str, torc
             parameter.requires_grad_(parameter.requires_grad or name in tensors)
     peft.restore(model, tensors)
     model.blocks = whole[: stages[-1].depth or len(whole)]
+
+
+def export_adapter(directory: str | Path, out: Path) -> str:
+    """Writes what a run trained as an adapter of the library peft. Returns how it is loaded there."""
+    saved = load_run(directory, merged=False)
+    run, name = saved.run, published_name(saved.run)
+    if run.weights == "random":
+        raise UserError(f"{directory} began with random weights, which no published model has; use --export_model")
+    base = build_model(run, len(get_task(run.dataset).labels))
+    about = dict(zip(("base_model_name_or_path", "revision"), name, strict=True))
+    write_adapter(saved.model, base, out, about)
+    return f"PeftModel.from_pretrained({their_class(saved.model, name[0])}, {str(out)!r})" + how_to_read(saved)
+
+
+def export_model(directory: str | Path, out: Path) -> str:
+    """Writes the model of a run, with what was trained folded in, as a checkpoint. Returns how it is loaded there."""
+    saved = load_run(directory)
+    if any(isinstance(one, Added) for one in saved.model.modules()):
+        raise UserError(f"no published layer can hold what {saved.run.trainable_layers} adds; it stays in {directory}")
+    check_expressible(saved.model)
+    fold_bias(saved.model)
+    save_pretrained(saved.model, out)
+    for file in find_tokenizer(saved.run, saved.model.config.vocab_size)[1].iterdir():
+        if file.name in TOKENIZER_FILES:
+            shutil.copy(file, out)
+    return their_class(saved.model, str(out), resized=False) + how_to_read(saved)
+
+
+def published_name(run: Run) -> tuple[str, str | None]:
+    """What the library finds the run's model by: a repository and its revision, or a directory."""
+    if (folder := local(run.source)) is not None:
+        return str(folder.resolve()), None
+    name, _, revision = run.source.partition("@")
+    return REPOSITORIES.get(name, (name,))[0], revision or None
+
+
+def their_class(model: nn.Module, name: str, resized: bool = True) -> str:
+    if model.head.kind == "lm":
+        return f"AutoModelForCausalLM.from_pretrained({name!r})"
+    labels = f", num_labels={model.head.classifier.out_features}, ignore_mismatched_sizes=True" if resized else ""
+    return f"AutoModelForSequenceClassification.from_pretrained({name!r}{labels})"
+
+
+def how_to_read(saved: Saved) -> str:
+    """GPT-2's classifier there reads the last token that isn't padding."""
+    if saved.model.config.causal and saved.model.head.kind == "classifier":
+        if saved.model.head.position == "last" and not saved.run.no_padding:
+            return "; give it no padding and no pad_token_id: this run's classifier reads the last position, whatever it is"
+        return f"; then set its config.pad_token_id to {saved.tokenizer.pad_id}"
+    return ""
 
 
 def evaluate_answers(directory: str | Path, count: int, device: str | None = None) -> dict:

@@ -41,6 +41,7 @@ VOCABULARIES = (("vocab.txt",), ("vocab.json", "merges.txt"), ("tokenizer.json",
 TOKENIZER_FILES = [*(name for names in VOCABULARIES for name in names), "tokenizer_config.json"]
 CONFIG_FILES = ["config.json"]
 CHECKPOINT_FILES = [*CONFIG_FILES, "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
+ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]  # of the library peft
 
 PICKLED = (
     "a pickled pytorch_model.bin is never loaded; convert it once, elsewhere, with transformers: "
@@ -77,6 +78,8 @@ def locate(name: str, *, files: list[str] | None = None) -> Path:
     if found is not None:
         return found
     unreachable = why_no_hub()
+    if unreachable and files == ADAPTER_FILES:
+        raise UserError(f"the adapter {name} isn't in the Hugging Face cache and {unreachable}: pass --adapter DIR")
     if unreachable:
         raise UserError(
             f"{name} isn't in the Hugging Face cache ({constants.HF_HUB_CACHE}) and {unreachable}: run once with a "
@@ -119,8 +122,8 @@ def cached(name: str, files: list[str] | None = None) -> Path | None:
 
 
 def _has(folder: Path, files: list[str]) -> bool:
-    if files == CONFIG_FILES:
-        return (folder / "config.json").is_file()
+    if files in (CONFIG_FILES, ADAPTER_FILES):
+        return all((folder / name).is_file() for name in files)
     if files == TOKENIZER_FILES:
         return any(all((folder / name).is_file() for name in names) for names in VOCABULARIES)
     return _whole(folder)

@@ -9,7 +9,7 @@ import chat_checks
 import pytest
 import torch
 from conftest import make_checkpoint, write_messages
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_bypass import DenseHead
 
 import model as models
@@ -96,6 +96,19 @@ def dropout(experiment, fixtures):
 
 
 # --- what is trained
+
+
+@check("adapter")
+def adapter_of_the_library(experiment, fixtures):
+    folder, path = fixtures["alone"] / "adapter", "base_model.model.transformer.h.0.attn.c_attn"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 3, "lora_alpha": 3}')
+    a, b = torch.randn(3, 32), torch.randn(96, 3)
+    save_file({f"{path}.lora_A.weight": a, f"{path}.lora_B.weight": b}, folder / "adapter_model.safetensors")
+    found = experiment(adapter=folder, learning_rate=0)
+    assert found.result["method"] == "peft"
+    assert torch.equal(found.tensors["blocks.0.attn.k.lora_a"], a)
+    assert torch.equal(found.tensors["blocks.0.attn.k.lora_b"], b[32:64])
 
 
 @check("trainable_layers")

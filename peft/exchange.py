@@ -1,0 +1,260 @@
+"""Adapters as files of the Hugging Face library `peft`. Here they are read (`--adapter`), in `exchange_out.py` written.
+
+Such an adapter is a directory with two files. `adapter_config.json` says of which kind it is (`peft_type`) and how it acts;
+`adapter_model.safetensors` holds its tensors, PATH being a module of the published model (transformer.h.0.attn.c_attn):
+
+    LORA           base_model.model.PATH.lora_A.weight [r, in] and lora_B.weight [out, r]; y += scale · x Aᵀ Bᵀ, with scale
+                   lora_alpha / r, or lora_alpha / sqrt(r) for `use_rslora`; `rank_pattern` and `alpha_pattern` give
+                   single modules other values
+    with use_dora  also PATH.lora_magnitude_vector [out]
+    IA3            base_model.model.PATH.ia3_l, [out, 1] for what comes out of a module, [1, in] for what goes in
+    PREFIX_TUNING  prompt_embeddings [P, layers · 2 · D]: for each layer a key and a value
+    any of them    whole modules (`modules_to_save`), such as a new classifier: base_model.model.PATH.weight, beside a
+                   prefix base_model.PATH.weight
+
+The library ignores `target_modules` that aren't in the file and tensors whose name lacks `base_model.model.`; so that
+neither goes unnoticed, the names of the tensors decide here, and what can't be placed is an error.
+
+GPT-2's query, key and value are one module there, c_attn, and three here. Read, each gets its rows of B and a copy of A.
+Written, three products of rank r become one of rank 3 r whose B is block-diagonal: the same sum exactly.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from errors import UserError
+from model import hub
+from model.names import Entry, architecture_of, entries_of
+from model.settings import read_json
+from model.weights import read_safetensors
+from peft import method, train_head
+from peft.dora import DoRALinear
+from peft.ia3 import IA3Linear
+from peft.lora import LoRA, LoRALinear
+from peft.prefix import Prefix, PrefixAttention
+from peft.sites import adapt, replace_module
+
+BEFORE = {"LORA": "base_model.model.", "IA3": "base_model.model.", "PREFIX_TUNING": "base_model."}  # their names
+# Settings of a LORA that change what is computed and have no counterpart here: the values that mean "not used".
+UNUSED = {"bias": ("none",)} | dict.fromkeys(
+    (
+        *("layer_replication", "lora_bias", "trainable_token_indices", "target_parameters", "alora_invocation_tokens"),
+        *("use_qalora", "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config"),
+    ),
+    (None, False),
+)
+CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations (`init_lora_weights`)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The content of such a directory."""
+
+    folder: Path
+    config: dict
+    tensors: dict[str, torch.Tensor]  # without what BEFORE says
+
+    def setting(self, name: str, kind: type | tuple, default=None):
+        """A setting of a type. Without a default it has to be there."""
+        value = self.config.get(name)
+        value = default if value is None else value
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            wanted = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+            raise UserError(f"{self.folder}/adapter_config.json has {name} = {value!r}; it must be {wanted}")
+        return value
+
+    def of_module(self, name: str, path: str, kind: type | tuple, default: float):
+        """What `rank_pattern` or `alpha_pattern` says of a module: the first pattern that matches the end of its path."""
+        for pattern, value in self.setting(name, dict, {}).items():
+            try:
+                found = re.match(rf"(.*\.)?({pattern})$", path)
+            except re.error:
+                raise UserError(f"{self.folder}/adapter_config.json: {pattern!r} in {name} is no pattern") from None
+            if found:
+                if not isinstance(value, kind) or isinstance(value, bool):
+                    raise UserError(f"{self.folder}/adapter_config.json: {name} gives {pattern!r} the value {value!r}")
+                return value
+        return default
+
+
+def read_adapter(name: str) -> Adapter:
+    """A directory, or a repository on the hub (owner/name, owner/name@revision). Raises UserError."""
+    folder = Path(name) if Path(name).is_dir() else None
+    if folder is None and not hub.REPOSITORY.fullmatch(name.partition("@")[0]):
+        raise UserError(f"--adapter {name!r} is no directory, and no repository on the hub is called so (owner/name)")
+    folder = folder or hub.locate(name, files=hub.ADAPTER_FILES)
+    path, file = (folder / one for one in hub.ADAPTER_FILES)
+    try:
+        config = read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--adapter {name} has no readable adapter_config.json: {error}") from None
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if not isinstance(kind, str) or kind not in BEFORE:
+        raise UserError(f"{path} has peft_type = {kind!r}; what can be read: {', '.join(BEFORE)}")
+    if not file.is_file():
+        pickled = " (a pickled adapter_model.bin is never loaded)" if (folder / "adapter_model.bin").exists() else ""
+        raise UserError(f"--adapter {name} has no {file.name}{pickled}; save it with safetensors")
+    tensors, _ = read_safetensors(file)
+    before = BEFORE[kind]
+    if lost := [one for one in tensors if not one.startswith(before) and one != "prompt_embeddings"]:
+        raise UserError(f"{file} has {lost[0]}, which doesn't begin with {before}; the library wouldn't load it either")
+    for setting, harmless in UNUSED.items() if kind == "LORA" else ():
+        if config.get(setting) not in (None, *harmless):
+            raise UserError(
+                f"{path} has {setting} = {config[setting]!r}, which isn't supported; it must be {harmless[0]!r}"
+            )
+    if str(config.get("init_lora_weights")).startswith(CHANGES_THE_BASE):
+        raise UserError(
+            f"{path} has init_lora_weights = {config['init_lora_weights']!r}, which changes the base model; save it with "
+            "path_initial_model_for_weight_conversion"
+        )
+    return Adapter(folder, config, {one.removeprefix(before): tensor.float() for one, tensor in tensors.items()})
+
+
+@method("peft")
+@dataclass(frozen=True)
+class FromPeft:
+    """What an adapter made by the library adds, with its values. That, and the modules that it replaces, trains on."""
+
+    name: str
+    train_head: bool = True
+
+    @classmethod
+    def from_run(cls, name: str, run) -> "FromPeft":
+        if not run.adapter:
+            raise UserError("--trainable_layers peft needs --adapter with a directory or the name of a repository")
+        return cls(run.adapter, train_head=run.train_head == "yes")
+
+    @torch.no_grad()
+    def attach(self, model: nn.Module) -> None:
+        adapter = read_adapter(self.name)
+        tables, added = Tables.of(model), {}
+        for name, tensor in adapter.tensors.items():
+            found = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector|ia3_l)(\.weight)?", name)
+            if found:
+                added.setdefault(tables.known(found[1], name, adapter), {})[found[2]] = tensor
+            elif name != "prompt_embeddings":
+                replace_tensor(model, tables, adapter, name)
+        kind = adapter.config["peft_type"]
+        if not added and kind != "PREFIX_TUNING":
+            raise UserError(f"{adapter.folder} has no tensor of a {kind} adapter")
+        for path, parts in added.items():
+            layers = {one: model.get_submodule(one) for one in tables.modules[path]}
+            if not all(isinstance(layer, nn.Linear) for layer in layers.values()):
+                raise UserError(f"{adapter.folder} adapts {path}, which is no Linear layer")
+            (attach_lora if kind == "LORA" else attach_ia3)(model, adapter, path, parts, layers)
+        if kind == "PREFIX_TUNING":
+            attach_prefix(model, adapter)
+        train_head(model, self.train_head)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Names of the published model -> ours."""
+
+    modules: dict[str, list[str]]  # transformer.h.0.attn.c_attn -> blocks.0.attn.q, .k, .v
+    tensors: dict[str, Entry]
+    prefix: str  # which names of the bare body lack
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Tables":
+        tensors = {entry.theirs: entry for entry in entries_of(model) if entry.ours}
+        modules = {
+            entry.theirs.removesuffix(".weight"): [one.removesuffix(".weight") for one in entry.ours]
+            for entry in tensors.values()
+            if entry.theirs.endswith(".weight") and all(one.endswith(".weight") for one in entry.ours)
+        }
+        return cls(modules, tensors, architecture_of(model.config).prefix)
+
+    def known(self, path: str, name: str, adapter: Adapter) -> str:
+        """The path as the table has it. Raises UserError where there is no such module."""
+        for one in (path, self.prefix + path):
+            if one in self.modules:
+                return one
+        raise UserError(f"{adapter.folder} has {name}, for which the model has no place; was it made for another model?")
+
+
+def replace_tensor(model: nn.Module, tables: Tables, adapter: Adapter, name: str) -> None:
+    """A tensor of a whole module, in place. It trains on."""
+    path, _, part = name.rpartition(".")
+    theirs = f"{tables.known(path, name, adapter)}.{part}"
+    parameters = dict(model.named_parameters())
+    entry, tensor = tables.tensors.get(theirs), adapter.tensors[name]
+    if entry is None or not all(one in parameters for one in entry.ours):
+        raise UserError(f"{adapter.folder} has {name}, for which the model has no place; was it made for another model?")
+    n_out, *n_in = parameters[entry.ours[0]].shape
+    shape = [n_out * len(entry.ours), *n_in]
+    check_shape(adapter, name, tensor, shape[::-1] if entry.transposed else shape)
+    parts = (tensor.T if entry.transposed else tensor).chunk(len(entry.ours))
+    for one, value in zip(entry.ours, parts, strict=True):
+        parameters[one].copy_(value)
+        parameters[one].requires_grad_(True)
+    if theirs == "score.weight" and "score.bias" not in adapter.tensors:
+        model.head.classifier.bias.zero_()  # theirs has none
+
+
+def check_shape(adapter: Adapter, name: str, tensor: torch.Tensor, shape: Iterable[int]) -> None:
+    if list(tensor.shape) != list(shape):
+        raise UserError(f"{adapter.folder}: {name} has shape {list(tensor.shape)}, expected {list(shape)}")
+
+
+def attach_lora(model: nn.Module, adapter: Adapter, path: str, parts: dict, layers: dict[str, nn.Linear]) -> None:
+    dora = adapter.setting("use_dora", bool, False)
+    wanted = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if dora else set())
+    if parts.keys() != wanted:
+        raise UserError(f"{adapter.folder} has {', '.join(parts)} for {path}; expected {', '.join(sorted(wanted))}")
+    rank = adapter.of_module("rank_pattern", path, int, adapter.setting("r", int))
+    alpha = adapter.of_module("alpha_pattern", path, (int, float), adapter.setting("lora_alpha", (int, float), 8))
+    scaling = "alpha/sqrt(r)" if adapter.setting("use_rslora", bool, False) else "alpha/r"
+    how = LoRA(rank, alpha, adapter.setting("lora_dropout", (int, float), 0.0), scaling)
+    n_in, n_out = next(iter(layers.values())).in_features, sum(layer.out_features for layer in layers.values())
+    check_shape(adapter, f"{path}.lora_A.weight", parts["lora_A"], (rank, n_in))
+    check_shape(adapter, f"{path}.lora_B.weight", parts["lora_B"], (n_out, rank))
+    if dora:
+        check_shape(adapter, f"{path}.lora_magnitude_vector", parts["lora_magnitude_vector"], (n_out,))
+    adapt(model, layers, lambda linear: (DoRALinear if dora else LoRALinear)(linear, how))
+    for i, one in enumerate(layers):
+        layer = model.get_submodule(one)
+        layer.lora_a.copy_(parts["lora_A"])
+        layer.lora_b.copy_(parts["lora_B"].chunk(len(layers))[i])  # [3 D, r] -> [D, r]
+        if dora:
+            layer.magnitude.copy_(parts["lora_magnitude_vector"].chunk(len(layers))[i])
+
+
+def attach_ia3(model: nn.Module, adapter: Adapter, path: str, parts: dict, layers: dict[str, nn.Linear]) -> None:
+    n_in, n_out = next(iter(layers.values())).in_features, sum(layer.out_features for layer in layers.values())
+    if parts.keys() != {"ia3_l"}:
+        raise UserError(f"{adapter.folder} has {', '.join(parts)} for {path}; expected ia3_l")
+    of_input = parts["ia3_l"].shape[:1] == (1,)
+    check_shape(adapter, f"{path}.ia3_l", parts["ia3_l"], (1, n_in) if of_input else (n_out, 1))
+    adapt(model, layers, lambda linear: IA3Linear(linear, of_input))
+    vector = parts["ia3_l"].flatten()
+    for one, part in zip(layers, [vector] * len(layers) if of_input else vector.chunk(len(layers)), strict=True):
+        model.get_submodule(one).ia3.copy_(part)
+
+
+def attach_prefix(model: nn.Module, adapter: Adapter) -> None:
+    """The library puts a text's first token behind the prefix, at position P; here it counts from 0. So the table of
+    positions loses its first P rows, and the context P tokens."""
+    n_blocks, dim = len(model.blocks), model.config.dim
+    if "prompt_embeddings" not in adapter.tensors:
+        raise UserError(f"{adapter.folder} has no prompt_embeddings")
+    length, embeddings = adapter.setting("num_virtual_tokens", int), adapter.tensors["prompt_embeddings"]
+    check_shape(adapter, "prompt_embeddings", embeddings, (length, n_blocks * 2 * dim))
+    if not 0 < length < model.config.context_length:
+        raise UserError(
+            f"{adapter.folder} has {length} virtual tokens; the context is {model.config.context_length} tokens"
+        )
+    pairs = embeddings.view(length, n_blocks, 2, dim).permute(1, 2, 0, 3)  # [P, L 2 D] -> [L, 2, P, D]
+    for block, (number, pair) in zip(model.blocks, enumerate(pairs), strict=True):
+        prefix = Prefix(pair.contiguous().to(model.token_embedding.weight.device))
+        replace_module(model, f"blocks.{number}.attn", PrefixAttention(block.attn, prefix))
+    table, first = model.position_embedding, getattr(model.config, "first_position", 0)
+    table.weight = nn.Parameter(torch.cat([table.weight[:first], table.weight[first + length :]]), requires_grad=False)
+    table.num_embeddings -= length
+    model.config = replace(model.config, context_length=model.config.context_length - length)

@@ -1,0 +1,190 @@
+"""What a run has trained as files of the Hugging Face library `peft` (`--export_peft`); the format is in `exchange.py`."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from errors import UserError
+from model.gpt2 import GPT2
+from model.weights import write_safetensors
+from peft import merge
+from peft.dora import DoRALinear
+from peft.exchange import BEFORE, Tables
+from peft.ia3 import IA3Linear
+from peft.lora import LoRALinear, principal_parts
+from peft.prefix import PrefixAttention
+from peft.sites import AdaptedLinear, Added
+
+
+@torch.no_grad()
+def write_adapter(model: nn.Module, base: nn.Module, directory: Path, about: dict) -> None:
+    """Writes what makes `model` of `base`, the same model with nothing attached or trained yet.
+
+    What was added to a module on its published weights is written as such. Every other module that differs, and the
+    classifier always (the published model has none, or another), is written whole, with what was added folded in.
+    `about` are further settings, such as base_model_name_or_path. Raises UserError for what the library can't express;
+    otherwise `model` comes out merged.
+    """
+    kind = kind_of(model)
+    check_expressible(model)
+    tables, added, whole = Tables.of(model), {}, []
+    for path, ours in tables.modules.items():
+        layers, originals = ([one.get_submodule(name) for name in ours] for one in (model, base))
+        part = None
+        if not ours[0].startswith("head.") and all(map(untouched, layers, originals)):
+            if not any(isinstance(layer, AdaptedLinear) for layer in layers):
+                continue
+            part = vector_of(layers) if kind is IA3Linear else product_of(layers, originals)
+        if part:
+            added[path] = part
+        else:
+            whole.append(path)
+    if not added:
+        raise UserError("the adapter would be empty: what was trained is whole modules; use --export_model")
+    merge(model)
+    whole += ["transformer.ln_f"] if fold_bias(model) and "transformer.ln_f" not in whole else []
+    if "transformer.wte" in whole and model.head.kind == "lm":
+        raise UserError("the token embedding was trained, which the head shares, as no adapter can say; use --export_model")
+    config = {"peft_type": "IA3" if kind is IA3Linear else "LORA", "inference_mode": True, **about}
+    config["task_type"] = "SEQ_CLS" if model.head.kind == "classifier" else "CAUSAL_LM"
+    config["fan_in_fan_out"] = isinstance(model, GPT2)  # whose Conv1D holds its weight as (in, out)
+    heads = {"classifier" if path.startswith("classifier.") else path for path in whole}  # RoBERTa's has two layers
+    config["modules_to_save"] = sorted(heads) or None
+    config |= (ia3_settings if kind is IA3Linear else lora_settings)(added, tables.modules)
+    config |= {} if kind is IA3Linear else {"use_dora": kind is DoRALinear, "bias": "none"}
+    tensors = {f"{path}.{name}": tensor for path, (_, parts) in added.items() for name, tensor in parts.items()}
+    tensors |= whole_tensors(model, tables, set(whole))
+    tensors = {BEFORE[config["peft_type"]] + name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    directory.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(dict(sorted(config.items())), indent=2) + "\n"
+    (directory / "adapter_config.json").write_text(text, encoding="utf-8")
+    write_safetensors(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
+
+
+def kind_of(model: nn.Module) -> type:
+    """The one kind of what was added. Raises UserError where the library has none, or can't have both."""
+    kinds = {type(one) for one in model.modules() if isinstance(one, AdaptedLinear | PrefixAttention | Added)}
+    if PrefixAttention in kinds:
+        raise UserError("a prefix can't be exported: the library moves a text's positions behind it, and ours stay")
+    names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
+    if len(kinds) != 1 or not kinds <= {LoRALinear, DoRALinear, IA3Linear}:
+        raise UserError(f"the run has added {names}; an adapter of the library is either LoRA, DoRA or IA3")
+    return kinds.pop()
+
+
+def check_expressible(model: nn.Module) -> None:
+    """Whether the published library reads the model's hidden states as ours does."""
+    head, last = model.head, isinstance(model, GPT2)
+    if len(model.blocks) != model.config.n_layers:
+        raise UserError(f"the model has {len(model.blocks)} blocks of {model.config.n_layers} (--depth); theirs has all")
+    if isinstance(model, GPT2) and not model.config.causal:
+        raise UserError("the model was trained with --disable_causal_mask; the published GPT-2 always has that mask")
+    if head.kind == "lm" and not last:
+        raise UserError("a masked language model's head can't be exported; choose a run with a classifier")
+    if head.kind == "classifier" and (head.average or (head.position != "first") is not last):
+        reads = "the mean of all positions" if head.average else f"the position {head.position!r}"
+        raise UserError(f"the classifier reads {reads}, theirs the {'last real token' if last else 'first position'}")
+
+
+def untouched(layer: nn.Module, original: nn.Module) -> bool:
+    """Whether a layer's own tensors are the published ones, but for what PiSSA took from the weight."""
+    bias, published = getattr(layer, "bias", None), getattr(original, "bias", None)
+    if bias is not None and not torch.equal(bias, published):
+        return False
+    if torch.equal(layer.weight, original.weight) or not isinstance(layer, LoRALinear):
+        return torch.equal(layer.weight, original.weight)
+    a, b = principal_parts(original.weight, len(layer.lora_a), layer.scale)
+    return torch.allclose(layer.weight + layer.scale * b @ a, original.weight, atol=1e-5)
+
+
+def product_of(layers: list[nn.Linear], originals: list[nn.Linear]) -> tuple[float, dict[str, torch.Tensor]]:
+    """The scale of one product for a module of theirs, A [R, in] and B [out, R], and DoRA's magnitudes [out]."""
+    scale = max((layer.scale for layer in layers if isinstance(layer, LoRALinear)), key=abs)
+    products = []
+    for layer, original in zip(layers, originals, strict=True):
+        a, b = torch.zeros(0, layer.in_features), torch.zeros(layer.out_features, 0)
+        if isinstance(layer, LoRALinear):
+            a, b = layer.lora_a, layer.lora_b if layer.scale == scale else layer.lora_b * (layer.scale / scale)
+            if not torch.equal(layer.weight, original.weight):  # PiSSA's product began as a part of the weight
+                a0, b0 = principal_parts(original.weight, len(a), layer.scale)
+                a, b = torch.cat([a, a0]), torch.cat([b, -b0], dim=1)  # [2 r, in], [out, 2 r]
+        products.append((a, b))
+    first = products[0][0]
+    if all(torch.equal(a, first) for a, _ in products):
+        parts = {"lora_A.weight": first, "lora_B.weight": torch.cat([b for _, b in products])}
+    else:
+        parts = {
+            "lora_A.weight": torch.cat([a for a, _ in products]),  # 3 times [r, in] -> [3 r, in]
+            "lora_B.weight": torch.block_diag(*[b for _, b in products]),  # 3 times [D, r] -> [3 D, 3 r]
+        }
+    if any(isinstance(layer, DoRALinear) for layer in layers):
+        pairs = zip(layers, originals, strict=True)
+        parts["lora_magnitude_vector"] = torch.cat([getattr(one, "magnitude", of.weight.norm(dim=1)) for one, of in pairs])
+    return scale, parts
+
+
+def vector_of(layers: list[nn.Linear]) -> tuple[bool, dict[str, torch.Tensor]] | None:
+    """Whether IA3's vector is of the input of a module of theirs, and the vector. None where the layers of ours differ."""
+    of_input = {getattr(layer, "of_input", False) for layer in layers}
+    vectors = [getattr(layer, "ia3", torch.ones(layer.out_features)) for layer in layers]
+    if of_input == {False}:
+        return False, {"ia3_l": torch.cat(vectors).unsqueeze(1)}  # [out, 1]
+    same = of_input == {True} and all(torch.equal(one, vectors[0]) for one in vectors)
+    return (True, {"ia3_l": vectors[0].unsqueeze(0)}) if same else None  # [1, in]
+
+
+def lora_settings(added: dict[str, tuple], everywhere: Iterable[str]) -> dict:
+    """target_modules, r, lora_alpha = scale · r, and the patterns for modules where they differ from the first one's."""
+    sizes = {path: (len(parts["lora_A.weight"]), scale) for path, (scale, parts) in added.items()}
+    sizes = {name: (rank, scale * rank) for name, (rank, scale) in by_ending(sizes, everywhere).items()}
+    rank, alpha = next(iter(sizes.values()))
+    return {
+        "target_modules": [*sizes],
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {name: size[0] for name, size in sizes.items() if size[0] != rank},
+        "alpha_pattern": {name: size[1] for name, size in sizes.items() if size[1] != alpha},
+    }
+
+
+def ia3_settings(added: dict[str, tuple], everywhere: Iterable[str]) -> dict:
+    names = by_ending({path: of_input for path, (of_input, _) in added.items()}, everywhere)
+    return {"target_modules": [*names], "feedforward_modules": [name for name, of_input in names.items() if of_input]}
+
+
+def by_ending(values: dict, everywhere: Iterable[str]) -> dict:
+    """{h.0.attn.c_attn: 8, h.1.attn.c_attn: 8} -> {attn.c_attn: 8}, where all modules that end so have the value."""
+    short = {}
+    for path, value in values.items():
+        ending = re.sub(r".*\.\d+\.", "", path)
+        alike = all(values.get(one) == value for one in everywhere if one.endswith(f".{ending}"))
+        short[ending if alike else path] = value
+    return short
+
+
+def whole_tensors(model: nn.Module, tables: Tables, paths: set[str]) -> dict[str, torch.Tensor]:
+    parameters, tensors = dict(model.named_parameters()), {}
+    for theirs, entry in tables.tensors.items():
+        if theirs.rpartition(".")[0] in paths and all(one in parameters for one in entry.ours):
+            tensor = torch.cat([parameters[one] for one in entry.ours])
+            tensors[theirs] = tensor.T if entry.transposed else tensor
+    return tensors
+
+
+@torch.no_grad()
+def fold_bias(model: nn.Module) -> bool:
+    """GPT-2's published classifier has no bias. In place: ours, b, goes into the bias of the LayerNorm below, to which the
+    shortest d with W d = b is added. Returns whether there was one to fold. Raises UserError where no d exists."""
+    if not isinstance(model, GPT2) or model.head.kind != "classifier" or model.head.classifier.bias is None:
+        return False
+    weight, bias = model.head.classifier.weight.double(), model.head.classifier.bias.double()  # [C, D], [C]
+    shift = torch.linalg.pinv(weight) @ bias  # [D]
+    if (weight @ shift - bias).abs().max() > 1e-6 * (1 + bias.abs().max()):
+        raise UserError("GPT-2's published classifier has no bias, and this one's can't be folded into the LayerNorm below")
+    model.final_norm.bias += shift.to(model.final_norm.bias.dtype)
+    model.head.classifier.bias = None
+    return bool(bias.any())
