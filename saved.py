@@ -13,7 +13,7 @@ from errors import UserError
 from execute import build_model
 from job import find_tokenizer, weights_fingerprint
 from model.sequence import Tokenizer
-from model.weights import read_safetensors
+from model.weights import read_metadata, read_safetensors
 from published.plans import stages_of
 from record import read_result, write_json
 from run import Run, resolve
@@ -44,7 +44,7 @@ def load_run(directory: str | Path) -> Saved:
     run = resolve(Run(**result["config"]), {})  # fields that are newer than the run are at their defaults
     check_weights(run, result, directory)
     model = build_model(run, len(get_task(run.dataset).labels))
-    attach_and_fill(model, stages_reached(run, result, len(model.blocks)), file)
+    attach_and_fill(model, stages_reached(run, file, len(model.blocks)), file)
     tokenizer, _ = find_tokenizer(run, model.config.vocab_size)
     peft.merge(model).eval()
     return Saved(run, model, tokenizer, f"{run.source}, {run.trainable_layers} on {run.dataset}")
@@ -57,12 +57,11 @@ def check_weights(run: Run, result: dict, directory: Path) -> None:
         raise UserError(f"{run.source} has other weights than when {directory} was trained on it; train again")
 
 
-def stages_reached(run: Run, result: dict, n_blocks: int) -> list[Run]:
-    """The run's stages; of an interrupted run only those that it finished and the one in which it stopped."""
-    stages = stages_of(run, n_blocks)
-    if not result.get("interrupted"):
-        return stages
-    return stages[: 1 + sum(not stage["interrupted"] for stage in result["stages"])]
+def stages_reached(run: Run, file: Path, n_blocks: int) -> list[Run]:
+    """The run's stages; of an interrupted run only those that it had finished when the tensors were written, and the one
+    in which it was."""
+    metadata, stages = read_metadata(file), stages_of(run, n_blocks)
+    return stages[: int(metadata.get("stages", len(stages))) + ("step" in metadata)]
 
 
 def attach_and_fill(model: nn.Module, stages: list[Run], file: Path) -> None:

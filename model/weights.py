@@ -1,7 +1,6 @@
 """Checkpoints in Hugging Face layout -> our modules, and back, by the tables of `model/names.py`; read lazily."""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from durable import whole
 from errors import UserError
 from model.hub import PICKLED
 from model.names import ARCHITECTURES, Architecture, Entry, architecture_of, entries_of
@@ -172,16 +172,21 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
         raise UserError(f"{path} can't be read as safetensors: {error}") from None
 
 
-def write_safetensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Writes beside `path` first and moves into place, so that `path` never holds half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def read_metadata(path: Path) -> dict[str, str]:
     try:
-        save_file(tensors, temporary, metadata)
-        os.replace(temporary, path)
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} can't be read as safetensors: {error}") from None
+
+
+def write_safetensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """`path` never holds half a file."""
+    try:
+        with whole(path) as file:
+            save_file(tensors, file, metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(f"can't write {path}: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_config(directory: Path) -> tuple[Any, tuple[str, ...] | None]:
