@@ -71,8 +71,8 @@ def train_stages(
                 f"stage {metrics.stage} of {len(stages)}: {method}, {trainable:,} of {total:,} parameters train", flush=True
             )
         trained = {name: parameters[name] for name in sorted(changed)}
-        keeper = Keeper(directory, stage.save_total_limit, number, trained, lambda: record_unfinished(records))
-        keeper.prefix = f"stage-{metrics.stage:02}-" if metrics.stage else ""
+        prefix = f"stage-{metrics.stage:02}-" if metrics.stage else ""
+        keeper = Keeper(directory, stage.save_total_limit, number, prefix, trained, lambda: record_unfinished(records))
         if point and point.step is not None and number == len(finished):
             keeper.point = point
             peft.fill(trained, point.part("trained"))
