@@ -94,7 +94,7 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
         plots.need_matplotlib()
     if run.eval_generate:
         samples.need_scorers()
-    point, finished, earlier = resumed(directory) if run.resume else forget(directory, run)
+    point, finished, earlier = resumed(directory, run, len(plan)) if run.resume else forget(directory, run)
     started -= earlier
     metrics = Metrics(directory / "metrics.jsonl", append=point is not None)
 
@@ -170,16 +170,16 @@ def rate_of(stages: list[dict]) -> float | None:
     return round(tokens / seconds, 1) if seconds else None
 
 
-def resumed(directory: Path) -> tuple[Point | None, list[dict], float]:
+def resumed(directory: Path, run: Run, n_stages: int) -> tuple[Point | None, list[dict], float]:
     """Where an interrupted run goes on, what it says of the stages that it has finished by then, and its seconds so far."""
     earlier = read_result(directory)
-    point = newest(directory) if "data_sha256" in earlier else None  # the first record, from before anything is saved
+    point = newest(directory) if "data_sha256" in earlier else None  # its first record has no hashes: nothing is saved
     if point is None:
         print("resume   nothing had been saved yet: the run starts anew")
-        return forget(directory, Run(**earlier["config"]))
-    where = "after its training" if point.step is None else f"after step {point.step}"
-    stage = f"stage {point.stages + (point.step is not None)}, " if "stage" in point.file.name or point.stages > 1 else ""
-    print(f"resume   {stage}{where}, from {point.file}")
+        return forget(directory, run)
+    stage = f"stage {point.stages + (point.step is not None)}" if n_stages > 1 else "training"
+    where = f"the end of {stage}" if point.step is None else f"step {point.step} of {stage}"
+    print(f"resume   from {where}, {point.file}")
     return point, earlier["stages"][: point.stages], earlier.get("total_seconds", 0.0)
 
 

@@ -205,10 +205,11 @@ def check_resumable(job: Job) -> None:
 def why_not_resumable(job: Job) -> str:
     """Empty where --resume would work: the directory holds this very run, interrupted."""
     earlier = read_result(job.directory)
-    if not (earlier or {}).get("interrupted"):
+    if earlier is None:
         return "holds no interrupted run"
-    changed = changes_since(job, earlier)
-    return f"holds a run with other values of {', '.join(changed)}" if changed else ""
+    if changed := changes_since(job, earlier):
+        return f"holds a run with other values of {', '.join(changed)}"
+    return "" if earlier.get("interrupted") else "holds this run, complete"
 
 
 def finished(job: Job) -> dict | None:

@@ -15,10 +15,15 @@ class Metrics:
     def __init__(self, path: Path | None = None, append: bool = False):
         self.records: list[dict] = []
         self.stage: int | None = None  # of a run in several stages: the number that each record gets
-        self._path, self._unwritten, self._size = path, b"", 0
-        self._file = path.open("ab" if append else "wb", buffering=0) if path else None
-        if self._file:
-            self._size = self._file.tell()
+        self._path, self._file, self._unwritten = path, None, b""
+        if path and not append:
+            path.write_bytes(b"")
+        if path:
+            self._open()
+
+    def _open(self) -> None:
+        self._file = self._path.open("ab", buffering=0)
+        self._size = self._file.tell()  # of the whole lines in it
 
     def write(self, **record) -> None:
         record |= {} if self.stage is None else {"stage": self.stage}
@@ -33,13 +38,10 @@ class Metrics:
                     note(f"can't write {self._path}, the run goes on: {error}")
 
     def _flush(self) -> None:
-        try:
-            self._file.truncate(self._size)  # part of a line may have been written
-            written = self._file.write(self._unwritten)
-            if written < len(self._unwritten):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        finally:
-            self._file.seek(0, os.SEEK_END)
+        self._file.truncate(self._size)  # the last attempt may have written half of it
+        written = self._file.write(self._unwritten)
+        if written < len(self._unwritten):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._size, self._unwritten = self._size + written, b""
 
     def forget_after(self, stage: int | None, step: float) -> None:
@@ -55,8 +57,7 @@ class Metrics:
         ]  # fmt: skip
         self._file.close()
         write_text(self._path, "".join(json.dumps(one) + "\n" for one in self.records))
-        self._file = self._path.open("ab", buffering=0)
-        self._size = self._file.tell()
+        self._open()
 
     def last(self, split: str) -> dict | None:
         """The newest record of a split."""
