@@ -58,9 +58,7 @@ def train_stages(
         model.blocks = whole[: stage.depth or len(whole)]
         if number < len(finished):
             if number + 1 == len(finished) and point.step is None:  # it ended before the next had begun
-                for name in changed:
-                    parameters[name].requires_grad_(True)
-                peft.restore(model, point.tensors)
+                refill(model, changed, point.tensors)
                 if len(finished) == len(stages):
                     used = relearn(model, batches, stage, finished[-1]["steps"])
             continue
@@ -81,7 +79,8 @@ def train_stages(
         records.append(record)
         if record["interrupted"]:
             break
-        keep_stage(peft.fold(model, trained), directory, records, record_unfinished, is_last=number + 1 == len(stages))
+        is_last = number + 1 == len(stages)  # before that, what the next stage may go on with isn't folded
+        keep_stage(peft.fold(model, trained) if is_last else trained, directory, records, record_unfinished, is_last)
         if signalled:  # in its last step
             raise KeyboardInterrupt
     return records, used
@@ -90,6 +89,7 @@ def train_stages(
 def keep_stage(tensors: dict, directory: Path, records: list[dict], record_unfinished: Callable, is_last: bool) -> None:
     """Writes what the stages so far have trained. The record goes first: what it says too much is cut off in a resumed
     run by what the tensors say."""
+    tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     try:
         record_unfinished(records)
         write_trained(tensors, directory, len(records))
@@ -97,6 +97,16 @@ def keep_stage(tensors: dict, directory: Path, records: list[dict], record_unfin
         if is_last:
             raise
         note(f"not saved after stage {len(records)}, the run goes on: {error}")
+
+
+def refill(model: nn.Module, changed: set[str], tensors: dict[str, torch.Tensor]) -> None:
+    """Puts back what the stages so far have trained. What trains remains that of the last of them."""
+    trains = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in changed)
+    peft.restore(model, tensors)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trains.get(name, False))
 
 
 def relearn(model: nn.Module, batches: dict[str, Batches], stage: Run, steps: int) -> dict[str, Batches]:
