@@ -55,12 +55,12 @@ def train_stages(
             attached = method
         parameters = dict(model.named_parameters())
         changed = {name for name in parameters if name in changed or parameters[name].requires_grad}
+        if number + 1 == len(finished) and point.step is None:  # it ended before the next had begun
+            refill(model, changed, point.tensors)
         model.blocks = whole[: stage.depth or len(whole)]
         if number < len(finished):
-            if number + 1 == len(finished) and point.step is None:  # it ended before the next had begun
-                refill(model, changed, point.tensors)
-                if len(finished) == len(stages):
-                    used = relearn(model, batches, stage, finished[-1]["steps"])
+            if number + 1 == len(stages):
+                used = relearn(model, batches, stage, finished[-1]["steps"])
             continue
         metrics.stage = number + 1 if len(stages) > 1 else None
         if metrics.stage:
@@ -106,7 +106,7 @@ def refill(model: nn.Module, changed: set[str], tensors: dict[str, torch.Tensor]
         parameter.requires_grad_(name in changed)
     peft.restore(model, tensors)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trains.get(name, False))
+        parameter.requires_grad_(trains.get(name, True))  # a new name is that of something folded, which has trained
 
 
 def relearn(model: nn.Module, batches: dict[str, Batches], stage: Run, steps: int) -> dict[str, Batches]:
