@@ -114,7 +114,7 @@ LAYERS_THEN_ROUNDS = ("--stages", "layer_by_layer_then_lora")
         (PREFIX, None),
         (LAYERS_THEN_ROUNDS, 4),
         ((*PREFIX, "--stages", "6_rounds"), 2),  # the next stage goes on with the same method
-    ],  # fmt: skip
+    ],
 )
 def test_stopped_dead_between_stages_or_in_the_evaluation_it_goes_on(flags, stages_done, experiment, alone, monkeypatch):
     lora, adapter = Run(trainable_layers="lora", lora_target="attn.q"), Run(trainable_layers="adapter", reduction_factor=4)
