@@ -29,7 +29,7 @@ from errors import run_program
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 VOLATILE = {"seconds", "step_seconds", "train_seconds", "total_seconds", "tokens_per_second", "peak_memory_bytes", "argv"}
-VOLATILE |= {"output_dir", "resume"}
+VOLATILE |= {"output_dir", "resume", "git"}
 
 
 def steady(value):
