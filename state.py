@@ -119,8 +119,8 @@ def newest(directory: Path) -> Point | None:
 
 
 def write_trained(tensors: dict[str, torch.Tensor], directory: Path, stages: int, step: int | None = None) -> None:
-    """`stages` are finished; the next one, where a step is named, has come that far. With one entry alone a file is the same
-    each time: safetensors writes several in any order."""
+    """`stages` are finished; the next one, where a step is named, has come that far. What is finished has one entry of
+    metadata alone, so that its file is the same each time: safetensors writes several in any order."""
     metadata = {"stages": str(stages)} | ({} if step is None else {"step": str(step)})
     write_safetensors(tensors, directory / TRAINED, metadata)
 

@@ -9,6 +9,7 @@ A process that has imported everything forks for each attempt, so that an attemp
 
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -109,6 +110,17 @@ def ends(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
+def ends_within(process: int, seconds: float) -> int | None:
+    """None: it is still there."""
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        found, status = os.waitpid(process, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    return None
+
+
 def next_argv(flags: list[str], directory: Path) -> list[str]:
     """With --resume as soon as there is anything to be resumed."""
     return [*flags, "--output_dir", str(directory), *(["--resume"] if (directory / "result.json").exists() else [])]
@@ -120,20 +132,26 @@ def is_complete(directory: Path) -> bool:
 
 
 def at_moments(kills: int, draw: random.Random, flags: list[str], folder: Path, seconds: float) -> tuple[list, list]:
-    """(the outcome of each run that was disturbed, what each attempt came to)."""
-    found, attempts = [], []
-    while len(attempts) < kills:
+    """(the outcome of each run that was disturbed, what each attempt came to that was)."""
+    found, attempts, disturbed = [], [], False
+    while len(attempts) < kills or disturbed:
         directory = folder / f"killed-{len(found)}"
-        while not is_complete(directory):
-            process = start(next_argv(flags, directory), folder / "log")
-            if len(attempts) < kills:
-                number, delay = draw.choice(SIGNALS), draw.uniform(0, seconds)
-                time.sleep(delay)
-                os.kill(process, number)  # which may have ended: then it is waited for below, and the signal means nothing
-                attempts.append((number.name, round(delay, 3), ends(process)))
-            elif code := ends(process):
-                raise SystemExit(f"an attempt ended with {code}: {(folder / 'log').read_text()[-2000:]}")
-        found.append(outcome(directory))
+        began, delay = time.perf_counter(), draw.uniform(0, seconds)
+        process = start(next_argv(flags, directory), folder / "log")
+        code = ends_within(process, delay if len(attempts) < kills else math.inf)
+        if code is None:
+            number = draw.choice(SIGNALS)
+            os.kill(process, number)
+            attempts.append((number.name, round(delay, 3), ends(process)))
+            disturbed = True
+            continue
+        if code:
+            raise SystemExit(f"an attempt ended with {code}: {(folder / 'log').read_text()[-2000:]}")
+        seconds = min(seconds, time.perf_counter() - began)  # the first run of a process takes longer
+        if disturbed:
+            found.append(outcome(directory))
+        shutil.rmtree(directory)
+        disturbed = False
     return found, attempts
 
 
