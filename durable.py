@@ -26,7 +26,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sweep(directory: Path) -> None:
-    """Removes what writers that were killed left behind."""
+    """Removes what writers that were killed left behind: ours, and safetensors with files like .tmpuZ6CF8."""
     for path in directory.glob(".*"):
-        if re.fullmatch(r"\..+\.\d+", path.name) and path.is_file():
+        if re.fullmatch(r"\..+\.\d+|\.tmp\w{6}", path.name) and path.is_file():
             path.unlink(missing_ok=True)

@@ -46,6 +46,7 @@ def train_stages(
         reached = len(finished) + (point.step is not None)
         metrics.forget_after(reached if len(stages) > 1 else None, inf if point.step is None else point.step)
     for number, stage in enumerate(stages):
+        metrics.stage = number + 1 if len(stages) > 1 else None
         model.blocks = whole
         method = peft.method_of(stage)
         if method != attached:
@@ -62,7 +63,6 @@ def train_stages(
             if number + 1 == len(stages):
                 used = relearn(model, batches, stage, finished[-1]["steps"])
             continue
-        metrics.stage = number + 1 if len(stages) > 1 else None
         if metrics.stage:
             trainable, total = count_parameters(model)
             print(

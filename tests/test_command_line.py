@@ -361,6 +361,7 @@ def test_a_run_that_starts_anew_forgets_the_interrupted_one(experiment, alone, m
     interrupted(experiment, monkeypatch, "--seed", 7)
     (alone / "out" / ".trained.safetensors.12345").write_bytes(b"half")  # of a writer that was killed
     (alone / "out" / "states" / ".step-000001.safetensors.12345").write_bytes(b"half")
+    (alone / "out" / "states" / ".tmpuZ6CF8").write_bytes(b"half")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(stages, "fit", lambda *args: signal.default_int_handler(signal.SIGINT, None))
         experiment()
