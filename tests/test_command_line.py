@@ -326,6 +326,41 @@ def test_a_full_disk_leaves_no_half_file(target, experiment, alone, monkeypatch)
     assert {path.name for path in (alone / "out").iterdir()} <= {"metrics.jsonl", "result.json"} - {target}
 
 
+LIMITED = """
+import resource, sys
+import experiments, errors
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+errors.run_program(lambda: experiments.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the limit is one of Unix")
+@pytest.mark.parametrize("room, code", [(90_000, 0), (20_000, 2)], ids=["no room for states", "none for the result"])
+def test_files_that_the_system_refuses_to_write(room, code, alone, small_checkpoint, small_data):
+    flags = [
+        "--checkpoint",
+        small_checkpoint,
+        "--data_dir",
+        small_data,
+        "--save_steps",
+        2,
+        "--max_steps",
+        5,
+        "--amp",
+        "off",
+    ]
+    words = [sys.executable, "-c", LIMITED, room, *flags, "--device", "cpu", "--output_dir", alone / "out"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    found = subprocess.run(list(map(str, words)), capture_output=True, text=True, env=environment, timeout=300)
+    *notes, end = [line for line in found.stderr.splitlines() if line] + [""] * (code == 0)
+    assert found.returncode == code and len(notes) == 2
+    assert all(line.startswith("note     not saved at step ") and "File too large" in line for line in notes)
+    assert end == "" or re.match(r"error: can't write .*trained\.safetensors: .*File too large", end)
+    assert json.loads((alone / "out" / "result.json").read_text())["interrupted"] is (code == 2)
+    left = {path.name for path in (alone / "out").rglob("*")}
+    assert left == {"result.json", "metrics.jsonl", "states" if code else "trained.safetensors"}
+
+
 def interrupted(experiment, monkeypatch, *flags, **settings) -> Outcome:
     """Ctrl-C in the first of the run's steps."""
     update = train.update
