@@ -1,5 +1,6 @@
 """The one exception for whatever the user can mend, and how a program ends with it."""
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -20,9 +21,15 @@ class UserError(ValueError):
         super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
 
 
+def note(text: str) -> None:
+    """What went wrong without ending the run, on one line of standard error."""
+    print("note    ", " ".join(text.split()), file=sys.stderr, flush=True)
+
+
 def run_program(main: Callable[[], int]) -> NoReturn:
     """Exits with what `main` returns; with 2 and one line `error: ...` for a UserError or an error of the file system,
-    with 130 after Ctrl-C."""
+    with 130 after Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main())
     except (UserError, OSError) as error:

@@ -1,6 +1,7 @@
 """One `Job` from beginning to end: model -> attach -> fit -> evaluate -> result.json."""
 
 import contextlib
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -17,6 +18,7 @@ import samples
 from data.batching import Batches
 from errors import UserError
 from job import Job, find_tokenizer, fingerprint, prepare_directory
+from metrics import Metrics
 from published.plans import stages_of
 from record import (
     count_parameters,
@@ -30,7 +32,8 @@ from record import (
 )
 from run import Run, to_flags
 from stages import train_stages
-from train import Metrics, evaluate
+from state import TRAINED, Point, newest, remove_states
+from train import evaluate
 
 TO = {"train": "train", "validation": "validate", "test": "test", "general": "test what is kept"}
 
@@ -91,13 +94,16 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
         plots.need_matplotlib()
     if run.eval_generate:
         samples.need_scorers()
-    finished = finished_stages(directory) if run.resume else forget(directory)
-    metrics = Metrics(directory / "metrics.jsonl", append=run.resume)
-    with advice_when_out_of_memory(run):
-        stages, used = train_stages(
-            model.to(device), plan, batches, metrics, directory, finished,
-            lambda done: write_json(directory / "result.json", unfinished(run, done, hashes.result())),
-        )  # fmt: skip
+    point, finished, earlier = resumed(directory, run, len(plan)) if run.resume else forget(directory, run)
+    started -= earlier
+    metrics = Metrics(directory / "metrics.jsonl", append=point is not None)
+
+    def record_unfinished(done: list[dict]) -> None:
+        seconds = {"total_seconds": round(time.perf_counter() - started, 3)}
+        write_json(directory / "result.json", unfinished(run, done, seconds | hashes.result()))
+
+    with advice_when_out_of_memory(run), deterministic(run.deterministic):
+        stages, used = train_stages(model.to(device), plan, batches, metrics, directory, finished, point, record_unfinished)
         interrupted = stages[-1]["interrupted"]
         measured = {} if interrupted else final_measures(peft.merge(model), used, job, metrics)
         asked = run.eval_generate and not interrupted
@@ -130,6 +136,8 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
         "versions": versions(),
         "git": git_state(),
     }
+    if not interrupted:
+        remove_states(directory)  # before the run counts as complete, so that none is ever left over
     write_json(directory / "result.json", result)
     if run.memory_report:
         print(f"memory   at most {result['peak_memory_bytes'] / 1e6:,.1f} MB were in use")
@@ -138,9 +146,9 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     return result
 
 
-def unfinished(run: Run, finished: list[dict], inputs: dict) -> dict:
+def unfinished(run: Run, finished: list[dict], more: dict) -> dict:
     """What `result.json` says while a run can be resumed that nobody interrupted yet."""
-    return {"interrupted": True, "stages": finished, "config": asdict(run), **inputs}
+    return {"interrupted": True, "stages": finished, "config": asdict(run), **more}
 
 
 def totals(stages: list[dict]) -> dict:
@@ -162,16 +170,39 @@ def rate_of(stages: list[dict]) -> float | None:
     return round(tokens / seconds, 1) if seconds else None
 
 
-def finished_stages(directory: Path) -> list[dict]:
-    """What an interrupted run says of the stages that it finished."""
-    return [stage for stage in read_result(directory).get("stages", []) if not stage["interrupted"]]
+def resumed(directory: Path, run: Run, n_stages: int) -> tuple[Point | None, list[dict], float]:
+    """Where an interrupted run goes on, what it says of the stages that it has finished by then, and its seconds so far."""
+    earlier = read_result(directory)
+    point = newest(directory) if "data_sha256" in earlier else None  # its first record has no hashes: nothing is saved
+    if point is None:
+        print("resume   nothing had been saved yet: the run starts anew")
+        return forget(directory, run)
+    stage = f"stage {point.stages + (point.step is not None)}" if n_stages > 1 else "training"
+    where = f"the end of {stage}" if point.step is None else f"step {point.step} of {stage}"
+    print(f"resume   from {where}, {point.file}")
+    return point, earlier["stages"][: point.stages], earlier.get("total_seconds", 0.0)
 
 
-def forget(directory: Path) -> list[dict]:
-    """Removes what an earlier run left to be resumed, which would tell of other tensors."""
-    for name in ("training_state.safetensors", "result.json", samples.FILE):
+def forget(directory: Path, run: Run) -> tuple[None, list[dict], float]:
+    """Removes what an earlier run left, once it is written down that this one has begun."""
+    write_json(directory / "result.json", unfinished(run, [], {}))
+    remove_states(directory)
+    for name in (TRAINED, samples.FILE):
         (directory / name).unlink(missing_ok=True)
-    return []
+    return None, [], 0.0
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool):
+    """`--deterministic`: the same numbers each time on a GPU too; an operation that can't do that is an error."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+    torch.use_deterministic_algorithms(before or wanted)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @contextlib.contextmanager

@@ -160,11 +160,15 @@ def print_rows() -> None:
 
 def run_one(run: Run, argv: list[str]) -> int:
     from execute import execute  # brings torch, which --help and --list have no use for
-    from job import prepare
+    from job import finished, prepare
     from samples import SCORES
 
     prepared = prepare(run)
-    result = execute(prepared, argv)
+    result = finished(prepared) if run.resume else None
+    if result:
+        print("resume   the run is complete: nothing is left to be done")
+    else:
+        result = execute(prepared, argv)
     print(f"saved    {prepared.directory}/")
     if result["interrupted"]:
         print(f"interrupted after {result['steps']} steps; what was trained is saved, --resume goes on from there")

@@ -145,5 +145,9 @@ def reuse(model: nn.Module, batches: dict[str, Batches], amp: str) -> dict[str, 
         )
         return batches
     print(f"frozen   {what} is computed once and kept ({needed / 1e6:,.0f} MB)", flush=True)
-    memory = Memory(model, n_blocks, all_read, one, amp)
-    return {name: Remembered(each, memory) for name, each in batches.items()}
+    training = Memory(model, n_blocks, all_read, one, amp)
+    # Which texts are computed together decides the rounding: evaluations mustn't have a say in what training sees.
+    return {
+        name: Remembered(each, training if name.startswith("train") else Memory(model, n_blocks, all_read, one, amp))
+        for name, each in batches.items()
+    }

@@ -10,12 +10,14 @@ from pathlib import Path
 import model as models
 from data import Task, get_task
 from data.chat import task_of_file
+from durable import sweep
 from errors import UserError
 from model import hub
 from model.sequence import Tokenizer
 from model.tokenizer import KIND_OF_MODEL, has_tokenizer_files, load_tokenizer
-from record import data_sha256, read_result, weights_sha256
+from record import data_sha256, files_sha256, read_result, weights_sha256
 from run import DEFAULTS, Run, resolve
+from state import STATES
 from train import pick_amp, pick_device
 
 DEFAULT_DATASET = {"gpt2": "spam", "distilbert": "sst2", "bert": "sst2", "roberta": "sst2"}  # by the kind of model
@@ -150,12 +152,21 @@ def identity(run: Run) -> dict:
 
 
 def _identity(config: dict) -> dict:
-    apart = ("output_dir", "resume", "memory_report", "plot_loss", "save_steps", "eval_generate")
+    apart = ("output_dir", "resume", "memory_report", "plot_loss", "save_steps", "save_total_limit", "eval_generate")
     return {name: value for name, value in config.items() if name not in apart and value != DEFAULTS.get(name)}
 
 
 def find_tokenizer(run: Run, vocab_size: int) -> tuple[Tokenizer, Path]:
-    """The tokenizer and where it came from: --tokenizer, else the model's own files, else the hub.
+    """The tokenizer and where it came from."""
+    folder = tokenizer_folder(run)
+    tokenizer = load_tokenizer(folder, KIND_OF_MODEL[models.architecture(run.source).model_type])
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model only {vocab_size}")
+    return tokenizer, folder
+
+
+def tokenizer_folder(run: Run) -> Path:
+    """--tokenizer, else the model's own files, else the hub.
 
     The published models' vocabularies are also taken from `tokenizers/` in or beside the data directory, as they are for
     a checkpoint that comes without any.
@@ -168,10 +179,7 @@ def find_tokenizer(run: Run, vocab_size: int) -> tuple[Tokenizer, Path]:
         except UserError as error:
             looked = ", ".join(map(str, tokenizer_folders(run))) or "the cache"
             raise UserError(f"no tokenizer files in {looked}: pass --tokenizer DIR ({error})") from None
-    tokenizer = load_tokenizer(folders[0], KIND_OF_MODEL[kind])
-    if tokenizer.vocab_size > vocab_size:
-        raise UserError(f"the tokenizer in {folders[0]} has {tokenizer.vocab_size} tokens, the model only {vocab_size}")
-    return tokenizer, folders[0]
+    return folders[0]
 
 
 def tokenizer_folders(run: Run) -> list[Path]:
@@ -184,7 +192,8 @@ def tokenizer_folders(run: Run) -> list[Path]:
 
 
 def prepare_directory(job: Job) -> None:
-    """Makes sure that results can be written, before any time is spent on them, and that a resumed run is the same run."""
+    """Makes sure that results can be written, before any time is spent on them, and that a resumed run is the same run;
+    and clears away what writers that were killed left."""
     if job.run.resume:
         check_resumable(job)
     try:
@@ -192,6 +201,8 @@ def prepare_directory(job: Job) -> None:
         probe = job.directory / f".writable.{os.getpid()}"
         probe.touch()
         probe.unlink()
+        for folder in (job.directory, job.directory / STATES):
+            sweep(folder)
     except OSError as error:
         raise UserError(f"--output_dir {job.directory} can't be written: {error.strerror}") from None
 
@@ -205,10 +216,11 @@ def check_resumable(job: Job) -> None:
 def why_not_resumable(job: Job) -> str:
     """Empty where --resume would work: the directory holds this very run, interrupted."""
     earlier = read_result(job.directory)
-    if not (earlier or {}).get("interrupted") or not (job.directory / "trained.safetensors").is_file():
+    if earlier is None:
         return "holds no interrupted run"
-    changed = changes_since(job, earlier)
-    return f"holds a run with other values of {', '.join(changed)}" if changed else ""
+    if changed := changes_since(job, earlier):
+        return f"holds a run with other values of {', '.join(changed)}"
+    return "" if earlier.get("interrupted") else "holds this run, complete"
 
 
 def finished(job: Job) -> dict | None:
@@ -219,16 +231,20 @@ def finished(job: Job) -> dict | None:
 
 
 def changes_since(job: Job, earlier: dict) -> list[str]:
-    """What an earlier result was made with other values of: settings, weights, data."""
-    inputs = fingerprint(job)
+    """What an earlier result was made with other values of: settings; weights, data and tokenizer, if it names them."""
+    inputs = {name: value for name, value in fingerprint(job).items() if name in earlier}
     now = identity(job.run) | inputs
-    before = _identity(earlier["config"]) | {name: earlier.get(name) for name in inputs}
+    before = _identity(earlier["config"]) | {name: earlier[name] for name in inputs}
     return [name for name in now | before if now.get(name) != before.get(name)]
 
 
 def fingerprint(job: Job) -> dict[str, str | None]:
     """Hashes of what goes in: an earlier result counts as this run's only if they are the same."""
-    return {"weights_sha256": weights_fingerprint(job.run), "data_sha256": data_sha256(job.splits)}
+    return {
+        "weights_sha256": weights_fingerprint(job.run),
+        "data_sha256": data_sha256(job.splits),
+        "tokenizer_sha256": files_sha256(map(tokenizer_folder(job.run).joinpath, hub.TOKENIZER_FILES)),
+    }
 
 
 def weights_fingerprint(run: Run) -> str | None:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -17,20 +16,11 @@ from torch import nn
 
 from data import TextExample
 from data.dialogues import Dialogue
+from durable import write_text
 
 
 def write_json(path: Path, content: object) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes beside `path` first and moves into place, so that `path` never holds half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> object:
@@ -54,8 +44,13 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 def weights_sha256(checkpoint: Path) -> str:
     """Of the bytes of a checkpoint's safetensors files, in the order of their names."""
-    files = sorted(checkpoint.glob("*.safetensors"))
-    return _sha256_of_files(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+    return files_sha256(checkpoint.glob("*.safetensors"))
+
+
+def files_sha256(files: Iterable[Path]) -> str:
+    """Of the bytes of those of the files that are there, in the order of their names."""
+    there = sorted(file for file in files if file.is_file())
+    return _sha256_of_files(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in there))
 
 
 @cache  # a table asks once per run; size and time are there to notice a change

@@ -181,7 +181,11 @@ class Run:
     logging_steps: int | None = flag(int, "write training loss and accuracy every N optimizer steps", least=1)
     eval_steps: int | None = flag(int, "evaluate every N optimizer steps besides each epoch (0: don't)", least=0)
     save_steps: int | None = flag(
-        int, "every N optimizer steps save what --resume goes on from (0: only on Ctrl-C)", least=0
+        int, "every N optimizer steps save what --resume goes on from (0: only on Ctrl-C and SIGTERM)", least=0
+    )
+    save_total_limit: int | None = flag(int, "keep this many of the newest of them", least=1)
+    deterministic: bool | None = flag(
+        bool, "use only operations that give the same numbers each time on a GPU too; on a CPU they all do"
     )
     memory_report: bool | None = flag(bool, "print what the run needs in memory, and at the end what it took")
     plot_loss: bool | None = flag(bool, "draw losses and accuracies as curves.png in the output directory (matplotlib)")
@@ -261,6 +265,8 @@ DEFAULTS = {
     "logging_steps": 10,
     "eval_steps": 0,
     "save_steps": 0,
+    "save_total_limit": 1,
+    "deterministic": False,
     "memory_report": False,
     "plot_loss": False,
     "resume": False,

@@ -17,10 +17,10 @@ from data.batching import by_length
 from data.chat import Encoder
 from data.dialogues import Dialogue
 from data.encode import padded_length
+from durable import write_text
 from errors import UserError
 from model.generate import generate, left_padded
 from model.sequence import Tokenizer
-from record import write_text
 from run import Run
 
 SCORES = ("bleu4", "rouge1", "rouge2", "rougel")

@@ -56,9 +56,9 @@ def load_run(directory: str | Path, merged: bool = True) -> Saved:
     task = get_task(run.dataset)
     run = resolve(run, task.recipe_for(run.model or ""))  # fields that are newer than the run are at their defaults
     check_weights(run, result, directory)
-    tensors, _ = read_safetensors(file)
+    tensors, metadata = read_safetensors(file)
     model = build_model(run, len(task.labels))
-    stages = stages_reached(run, result, len(model.blocks))
+    stages = stages_reached(run, metadata, len(model.blocks), file)
     with torch.device("meta"):  # before memory is taken that the settings ask for: do they fit what was trained?
         attach_and_fill(shapes_of(model), stages, {name: tensor.to("meta") for name, tensor in tensors.items()})
     attach_and_fill(model, stages, tensors)
@@ -80,15 +80,15 @@ def check_weights(run: Run, result: dict, directory: Path) -> None:
         raise UserError(f"{run.source} has other weights than when {directory} was trained on it; train again")
 
 
-def stages_reached(run: Run, result: dict, n_blocks: int) -> list[Run]:
-    """The run's stages; of an interrupted run only those that it finished and the one in which it stopped."""
+def stages_reached(run: Run, metadata: dict[str, str], n_blocks: int, file: Path) -> list[Run]:
+    """The run's stages; of an interrupted run only those that it had finished when the tensors were written, and the one
+    in which it was."""
     stages = stages_of(run, n_blocks)
-    if not result.get("interrupted"):
-        return stages
     try:
-        return stages[: 1 + sum(not stage["interrupted"] for stage in result["stages"])]
-    except (KeyError, TypeError):
-        raise UserError("result.json of an interrupted run doesn't list its stages; train again") from None
+        finished = int(metadata.get("stages", len(stages)))
+    except ValueError:
+        raise UserError(f"{file} has come through {metadata['stages']!r} stages, which is no number; train again") from None
+    return stages[: finished + ("step" in metadata)]
 
 
 def attach_and_fill(model: nn.Module, stages: list[Run], tensors: dict[str, torch.Tensor]) -> None:

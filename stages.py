@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import torch
@@ -10,13 +11,13 @@ from torch import nn
 
 import peft
 from data.batching import Batches
+from errors import UserError, note
 from frozen import reuse
-from model.weights import read_safetensors, write_safetensors
+from metrics import Metrics
 from record import count_parameters
 from run import Run
-from train import Metrics, fit
-
-STATE = "training_state.safetensors"  # there while a stage can be resumed
+from state import Keeper, Point, write_trained
+from train import fit, steps_of
 
 
 def train_stages(
@@ -26,6 +27,7 @@ def train_stages(
     metrics: Metrics,
     directory: Path,
     finished: list[dict],
+    point: Point | None = None,
     record_unfinished: Callable[[list[dict]], None] = lambda finished: None,
 ) -> tuple[list[dict], dict[str, Batches]]:
     """Each stage attaches its method, unless the one before left the same attached, and trains with a fresh optimizer and
@@ -33,13 +35,18 @@ def train_stages(
 
     model      with the first stage's method attached
     finished   what an interrupted run had recorded of the stages it finished; the next one is resumed
-    record_unfinished   is told of the finished stages, whenever there is something to be resumed
+    point      where in it
+    record_unfinished   is told of the finished stages, whenever something is about to be saved
     Returns what `result.json` says of each stage and the batches to evaluate with, and leaves the trained tensors of all
     stages in `directory`.
     """
     whole, attached, changed = model.blocks, peft.method_of(stages[0]), set()
     records, used = list(finished), batches
+    if point:
+        reached = len(finished) + (point.step is not None)
+        metrics.forget_after(reached if len(stages) > 1 else None, inf if point.step is None else point.step)
     for number, stage in enumerate(stages):
+        metrics.stage = number + 1 if len(stages) > 1 else None
         model.blocks = whole
         method = peft.method_of(stage)
         if method != attached:
@@ -49,64 +56,82 @@ def train_stages(
             attached = method
         parameters = dict(model.named_parameters())
         changed = {name for name in parameters if name in changed or parameters[name].requires_grad}
+        if number + 1 == len(finished) and point.step is None:  # it ended before the next had begun
+            refill(model, changed, point.tensors)
         model.blocks = whole[: stage.depth or len(whole)]
         if number < len(finished):
-            if number + 1 == len(finished) and not (directory / STATE).is_file():  # it ended before the next had begun
-                for name in changed:
-                    parameters[name].requires_grad_(True)
-                peft.restore(model, read_trained(directory))
+            if number + 1 == len(stages):
+                used = relearn(model, batches, stage, finished[-1]["steps"])
             continue
-        resumed = stage.resume and number == len(finished) and (directory / STATE).is_file()
-        if resumed:
-            peft.fill({name: parameters[name] for name in changed}, read_trained(directory))
-        metrics.stage = number + 1 if len(stages) > 1 else None
         if metrics.stage:
             trainable, total = count_parameters(model)
             print(
                 f"stage {metrics.stage} of {len(stages)}: {method}, {trainable:,} of {total:,} parameters train", flush=True
             )
         trained = {name: parameters[name] for name in sorted(changed)}
-
-        def before_saving(trained=trained) -> None:
-            write_trained(trained, directory)
-            record_unfinished(records)
-
-        record, used = train_stage(model, replace(stage, resume=resumed), batches, metrics, directory, before_saving)
+        prefix = f"stage-{metrics.stage:02}-" if metrics.stage else ""
+        keeper = Keeper(directory, stage.save_total_limit, number, prefix, trained, lambda: record_unfinished(records))
+        if point and point.step is not None and number == len(finished):
+            keeper.point = point
+            peft.fill(trained, point.part("trained"))
+        stage = replace(stage, resume=keeper.point is not None)
+        record, used, signalled = train_stage(model, stage, batches, metrics, keeper)
         records.append(record)
-        write_trained(trained if record["interrupted"] else peft.fold(model, trained), directory)
-        if record["interrupted"]:  # what is resumed goes on in the form in which it trains
+        if record["interrupted"]:
             break
-        record_unfinished(records)
-        (directory / STATE).unlink(missing_ok=True)
+        is_last = number + 1 == len(stages)  # before that, what the next stage may go on with isn't folded
+        keep_stage(peft.fold(model, trained) if is_last else trained, directory, records, record_unfinished, is_last)
+        if signalled:  # in its last step
+            raise KeyboardInterrupt
     return records, used
 
 
-def read_trained(directory: Path) -> dict[str, torch.Tensor]:
-    return read_safetensors(directory / "trained.safetensors")[0]
+def keep_stage(tensors: dict, directory: Path, records: list[dict], record_unfinished: Callable, is_last: bool) -> None:
+    """Writes what the stages so far have trained. The record goes first: what it says too much is cut off in a resumed
+    run by what the tensors say."""
+    tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    try:
+        record_unfinished(records)
+        write_trained(tensors, directory, len(records))
+    except (UserError, OSError) as error:
+        if is_last:
+            raise
+        note(f"not saved after stage {len(records)}, the run goes on: {error}")
 
 
-def write_trained(trained: dict[str, torch.Tensor], directory: Path) -> None:
-    tensors = {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
-    write_safetensors(tensors, directory / "trained.safetensors", {"format": "pt"})
+def refill(model: nn.Module, changed: set[str], tensors: dict[str, torch.Tensor]) -> None:
+    """Puts back what the stages so far have trained. What trains remains that of the last of them."""
+    trains = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in changed)
+    peft.restore(model, tensors)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trains.get(name, True))  # a new name is that of something folded, which has trained
 
 
-def train_stage(
-    model: nn.Module,
-    stage: Run,
-    batches: dict[str, Batches],
-    metrics: Metrics,
-    directory: Path,
-    before_saving: Callable[[], None],
-):
-    """What `result.json` says of one stage, and the batches that it used."""
+def relearn(model: nn.Module, batches: dict[str, Batches], stage: Run, steps: int) -> dict[str, Batches]:
+    """What `train_stage` makes of the batches, with what is kept of their texts, for a stage that an earlier process
+    trained: texts that are computed together are the same, and so is the rounding."""
+    if stage.reuse_frozen == "no":
+        return batches
+    used = reuse(model, batches, stage.amp)
+    if used is not batches:
+        for step, *_ in steps_of(used["train"], stage):
+            if step > steps:
+                break
+    return used
+
+
+def train_stage(model: nn.Module, stage: Run, batches: dict[str, Batches], metrics: Metrics, keeper: Keeper):
+    """What `result.json` says of one stage, the batches that it used, and whether a signal came."""
     started = time.perf_counter()
     used = reuse(model, batches, stage.amp) if stage.reuse_frozen == "yes" else batches
-    fitted = fit(model, used["train"], stage, metrics, used.get("validation"), directory / STATE, before_saving)
+    fitted = fit(model, used["train"], stage, metrics, used.get("validation"), keeper)
     trainable, total = count_parameters(model)
-    return {
+    record = {
         "method": stage.trainable_layers,
         "steps": fitted.steps,
-        "seconds": round(time.perf_counter() - started, 3),
+        "seconds": round(fitted.seconds_before + time.perf_counter() - started, 3),
         "tokens": fitted.tokens,
         "step_seconds": round(fitted.step_seconds, 3),
         "interrupted": fitted.interrupted,
@@ -114,4 +139,5 @@ def train_stage(
         "trainable_parameters": trainable,
         "total_parameters": total,
         "validation": metrics.last("validation"),
-    }, used
+    }
+    return record, used, fitted.signalled

@@ -1,15 +1,23 @@
-"""What a fit keeps of its past: the best weights so far, for early stopping, and the file from which --resume goes on."""
+"""What a fit keeps of its past: the best weights so far, for early stopping, and the files from which --resume goes on."""
 
+import contextlib
 import json
 import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from data.batching import Batches
-from errors import UserError
-from model.weights import read_safetensors, write_safetensors
+from errors import UserError, note
+from model.weights import read_metadata, read_safetensors, write_safetensors
+
+STATES = "states"  # a folder of the run's: the stage under way, the newest --save_total_limit of them
+TRAINED = "trained.safetensors"  # between two stages, and after the last, it is all that is needed to go on
+TRY = "try a smaller --learning_rate, --max_grad_norm 1 or --amp off"
 
 
 class Best:
@@ -40,41 +48,171 @@ class Best:
             self.trained[name].copy_(tensor)
 
 
-def save_state(path: Path, trained: dict, optimizer: torch.optim.Optimizer, scaler, best: Best, step: int) -> None:
-    """The trained tensors and the best ones, the optimizer's moments, the generators and the loss scale."""
-    tensors = {"generator.cpu": torch.get_rng_state()}
-    tensors |= {f"trained.{name}": parameter.detach().cpu() for name, parameter in trained.items()}
-    tensors |= {f"best.{name}": tensor.cpu() for name, tensor in best.tensors.items()}
-    if torch.cuda.is_available():
-        tensors["generator.cuda"] = torch.cuda.get_rng_state()
-    for name, parameter in trained.items():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{key}.{name}"] = value.cpu()
-    seen = {"step": best.step, "loss": best.loss, "waited": best.waited}
-    metadata = {"step": str(step), "scaler": json.dumps(scaler.state_dict()), "best": json.dumps(seen)}
-    write_safetensors(tensors, path, metadata)
+@dataclass(frozen=True)
+class Past:
+    """What a fit has behind it, earlier parts of a resumed one included."""
+
+    step: int = 0
+    tokens: int = 0
+    step_seconds: float = 0.0
+    seconds: float = 0.0
+    targets: int = 0  # these and what is summed up over them, since the last record
+    loss: torch.Tensor | float = 0.0
+    hits: torch.Tensor | int = 0
 
 
-@torch.no_grad()
-def load_state(path: Path, trained: dict, optimizer: torch.optim.Optimizer, scaler, best: Best) -> int:
-    """Puts everything of `save_state` back. Returns the number of optimizer steps done."""
-    tensors, metadata = read_safetensors(path)
-    keys = ("step", "exp_avg", "exp_avg_sq")
-    name_of = {parameter: name for name, parameter in trained.items()}
-    ordered = [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+@dataclass(frozen=True)
+class Point:
+    """What a run goes on from."""
+
+    file: Path
+    stages: int  # that are finished
+    step: int | None  # of the next stage; None: it has not begun
+    tensors: dict[str, torch.Tensor]
+    metadata: dict[str, str]
+
+    def part(self, kind: str) -> dict[str, torch.Tensor]:
+        """The tensors whose name begins with the kind, under the rest of it."""
+        return {name[len(kind) + 1 :]: tensor for name, tensor in self.tensors.items() if name.startswith(f"{kind}.")}
+
+
+def state_files(directory: Path) -> list[tuple[int, float, Path]]:
+    """(stages finished, step of the next one, file), the newest last."""
+    found = []
+    for file in (directory / STATES).glob("*.safetensors"):
+        if named := re.fullmatch(r"(?:stage-(\d+)-)?step-(\d+)", file.stem):
+            found.append((int(named[1] or 1) - 1, float(named[2]), file))
+    return sorted(found)
+
+
+def remove_states(directory: Path) -> None:
+    for *_, file in state_files(directory):
+        file.unlink(missing_ok=True)
+    if (directory / STATES).is_dir() and not any((directory / STATES).iterdir()):
+        (directory / STATES).rmdir()
+
+
+def newest(directory: Path) -> Point | None:
+    """The newest that can be read of what a run has saved; None where it hasn't saved anything. Raises UserError."""
+    files, broken = state_files(directory), []
+    trained = directory / TRAINED
+    if trained.is_file():
+        try:
+            metadata = read_metadata(trained)
+            if "stages" in metadata and "step" not in metadata:
+                files.append((int(metadata["stages"]) - 1, math.inf, trained))
+        except UserError as error:
+            broken.append(error)
+    for stages, step, file in sorted(files, reverse=True):
+        try:
+            tensors, metadata = read_safetensors(file)
+        except UserError as error:
+            broken.append(error)
+            continue
+        for error in broken:
+            note(f"{error}; going on from {file}")
+        ended = step == math.inf
+        return Point(file, stages + ended, None if ended else int(step), tensors, metadata)
+    if broken:
+        raise UserError(f"--resume: {broken[0]}; train anew without --resume")
+    return None
+
+
+def write_trained(tensors: dict[str, torch.Tensor], directory: Path, stages: int, step: int | None = None) -> None:
+    """`stages` are finished; the next one, where a step is named, has come that far. What is finished has one entry of
+    metadata alone, so that its file is the same each time: safetensors writes several in any order."""
+    metadata = {"stages": str(stages)} | ({} if step is None else {"step": str(step)})
+    write_safetensors(tensors, directory / TRAINED, metadata)
+
+
+class Diverged(UserError):
+    """The training has come to what is no number."""
+
+
+@contextlib.contextmanager
+def kept_named(keeper: "Keeper | None") -> Iterator[None]:
+    """Adds to such an end of the training what to try, and from where."""
     try:
-        step, scale = int(metadata["step"]), json.loads(metadata["scaler"])
-        moments = [{key: tensors[f"{key}.{name}"] for key in keys} for name in ordered if step]  # none before step 1
-        vars(best).update(json.loads(metadata["best"]))
+        yield
+    except Diverged as error:
+        raise UserError(f"{error}; {TRY}" + (f"; {keeper.kept()}" if keeper else "")) from None
+
+
+def check_finite(tensors: dict[str, torch.Tensor], step: int) -> None:
+    """What is no number is never saved."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise Diverged(f"{name} holds nan or inf after step {step}")
+
+
+@dataclass
+class Keeper:
+    """Saves a stage under way, so that --resume goes on from there, and hands back what was saved."""
+
+    directory: Path
+    limit: int = 1  # files that are kept
+    stages: int = 0  # that are finished
+    prefix: str = ""  # of the files' names, in a plan of stages
+    changed: dict[str, nn.Parameter] | None = None  # what earlier stages trained too; None: nothing but what is trained now
+    record: Callable[[], None] = lambda: None  # called before each save: writes down which run it is
+    point: Point | None = None  # to go on from
+
+    def kept(self) -> str:
+        files = state_files(self.directory)
+        return f"the last good state is {files[-1][2]}" if files else "nothing of this stage has been saved"
+
+    def save(self, optimizer: torch.optim.Optimizer, scaler, best: Best, past: Past, must: bool) -> None:
+        """All that `load` needs. Where it can't be written and needn't be, the run goes on."""
+        trained, step = best.trained, past.step
+        mine = {name: parameter.detach().cpu() for name, parameter in (self.changed or trained).items()}
+        check_finite(mine, step)
+        tensors = {f"trained.{name}": tensor for name, tensor in mine.items()}
+        tensors |= {f"best.{name}": tensor.cpu() for name, tensor in best.tensors.items()}
+        tensors |= {"generator.cpu": torch.get_rng_state()}
+        tensors |= {"meter.loss": torch.as_tensor(past.loss).cpu(), "meter.hits": torch.as_tensor(past.hits).cpu()}
+        if torch.cuda.is_available():
+            tensors["generator.cuda"] = torch.cuda.get_rng_state()
         for name, parameter in trained.items():
-            parameter.copy_(tensors[f"trained.{name}"])
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{path} lacks {error}; train anew without --resume") from None
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": dict(enumerate(moments)), "param_groups": groups})
-    scaler.load_state_dict(scale)
-    best.tensors = {name: tensors[f"best.{name}"].to(trained[name].device) for name in trained if f"best.{name}" in tensors}
-    torch.set_rng_state(tensors["generator.cpu"])
-    if "generator.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["generator.cuda"])
-    return step
+            for key, value in optimizer.state[parameter].items():
+                tensors[f"{key}.{name}"] = value.cpu()
+        seen = {"step": best.step, "loss": best.loss, "waited": best.waited}
+        past_numbers = {name: value for name, value in vars(past).items() if name not in ("loss", "hits")}
+        parts = {"past": past_numbers, "scaler": scaler.state_dict(), "best": seen}
+        try:
+            self.record()
+            (self.directory / STATES).mkdir(exist_ok=True)
+            file = self.directory / STATES / f"{self.prefix}step-{step:06}.safetensors"
+            write_safetensors(tensors, file, {name: json.dumps(part) for name, part in parts.items()})
+            write_trained(mine, self.directory, self.stages, step)
+        except (UserError, OSError) as error:
+            if must:
+                raise UserError(f"{error}; {self.kept()}") from None
+            note(f"not saved at step {step}, the run goes on: {error}; {self.kept()}")
+        for *_, old in state_files(self.directory)[: -self.limit]:
+            old.unlink(missing_ok=True)
+
+    @torch.no_grad()
+    def load(self, optimizer: torch.optim.Optimizer, scaler, best: Best) -> Past:
+        """Puts everything of `save` back."""
+        tensors, metadata, trained = self.point.tensors, self.point.metadata, best.trained
+        keys = ("step", "exp_avg", "exp_avg_sq")
+        name_of = {parameter: name for name, parameter in trained.items()}
+        in_order = [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+        try:
+            past, scale = json.loads(metadata["past"]), json.loads(metadata["scaler"])
+            past = Past(**past, loss=tensors["meter.loss"], hits=tensors["meter.hits"])
+            begun = past.step > 0  # before the first step there are no moments
+            moments = [{key: tensors[f"{key}.{name}"] for key in keys} for name in in_order if begun]
+            vars(best).update(json.loads(metadata["best"]))
+            for name, parameter in trained.items():
+                parameter.copy_(tensors[f"trained.{name}"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{self.point.file} lacks {error}; train anew without --resume") from None
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": dict(enumerate(moments)), "param_groups": groups})
+        scaler.load_state_dict(scale)
+        best.tensors = {name: tensor.to(trained[name].device) for name, tensor in self.point.part("best").items()}
+        torch.set_rng_state(tensors["generator.cpu"])
+        if "generator.cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["generator.cuda"])
+        return past

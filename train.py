@@ -1,16 +1,14 @@
 """The plain loop: `fit` trains whatever requires a gradient, `evaluate` measures. Any model, head and method."""
 
 import contextlib
-import json
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -21,9 +19,10 @@ from tqdm import tqdm
 from data.batching import IGNORED, Batch, Batches
 from errors import UserError
 from loss import vocabulary_loss
+from metrics import Metrics
 from model.transformer import Reading
 from run import Run
-from state import Best, load_state, save_state
+from state import Best, Diverged, Keeper, Past, check_finite, kept_named
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -152,43 +151,6 @@ def schedule(kind: str, warmup_ratio: float, total_steps: int):
     return factor
 
 
-class Metrics:
-    """`metrics.jsonl`: one record per logged step and per evaluation. Without a path they are only kept in memory."""
-
-    def __init__(self, path: Path | None = None, append: bool = False):
-        self.records: list[dict] = []
-        self.stage: int | None = None  # of a run in several stages: the number that each record gets
-        self._path = path
-        self._file = path.open("a" if append else "w", encoding="utf-8") if path else None
-
-    def write(self, **record) -> None:
-        record |= {} if self.stage is None else {"stage": self.stage}
-        self.records.append(record)
-        if self._file:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
-
-    def forget_after(self, step: int) -> None:
-        """Drops what the file says of this stage's later steps: a run that was killed goes on from where it last saved."""
-        if not self._file:
-            return
-        lines = self._path.read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines if line.endswith("}")]  # the last may be cut off
-        kept = [one for one in records if one.get("stage") != self.stage or one["step"] <= step]
-        if len(kept) < len(lines):
-            self._file.truncate(0)
-            self._file.writelines(json.dumps(one) + "\n" for one in kept)
-            self._file.flush()
-
-    def last(self, split: str) -> dict | None:
-        """The newest record of a split in this process."""
-        return next((record for record in reversed(self.records) if record["split"] == split), None)
-
-    def close(self) -> None:
-        if self._file:
-            self._file.close()
-
-
 @contextlib.contextmanager
 def checkpointed(model: nn.Module, wanted: bool) -> Iterator[None]:
     """While it lasts, a block keeps of its forward pass only what enters it; the backward pass computes the rest again
@@ -206,9 +168,11 @@ def checkpointed(model: nn.Module, wanted: bool) -> Iterator[None]:
 @dataclass(frozen=True)
 class Fitted:
     steps: int  # optimizer steps done
-    tokens: int  # that went in, padding not counted; of a resumed run since then
+    tokens: int  # that went in, padding not counted
     step_seconds: float  # spent on them, evaluations not counted
-    interrupted: bool  # by Ctrl-C
+    seconds_before: float  # of a resumed fit: what its earlier parts took
+    interrupted: bool  # by Ctrl-C or SIGTERM before it had ended
+    signalled: bool  # by Ctrl-C or SIGTERM, if only in its last step
     best_step: int | None  # with early stopping: the step that it went back to
 
 
@@ -218,65 +182,78 @@ def windows(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
         yield window
 
 
+def count_steps(train: Batches, run: Run) -> tuple[int, int]:
+    """Optimizer steps: (of an epoch, in all)."""
+    per_epoch = math.ceil(len(train) / run.accumulation_steps)
+    total = run.num_epochs * per_epoch
+    return per_epoch, min(total, run.max_steps) if run.max_steps else total
+
+
+def steps_of(train: Batches, run: Run) -> Iterator[tuple[int, int, list[Batch]]]:
+    """Every optimizer step of a fit: (its number from 1 on, epoch, the batches that it takes in)."""
+    per_epoch, total = count_steps(train, run)
+    for epoch in range(math.ceil(total / max(1, per_epoch))):
+        of_epoch = windows(train.epoch(epoch), run.accumulation_steps)
+        for step in range(epoch * per_epoch + 1, min(total, (epoch + 1) * per_epoch) + 1):
+            yield step, epoch, next(of_epoch)
+
+
 def fit(
     model: nn.Module,
     train: Batches,
     run: Run,
     metrics: Metrics,
     validation: Batches | None = None,
-    state_file: Path | None = None,
-    before_saving: Callable[[], None] = lambda: None,
+    keeper: Keeper | None = None,
 ) -> Fitted:
     """Trains in place what requires a gradient, as the (resolved) run says.
 
     Each step's gradient is that of the mean loss over all targets of its window, whatever the window is cut into.
-    Ctrl-C ends it after the step under way; `state_file` then receives what `run.resume` needs to go on from there, and
-    before that every `run.save_steps`, after a call of `before_saving`.
+    Ctrl-C or SIGTERM ends it after the step under way; `keeper` then saves what `run.resume` needs to go on from there,
+    and before that every `run.save_steps`.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = make_optimizer(trained.values(), run)
     scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=run.amp == "fp16")
     if not len(train):
         raise UserError(f"nothing to train on: fewer examples than --batch_size {run.batch_size}")
-    steps_per_epoch = math.ceil(len(train) / run.accumulation_steps)
-    total_steps = run.num_epochs * steps_per_epoch
-    total_steps = min(total_steps, run.max_steps) if run.max_steps else total_steps
+    steps_per_epoch, total_steps = count_steps(train, run)
     factor = schedule(run.lr_scheduler_type, run.warmup_ratio, total_steps)
     torch.manual_seed(run.seed)  # from here on only dropout draws from torch's global generator
     best = Best(run.early_stopping_patience, trained, validation)
-    done = load_state(state_file, trained, optimizer, scaler, best) if run.resume else 0
-    metrics.forget_after(done)
-    meter = Meter(metrics, run, total_steps, train, done)
+    past = keeper.load(optimizer, scaler, best) if run.resume else Past()
+    meter = Meter(metrics, run, total_steps, train, past)
     model.train()
-    step = 0
-    with interrupt_flag() as interrupted, checkpointed(model, run.gradient_checkpointing):
-        for epoch in range(math.ceil(total_steps / steps_per_epoch)):
-            for window in windows(train.epoch(epoch), run.accumulation_steps):
-                if step == total_steps or interrupted.is_set() or best.is_over:
-                    break
-                step += 1
-                if step <= done:
-                    continue
-                rate = run.learning_rate * factor(step - 1)
-                targets = accumulate(model, window, run, scaler, meter)
-                update(optimizer, scaler, rate, run.max_grad_norm)
-                meter.step(step, epoch, targets, rate)
-                at_end_of_epoch = step % steps_per_epoch == 0 or step == total_steps
-                if validation and (at_end_of_epoch or (run.eval_steps and step % run.eval_steps == 0)):
-                    result = evaluate(model, validation, run.amp, run.ignore_index)
-                    meter.evaluation(step, epoch, result)
-                    best.see(step, result["loss"])
-                if state_file and run.save_steps and step % run.save_steps == 0 and step < total_steps:
-                    before_saving()
-                    save_state(state_file, trained, optimizer, scaler, best, step)
-        step = max(step, done)  # Ctrl-C may come while a resumed run still skips what is done
-        stopped = step < total_steps and not best.is_over
-        if stopped and state_file:
-            save_state(state_file, trained, optimizer, scaler, best, step)
-    if not stopped:
-        best.restore()
+    done = past.step
+    with interrupt_flag() as interrupted, checkpointed(model, run.gradient_checkpointing), kept_named(keeper):
+        for step, epoch, window in steps_of(train, run):
+            if interrupted.is_set() or best.is_over:
+                break
+            if step <= done:
+                continue
+            rate = run.learning_rate * factor(step - 1)
+            targets = accumulate(model, window, run, scaler, meter)
+            update(optimizer, scaler, rate, run.max_grad_norm)
+            done = step
+            at_end_of_epoch = step % steps_per_epoch == 0 or step == total_steps
+            validate = validation and (at_end_of_epoch or (run.eval_steps and step % run.eval_steps == 0))
+            save = keeper and run.save_steps and step % run.save_steps == 0 and step < total_steps
+            meter.step(step, epoch, targets, rate, ask=bool(validate or save))
+            if validate:
+                result = evaluate(model, validation, run.amp, run.ignore_index)
+                meter.evaluation(step, epoch, result)
+                best.see(step, result["loss"])
+            if save:
+                keeper.save(optimizer, scaler, best, meter.past(step), must=False)
+        stopped = done < total_steps and not best.is_over
+        if stopped and keeper:
+            keeper.save(optimizer, scaler, best, meter.past(done), must=True)
+        if not stopped:
+            best.restore()
+            check_finite(trained, done)
     meter.bar.close()
-    return Fitted(step, meter.tokens, meter.step_seconds, stopped, best.step if best.patience else None)
+    best_step = best.step if best.patience else None
+    return Fitted(done, meter.tokens, meter.step_seconds, past.seconds, stopped, interrupted.is_set(), best_step)
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], run: Run) -> torch.optim.AdamW:
@@ -315,7 +292,7 @@ def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, rate:
 
 @contextlib.contextmanager
 def interrupt_flag() -> Iterator[threading.Event]:
-    """The first Ctrl-C only sets the flag, so that no optimizer step is cut in half; the second stops at once."""
+    """The first Ctrl-C or SIGTERM only sets the flag, so that no step is cut in half; the second stops at once."""
     flag = threading.Event()
 
     def on_interrupt(signal_number, frame) -> None:
@@ -326,50 +303,62 @@ def interrupt_flag() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():  # signals can only be handled there
         yield flag
         return
-    previous = signal.signal(signal.SIGINT, on_interrupt)
+    previous = {number: signal.signal(number, on_interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield flag
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class Meter:
     """Progress bar and log of a fit. Losses stay on the device until a record is due, so that no step waits for them."""
 
-    def __init__(self, metrics: Metrics, run: Run, total_steps: int, train: Batches, done: int):
+    def __init__(self, metrics: Metrics, run: Run, total_steps: int, train: Batches, past: Past):
         self.metrics, self.every, self.total_steps = metrics, run.logging_steps, total_steps
         per_step = min(run.batch_size * run.accumulation_steps, train.n_examples())
         total = min(run.num_epochs * train.n_examples(), total_steps * per_step)
-        self.bar = tqdm(
-            total=total, initial=done * per_step, unit=" examples", desc="train", dynamic_ncols=True, disable=None
-        )
-        self.tokens, self.step_seconds = 0, 0.0
-        self.started = self.since = time.perf_counter()  # since: of the step under way
-        self._reset()
+        begun = past.step * per_step
+        self.bar = tqdm(total=total, initial=begun, unit=" examples", desc="train", dynamic_ncols=True, disable=None)
+        self.tokens, self.step_seconds = past.tokens, past.step_seconds
+        self.since = time.perf_counter()  # of the step under way
+        self.started = self.since - past.seconds
+        self.loss, self.hits, self.targets = past.loss, past.hits, past.targets
+        self.broken: torch.Tensor | int = 0  # the step whose loss was the first that is no number
 
-    def _reset(self) -> None:
-        self.loss, self.hits, self.targets = 0.0, 0, 0
+    def past(self, step: int) -> Past:
+        seconds = time.perf_counter() - self.started
+        return Past(step, self.tokens, self.step_seconds, seconds, self.targets, self.loss, self.hits)
 
     def add(self, loss: torch.Tensor, hits: torch.Tensor, lengths: torch.Tensor) -> None:
         """A batch: its summed loss, its correct guesses, and the lengths of its texts [B]."""
-        self.loss = self.loss + loss.detach()
-        self.hits = self.hits + hits
+        self.loss = loss.detach() + self.loss
+        self.hits = hits + self.hits
         self.tokens += int(lengths.sum())
         self.bar.update(len(lengths))
 
-    def step(self, step: int, epoch: int, targets: int, rate: float) -> None:
+    def step(self, step: int, epoch: int, targets: int, rate: float, ask: bool = False) -> None:
         now = time.perf_counter()
         self.step_seconds, self.since = self.step_seconds + now - self.since, now
         self.targets += targets
-        if step % self.every and step != self.total_steps:
+        due = step % self.every == 0 or step == self.total_steps
+        self.check(step, ask or due)
+        if not due:
             return
         loss, accuracy = float(self.loss) / max(self.targets, 1), int(self.hits) / max(self.targets, 1)
-        if not math.isfinite(loss):
-            advice = "try a smaller --learning_rate, --max_grad_norm 1 or --amp off"
-            raise UserError(f"the loss is {loss} at step {step}; {advice}")
         self.bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}", refresh=False)
         self._write(step, epoch, "train", loss=loss, accuracy=accuracy, learning_rate=rate)
-        self._reset()
+        self.loss, self.hits, self.targets = 0.0, 0, 0
+
+    def check(self, step: int, ask: bool) -> None:
+        """A loss that is no number ends the run. The CPU says so at once; a GPU notes the step, and is asked for it when
+        something is read or saved anyway, so that no step waits for it."""
+        if self.loss.device.type == "cpu":
+            self.broken = 0 if math.isfinite(self.loss) else step
+        else:
+            self.broken = torch.where(self.loss.isfinite() | (self.broken != 0), self.broken, step)
+        if (self.loss.device.type == "cpu" or ask) and (first := int(self.broken)):
+            raise Diverged(f"the loss is {float(self.loss)} at step {first}")
 
     def evaluation(self, step: int, epoch: int, result: dict[str, float]) -> None:
         self._write(step, epoch, "validation", **result)

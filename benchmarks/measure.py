@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
+from durable import write_text
 from errors import UserError
-from record import read_json, versions, write_json, write_text
+from record import read_json, versions, write_json
 from train import pick_amp
 
 ROOT = Path(__file__).parent.parent

@@ -21,10 +21,12 @@ from torch.utils.flop_counter import (
 import peft
 from data.batching import Batches, Example
 from data.spam import RECIPE
+from metrics import Metrics
 from model import config_of, from_pretrained
 from record import count_parameters, peak_memory_bytes, reset_peak_memory
 from run import Run, resolve
-from train import Meter, Metrics, accumulate, make_optimizer, pick_amp, update, windows
+from state import Past
+from train import Meter, accumulate, make_optimizer, pick_amp, update, windows
 
 CPU = torch.device("cpu")
 aten = torch.ops.aten
@@ -67,7 +69,7 @@ def measure(run: Run, length: int, steps: int) -> dict:
     optimizer = make_optimizer((parameter for parameter in model.parameters() if parameter.requires_grad), run)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     batches = random_batches(run, length, steps + 2, model.config.vocab_size)
-    meter = Meter(Metrics(), run, steps + 2, batches, 0)
+    meter = Meter(Metrics(), run, steps + 2, batches, Past())
 
     def step(window: list) -> None:
         accumulate(model, window, run, scaler, meter)

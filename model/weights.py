@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from durable import whole
 from errors import UserError
 from model.hub import PICKLED
 from model.names import ARCHITECTURES, Architecture, Entry, architecture_of, entries_of
@@ -195,16 +195,19 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no dict)
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What `write_safetensors` was given beside the tensors."""
+    with opened(path) as file:
+        return file.metadata() or {}
+
+
 def write_safetensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Writes beside `path` first and moves into place, so that `path` never holds half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """`path` never holds half a file."""
     try:
-        save_file(tensors, temporary, metadata)
-        os.replace(temporary, path)
+        with whole(path) as file:
+            save_file(tensors, file, metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(f"can't write {path}: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_config(directory: Path) -> tuple[Any, tuple[str, ...] | None]:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import plots
 from data import get_task
+from durable import write_text
 from errors import UserError
 from execute import execute
 from job import Job, finished, prepare, why_no_data, why_not_resumable
 from model import canonical_name, hub
 from published import Row, Table
-from record import read_json, write_json, write_text
+from record import read_json, write_json
 from run import Run, command
 from samples import why_no_scores
 from saved import evaluate_answers

@@ -302,7 +302,7 @@ def test_a_killed_run_goes_on_from_where_it_last_saved(chat, monkeypatch, at):
     assert rest.logged("loss", "validation") == whole.logged("loss", "validation")
     kept = load_file(directory / "trained.safetensors")
     assert all(torch.equal(kept[name], whole.tensors[name]) for name in whole.tensors)
-    assert not (directory / "training_state.safetensors").exists()
+    assert not (directory / "states").exists()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, write_messages
+from conftest import ROOT, Outcome, write_messages
 from safetensors.torch import load_file, save_file
 
 import data
@@ -24,6 +24,7 @@ import job
 import model.weights
 import peft
 import stages
+import train
 from data import get_task
 from data.encode import make_batches
 from errors import UserError
@@ -93,7 +94,7 @@ def test_ctrl_c_and_resume_in_processes_of_their_own(alone, small_checkpoint, sm
     assert process.returncode == 130, err
     assert "--resume goes on from there" in out and "Traceback" not in err
     names = {path.name for path in Path("half").iterdir()}
-    assert names == {"result.json", "metrics.jsonl", "trained.safetensors", "training_state.safetensors"}
+    assert names == {"result.json", "metrics.jsonl", "trained.safetensors", "states"}
     result = json.loads(Path("half/result.json").read_text())
     assert result["interrupted"] and 0 < result["steps"] < 220
     assert shell(*flags, "--output_dir", "half", "--resume").returncode == 0
@@ -322,30 +323,110 @@ def test_a_full_disk_leaves_no_half_file(target, experiment, alone, monkeypatch)
         monkeypatch.setattr(model.weights, "save_file", lambda tensors, path, metadata: full(path))
     with pytest.raises((UserError, OSError), match="No space left on device"):
         experiment()
-    assert {path.name for path in (alone / "out").iterdir()} <= {"metrics.jsonl", "trained.safetensors"} - {target}
+    assert {path.name for path in (alone / "out").iterdir()} <= {"metrics.jsonl", "result.json"} - {target}
+
+
+LIMITED = """
+import resource, sys
+import experiments, errors
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+errors.run_program(lambda: experiments.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the limit is one of Unix")
+@pytest.mark.parametrize("room, code", [(90_000, 0), (20_000, 2)], ids=["no room for states", "none for the result"])
+def test_files_that_the_system_refuses_to_write(room, code, alone, small_checkpoint, small_data):
+    flags = [
+        "--checkpoint",
+        small_checkpoint,
+        "--data_dir",
+        small_data,
+        "--save_steps",
+        2,
+        "--max_steps",
+        5,
+        "--amp",
+        "off",
+    ]
+    words = [sys.executable, "-c", LIMITED, room, *flags, "--device", "cpu", "--output_dir", alone / "out"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    found = subprocess.run(list(map(str, words)), capture_output=True, text=True, env=environment, timeout=300)
+    *notes, end = [line for line in found.stderr.splitlines() if line] + [""] * (code == 0)
+    assert found.returncode == code and len(notes) == 2
+    assert all(line.startswith("note     not saved at step ") and "File too large" in line for line in notes)
+    assert end == "" or re.match(r"error: can't write .*trained\.safetensors: .*File too large", end)
+    assert json.loads((alone / "out" / "result.json").read_text())["interrupted"] is (code == 2)
+    left = {path.name for path in (alone / "out").rglob("*")}
+    assert left == {"result.json", "metrics.jsonl", "states" if code else "trained.safetensors"}
+
+
+def interrupted(experiment, monkeypatch, *flags, **settings) -> Outcome:
+    """Ctrl-C in the first of the run's steps."""
+    update = train.update
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "update", lambda *given: (signal.raise_signal(signal.SIGINT), update(*given)))
+        found = experiment(*flags, **settings)
+    assert found.code == 130 and found.result["steps"] == 1
+    return found
 
 
 def test_only_the_same_run_can_be_resumed(experiment, alone, monkeypatch):
-    fit = stages.fit
-    monkeypatch.setattr(stages, "fit", lambda *args: replace(fit(*args), interrupted=True))  # as if by Ctrl-C
-    assert experiment().code == 130
-    (alone / "out" / "training_state.safetensors").write_bytes(b"")
-    before = {path.name: path.read_bytes() for path in (alone / "out").iterdir()}
+    interrupted(experiment, monkeypatch)
+    (alone / "out" / "states" / "step-000001.safetensors").write_bytes(b"")
+    before = {path: path.read_bytes() for path in (alone / "out").rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=r"other values of lora_rank, batch_size; train anew"):
         experiment("--resume", "--batch_size", 4, "--lora_rank", 2)
     with pytest.raises(UserError, match="can't be read as safetensors"):
         experiment("--resume")  # a broken state; what there was is kept
-    assert before.items() <= {path.name: path.read_bytes() for path in (alone / "out").iterdir()}.items()
+    assert before.items() <= {path: path.read_bytes() for path in (alone / "out").rglob("*") if path.is_file()}.items()
+
+
+def test_a_complete_run_is_not_trained_again(experiment, alone):
+    whole = experiment()
+    again = experiment("--resume")
+    assert again.code == 0 and "the run is complete" in again.out and again.forwards == []
+    assert again.result == whole.result
+    with pytest.raises(UserError, match="holds a run with other values of seed; train anew"):
+        experiment("--resume", "--seed", 5)
 
 
 def test_a_run_that_starts_anew_forgets_the_interrupted_one(experiment, alone, monkeypatch):
-    # If it is killed then, nothing may look as if the old run could be resumed: a table would try to.
-    fit = stages.fit
-    monkeypatch.setattr(stages, "fit", lambda *args: replace(fit(*args), interrupted=True))
-    experiment()
-    (alone / "out" / "training_state.safetensors").write_bytes(b"")
-    monkeypatch.setattr(stages, "fit", lambda *args: signal.default_int_handler(signal.SIGINT, None))
-    with pytest.raises(KeyboardInterrupt):
+    # If it is killed before it has saved anything, nothing of the old one may be taken for the new one's.
+    interrupted(experiment, monkeypatch, "--seed", 7)
+    (alone / "out" / ".trained.safetensors.12345").write_bytes(b"half")  # of a writer that was killed
+    (alone / "out" / "states" / ".step-000001.safetensors.12345").write_bytes(b"half")
+    (alone / "out" / "states" / ".tmpuZ6CF8").write_bytes(b"half")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stages, "fit", lambda *args: signal.default_int_handler(signal.SIGINT, None))
         experiment()
-    names = {path.name for path in left_in(alone / "out")}
-    assert not names & {"result.json", "training_state.safetensors"}
+    assert {path.name for path in left_in(alone / "out")} <= {"result.json", "metrics.jsonl"}
+    rest = experiment("--resume")
+    assert "nothing had been saved yet: the run starts anew" in rest.out and rest.result["steps"] == 2
+    assert rest.result["config"]["seed"] == 123
+
+
+def test_what_takes_part_in_a_run_is_recorded(experiment, alone, small_checkpoint, small_data):
+    found = experiment()
+    for name in ("weights_sha256", "data_sha256", "tokenizer_sha256"):
+        assert re.fullmatch("[0-9a-f]{64}", found.result[name])
+    folder = shutil.copytree(small_checkpoint, alone / "copy")
+    assert experiment(checkpoint=folder).result["tokenizer_sha256"] == found.result["tokenizer_sha256"]
+    (folder / "merges.txt").write_text((folder / "merges.txt").read_text() + "\n")
+    assert experiment(checkpoint=folder).result["tokenizer_sha256"] != found.result["tokenizer_sha256"]
+
+
+@pytest.mark.parametrize("flags", [(), ("--dropout", 0.1, "--trainable_layers", "lora")], ids=["frozen", "LoRA, dropout"])
+def test_the_same_file_whatever_the_evaluations(flags, experiment, alone):
+    def trained(*more):
+        return (experiment(*flags, *more, max_steps=9, num_epochs=3).directory / "trained.safetensors").read_bytes()
+
+    plain = trained("--eval_steps", 0)
+    assert (
+        trained("--eval_steps", 0)
+        == trained("--eval_steps", 1)
+        == trained("--eval_steps", 4, "--eval_train", "no")
+        == plain
+    )
+    assert trained("--logging_steps", 5, "--save_steps", 2, "--deterministic") == plain
+    assert trained("--seed", 124) != plain

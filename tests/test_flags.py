@@ -1,6 +1,7 @@
 """Every flag changes what it says. One check per field of `Run`; a field without one fails the last test."""
 
 import math
+import os
 import re
 import signal
 from dataclasses import fields
@@ -18,6 +19,8 @@ from errors import UserError
 from model import hub
 from model.weights import save_pretrained
 from run import Run
+from state import Keeper
+from train import Meter
 
 CHECKS = dict(chat_checks.CHECKS)
 LORA = ("--trainable_layers", "lora", "--lora_rank", 4)
@@ -35,8 +38,8 @@ def check(*names):
 
 @pytest.fixture
 def fixtures(alone, small_checkpoint, small_data, monkeypatch):
-    saved, save_state = [], train.save_state
-    monkeypatch.setattr(train, "save_state", lambda *call: (saved.append(call[-1]), save_state(*call)))
+    saved, save = [], Keeper.save
+    monkeypatch.setattr(Keeper, "save", lambda self, *parts, must: (saved.append(parts[-1].step), save(self, *parts, must)))
     found = {"alone": alone, "checkpoint": small_checkpoint, "data": small_data, "monkeypatch": monkeypatch}
     return found | {"save_state": saved}
 
@@ -473,7 +476,33 @@ def resume(experiment, fixtures):
     assert (rest.code, rest.result["interrupted"], rest.result["steps"]) == (0, False, 5)
     assert rest.logged("step") == [1, 2, 3, 4, 5] and rest.logged("loss") == whole.logged("loss")
     assert not differ(rest.tensors, whole.tensors)
-    assert not (rest.directory / "training_state.safetensors").exists()
+    assert not (rest.directory / "states").exists()
+
+
+@check("save_total_limit")
+def save_total_limit(experiment, fixtures):
+    left, step = [], Meter.step
+
+    def look(meter, number, *given, **named):
+        left.append(sorted(path.name for path in (fixtures["alone"] / "out").glob("states/*")))
+        return step(meter, number, *given, **named)
+
+    fixtures["monkeypatch"].setattr(Meter, "step", look)
+    experiment("--save_steps", 1, "--save_total_limit", 2, max_steps=4)
+    assert left[-1] == ["step-000002.safetensors", "step-000003.safetensors"]
+    experiment("--save_steps", 1, max_steps=4)
+    assert left[-1] == ["step-000003.safetensors"]
+    with pytest.raises(UserError, match="--save_total_limit is 0; it must be at least 1"):
+        experiment("--save_total_limit", 0)
+
+
+@check("deterministic")
+def deterministic(experiment, fixtures):
+    seen = []
+    fixtures["monkeypatch"].setattr(train, "update", lambda *_: seen.append(torch.are_deterministic_algorithms_enabled()))
+    experiment("--deterministic")
+    experiment()
+    assert seen == [True, True, False, False] and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 @check("head_labels")

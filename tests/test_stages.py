@@ -100,11 +100,21 @@ def test_interrupted_in_any_stage_it_goes_on_bit_for_bit(plan, forward, experime
 
 PREFIX = ("--trainable_layers", "prefix", "--prefix_projection")
 LAYER_BY_LAYER, MIXED = ("--stages", "layer_by_layer"), ("--stages", "mixed")
+LAYERS_THEN_ROUNDS = ("--stages", "layer_by_layer_then_lora")
 
 
 @pytest.mark.parametrize(
     "flags, stages_done",  # None: all of them, and it is stopped in the evaluation
-    [(MIXED, 1), (MIXED, 2), (LAYER_BY_LAYER, 1), (MIXED, None), (LAYER_BY_LAYER, None), (PREFIX, None)],
+    [
+        (MIXED, 1),
+        (MIXED, 2),
+        (LAYER_BY_LAYER, 1),
+        (MIXED, None),
+        (LAYER_BY_LAYER, None),
+        (PREFIX, None),
+        (LAYERS_THEN_ROUNDS, 4),
+        ((*PREFIX, "--stages", "6_rounds"), 2),  # the next stage goes on with the same method
+    ],
 )
 def test_stopped_dead_between_stages_or_in_the_evaluation_it_goes_on(flags, stages_done, experiment, alone, monkeypatch):
     lora, adapter = Run(trainable_layers="lora", lora_target="attn.q"), Run(trainable_layers="adapter", reduction_factor=4)

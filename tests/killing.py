@@ -1,0 +1,192 @@
+"""Kills a run again and again, resumes it each time until it is complete, and compares it with one that nobody disturbed.
+
+python tests/killing.py moments 30 SEED FOLDER FLAGS...    signals at random moments, 30 in all
+python tests/killing.py writes 30 SEED FOLDER FLAGS...     SIGKILL at 30 of the moments just before or after something is
+                                                           written, moved or removed (0: at each of them)
+
+A process that has imported everything forks for each attempt, so that an attempt costs no start of Python.
+"""
+
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+import torch._dynamo  # the first optimizer step brings it: that takes longer than all of a small run
+
+import execute  # noqa: F401 (brings all that a run needs)
+import experiments
+import metrics
+from errors import run_program
+
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+VOLATILE = {"seconds", "step_seconds", "train_seconds", "total_seconds", "tokens_per_second", "peak_memory_bytes", "argv"}
+VOLATILE |= {"output_dir", "resume", "git"}
+
+
+def steady(value):
+    """Without what differs between two runs that are alike."""
+    if isinstance(value, dict):
+        return {name: steady(one) for name, one in value.items() if name not in VOLATILE}
+    return [steady(one) for one in value] if isinstance(value, list) else value
+
+
+def outcome(directory: Path) -> dict:
+    """All that has to be equal, and that nothing is left over."""
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return {
+        "trained": hashlib.sha256((directory / "trained.safetensors").read_bytes()).hexdigest(),
+        "result": steady(json.loads((directory / "result.json").read_text())),
+        "metrics": [steady(json.loads(line)) for line in lines],
+        "files": sorted(path.name for path in directory.rglob("*")),
+    }
+
+
+def die_at(event: int, count: Path | None) -> None:
+    """SIGKILL just before the n-th of what is done to files; `count`: a file for how many there were."""
+    events = [0]
+
+    def happens() -> None:
+        events[0] += 1
+        if count:
+            count.write_text(str(events[0]))
+        if events[0] == event:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watched(function):
+        def call(*given, **named):
+            happens()
+            result = function(*given, **named)
+            happens()
+            return result
+
+        return call
+
+    write = metrics.Metrics._flush
+
+    def half(self) -> None:
+        events[0] += 1
+        if events[0] == event:
+            self._file.write(self._unwritten[:-5])
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(self)
+
+    metrics.Metrics._flush = half
+    os.replace, Path.unlink, os.fsync = watched(os.replace), watched(Path.unlink), watched(os.fsync)
+
+
+def start(argv: list[str], log: Path, event: int = 0, count: Path | None = None) -> int:
+    """The command line in a process of its own; its number."""
+    sys.stdout.flush()
+    process = os.fork()
+    if process:
+        return process
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    code = 70
+    try:
+        if event or count:
+            die_at(event, count)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        run_program(lambda: experiments.main(argv))
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def ends(process: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def ends_within(process: int, seconds: float) -> int | None:
+    """None: it is still there."""
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        found, status = os.waitpid(process, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    return None
+
+
+def next_argv(flags: list[str], directory: Path) -> list[str]:
+    """With --resume as soon as there is anything to be resumed."""
+    return [*flags, "--output_dir", str(directory), *(["--resume"] if (directory / "result.json").exists() else [])]
+
+
+def is_complete(directory: Path) -> bool:
+    file = directory / "result.json"
+    return file.exists() and not json.loads(file.read_text())["interrupted"]
+
+
+def at_moments(kills: int, draw: random.Random, flags: list[str], folder: Path, seconds: float) -> tuple[list, list]:
+    """(the outcome of each run that was disturbed, what each attempt came to that was)."""
+    found, attempts, disturbed = [], [], False
+    while len(attempts) < kills or disturbed:
+        directory = folder / f"killed-{len(found)}"
+        began, delay = time.perf_counter(), draw.uniform(0, seconds)
+        process = start(next_argv(flags, directory), folder / "log")
+        code = ends_within(process, delay if len(attempts) < kills else math.inf)
+        if code is None:
+            number = draw.choice(SIGNALS)
+            os.kill(process, number)
+            attempts.append((number.name, round(delay, 3), ends(process)))
+            disturbed = True
+            continue
+        if code:
+            raise SystemExit(f"an attempt ended with {code}: {(folder / 'log').read_text()[-2000:]}")
+        seconds = min(seconds, time.perf_counter() - began)  # the first run of a process takes longer
+        if disturbed:
+            found.append(outcome(directory))
+        shutil.rmtree(directory)
+        disturbed = False
+    return found, attempts
+
+
+def at_writes(kills: int, draw: random.Random, flags: list[str], folder: Path) -> tuple[list, list]:
+    assert ends(start(next_argv(flags, folder / "counted"), folder / "log", 0, folder / "count")) == 0
+    events = range(1, int((folder / "count").read_text()) + 1)
+    chosen = sorted(draw.sample(events, min(kills or len(events), len(events))))
+    found, attempts = [], []
+    for event in chosen:
+        directory = folder / f"killed-{event}"
+        attempts.append((event, len(events), ends(start(next_argv(flags, directory), folder / "log", event))))
+        if not is_complete(directory) and (code := ends(start(next_argv(flags, directory), folder / "log"))):
+            raise SystemExit(f"after event {event} an attempt ended with {code}: {(folder / 'log').read_text()[-2000:]}")
+        found.append(outcome(directory))
+        shutil.rmtree(directory)
+    return found, attempts
+
+
+def main(how: str, kills: str, seed: str, folder: str, *flags: str) -> None:
+    torch.set_num_threads(1)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    assert ends(start(next_argv([*flags], folder / "whole"), folder / "log")) == 0, (folder / "log").read_text()[-2000:]
+    seconds, draw = time.perf_counter() - started, random.Random(int(seed))
+    expected = outcome(folder / "whole")
+    if how == "moments":
+        found, attempts = at_moments(int(kills), draw, [*flags], folder, seconds)
+    else:
+        found, attempts = at_writes(int(kills), draw, [*flags], folder)
+    different = [[key for key in expected if one[key] != expected[key]] for one in found]
+    ended = {str(code): sum(one[-1] == code for one in attempts) for code in sorted({one[-1] for one in attempts})}
+    report = {"seed": int(seed), "signals": len(attempts), "ended": ended, "runs": len(found), "different": different}
+    print(json.dumps(report | {"seconds": round(time.perf_counter() - started, 1), "one run": round(seconds, 2)}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
