@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import distributed
 from data import TextExample
 from data.dialogues import Dialogue
 
@@ -24,7 +25,10 @@ def write_json(path: Path, content: object) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes beside `path` first and moves into place, so that `path` never holds half a file."""
+    """Writes beside `path` first and moves into place, so that `path` never holds half a file. Of several processes, the
+    first one writes."""
+    if distributed.rank():
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import distributed
 import peft
 from data.batching import Batches
 from frozen import reuse
 from model.weights import read_safetensors, write_safetensors
 from record import count_parameters
 from run import Run
-from train import Metrics, fit
+from train import Metrics, fit, score
 
 STATE = "training_state.safetensors"  # there while a stage can be resumed
 
@@ -65,19 +66,24 @@ def train_stages(
             print(
                 f"stage {metrics.stage} of {len(stages)}: {method}, {trainable:,} of {total:,} parameters train", flush=True
             )
+        if stage.fsdp:
+            distributed.shard_model(model, score, torch.device(stage.device))
+            parameters = dict(model.named_parameters())
         trained = {name: parameters[name] for name in sorted(changed)}
 
         def before_saving(trained=trained) -> None:
-            write_trained(trained, directory)
+            write_trained(wholes(trained), directory)
             record_unfinished(records)
 
         record, used = train_stage(model, replace(stage, resume=resumed), batches, metrics, directory, before_saving)
         records.append(record)
-        write_trained(trained if record["interrupted"] else peft.fold(model, trained), directory)
+        tensors = wholes(trained)
+        write_trained(tensors if record["interrupted"] else peft.fold(model, tensors), directory)
         if record["interrupted"]:  # what is resumed goes on in the form in which it trains
             break
         record_unfinished(records)
-        (directory / STATE).unlink(missing_ok=True)
+        if distributed.rank() == 0:
+            (directory / STATE).unlink(missing_ok=True)
     return records, used
 
 
@@ -85,7 +91,13 @@ def read_trained(directory: Path) -> dict[str, torch.Tensor]:
     return read_safetensors(directory / "trained.safetensors")[0]
 
 
+def wholes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: distributed.whole(tensor) for name, tensor in tensors.items()}
+
+
 def write_trained(trained: dict[str, torch.Tensor], directory: Path) -> None:
+    if distributed.rank():
+        return
     tensors = {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
     write_safetensors(tensors, directory / "trained.safetensors", {"format": "pt"})
 
@@ -100,7 +112,7 @@ def train_stage(
 ):
     """What `result.json` says of one stage, and the batches that it used."""
     started = time.perf_counter()
-    used = reuse(model, batches, stage.amp) if stage.reuse_frozen == "yes" else batches
+    used = reuse(model, batches, stage.amp) if stage.reuse_frozen == "yes" and not stage.fsdp else batches
     fitted = fit(model, used["train"], stage, metrics, used.get("validation"), directory / STATE, before_saving)
     trainable, total = count_parameters(model)
     return {

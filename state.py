@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import distributed
 from data.batching import Batches
 from errors import UserError
 from model.weights import read_safetensors, write_safetensors
@@ -41,15 +42,16 @@ class Best:
 
 
 def save_state(path: Path, trained: dict, optimizer: torch.optim.Optimizer, scaler, best: Best, step: int) -> None:
-    """The trained tensors and the best ones, the optimizer's moments, the generators and the loss scale."""
-    tensors = {"generator.cpu": torch.get_rng_state()}
-    tensors |= {f"trained.{name}": parameter.detach().cpu() for name, parameter in trained.items()}
-    tensors |= {f"best.{name}": tensor.cpu() for name, tensor in best.tensors.items()}
-    if torch.cuda.is_available():
-        tensors["generator.cuda"] = torch.cuda.get_rng_state()
+    """The trained tensors and the best ones, the optimizer's moments, the generators and the loss scale. Of several
+    processes each has to call; the first one writes."""
+    tensors = distributed.generators()
+    tensors |= {f"trained.{name}": distributed.whole(parameter).cpu() for name, parameter in trained.items()}
+    tensors |= {f"best.{name}": distributed.whole(tensor).cpu() for name, tensor in best.tensors.items()}
     for name, parameter in trained.items():
         for key, value in optimizer.state[parameter].items():
-            tensors[f"{key}.{name}"] = value.cpu()
+            tensors[f"{key}.{name}"] = distributed.whole(value).cpu()
+    if distributed.rank():
+        return
     seen = {"step": best.step, "loss": best.loss, "waited": best.waited}
     metadata = {"step": str(step), "scaler": json.dumps(scaler.state_dict()), "best": json.dumps(seen)}
     write_safetensors(tensors, path, metadata)
@@ -59,20 +61,25 @@ def save_state(path: Path, trained: dict, optimizer: torch.optim.Optimizer, scal
 def load_state(path: Path, trained: dict, optimizer: torch.optim.Optimizer, scaler, best: Best) -> int:
     """Puts everything of `save_state` back. Returns the number of optimizer steps done."""
     tensors, metadata = read_safetensors(path)
-    keys = ("step", "exp_avg", "exp_avg_sq")
     try:
         step, scale = int(metadata["step"]), json.loads(metadata["scaler"])
-        moments = [{key: tensors[f"{key}.{name}"] for key in keys} for name in trained if step]  # none before step 1
+        moments = [  # none before step 1
+            {"step": tensors[f"step.{name}"]}
+            | {key: distributed.part_of(tensors[f"{key}.{name}"], parameter) for key in ("exp_avg", "exp_avg_sq")}
+            for name, parameter in trained.items()
+            if step
+        ]
         vars(best).update(json.loads(metadata["best"]))
         for name, parameter in trained.items():
-            parameter.copy_(tensors[f"trained.{name}"])
+            parameter.copy_(distributed.part_of(tensors[f"trained.{name}"], parameter))
     except (KeyError, ValueError) as error:
         raise UserError(f"{path} lacks {error}; train anew without --resume") from None
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": dict(enumerate(moments)), "param_groups": groups})
     scaler.load_state_dict(scale)
-    best.tensors = {name: tensors[f"best.{name}"].to(trained[name].device) for name in trained if f"best.{name}" in tensors}
-    torch.set_rng_state(tensors["generator.cpu"])
-    if "generator.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["generator.cuda"])
+    found = {name: tensors[f"best.{name}"] for name in trained if f"best.{name}" in tensors}
+    best.tensors = {
+        name: distributed.part_of(tensor.to(trained[name].device), trained[name]) for name, tensor in found.items()
+    }
+    distributed.set_generators(tensors)
     return step

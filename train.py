@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
+import distributed
 from data.batching import IGNORED, Batch, Batches
 from errors import UserError
 from loss import vocabulary_loss
@@ -115,21 +116,24 @@ def evaluate(model: nn.Module, batches: Batches, amp: str = "off", ignore_index:
     was_training = model.training
     model.eval()
     losses, hits, targets, answers = [], [], 0, []
+    scored = distributed.scorer(model, score)
     for batch in batches.epoch():
         targets += count_targets(batch, ignore_index)
         batch = batch.to(device)
         with autocast(amp, device):
-            batch_loss, guesses, labels = score(model, batch, ignore_index)
+            batch_loss, guesses, labels = scored(batch, ignore_index)
         losses.append(batch_loss)  # read at the end, so that the device never waits
         hits.append(count_hits(guesses, labels, ignore_index))
         if batch.labels.ndim == 1:
             known = labels != ignore_index
             answers.append((guesses[known], labels[known]))
     model.train(was_training)
-    mean_loss, accuracy = (sum(value.item() for value in values) / max(targets, 1) for values in (losses, hits))
+    loss, right, targets = distributed.total(*(sum(one.item() for one in each) for each in (losses, hits)), targets)
+    mean_loss, accuracy = loss / max(targets, 1), right / max(targets, 1)
     result = {"loss": mean_loss, "accuracy": accuracy, "targets": targets}
     if answers and targets:
-        result["macro_f1"] = macro_f1(*(torch.cat(part) for part in zip(*answers, strict=True)))
+        every = distributed.gather([torch.cat(part).cpu() for part in zip(*answers, strict=True)])
+        result["macro_f1"] = macro_f1(*(torch.cat(part) for part in zip(*every, strict=True)))
     if not answers:
         result["perplexity"] = math.exp(min(mean_loss, 700.0))  # a float ends there
     return result
@@ -242,23 +246,23 @@ def fit(
     total_steps = run.num_epochs * steps_per_epoch
     total_steps = min(total_steps, run.max_steps) if run.max_steps else total_steps
     factor = schedule(run.lr_scheduler_type, run.warmup_ratio, total_steps)
-    torch.manual_seed(run.seed)  # from here on only dropout draws from torch's global generator
+    torch.manual_seed(distributed.seed_of(run.seed))  # from here on only dropout draws from torch's global generator
     best = Best(run.early_stopping_patience, trained, validation)
     done = load_state(state_file, trained, optimizer, scaler, best) if run.resume else 0
     metrics.forget_after(done)
     meter = Meter(metrics, run, total_steps, train, done)
     model.train()
-    step = 0
+    scored, step = distributed.trainer(model, score), 0
     with interrupt_flag() as interrupted, checkpointed(model, run.gradient_checkpointing):
         for epoch in range(math.ceil(total_steps / steps_per_epoch)):
             for window in windows(train.epoch(epoch), run.accumulation_steps):
-                if step == total_steps or interrupted.is_set() or best.is_over:
+                if step == total_steps or any(distributed.total(interrupted.is_set())) or best.is_over:
                     break
                 step += 1
                 if step <= done:
                     continue
                 rate = run.learning_rate * factor(step - 1)
-                targets = accumulate(model, window, run, scaler, meter)
+                targets = accumulate(model, window, run, scaler, meter, scored)
                 update(optimizer, scaler, rate, run.max_grad_norm)
                 meter.step(step, epoch, targets, rate)
                 at_end_of_epoch = step % steps_per_epoch == 0 or step == total_steps
@@ -276,17 +280,30 @@ def fit(
     if not stopped:
         best.restore()
     meter.bar.close()
-    return Fitted(step, meter.tokens, meter.step_seconds, stopped, best.step if best.patience else None)
+    return Fitted(step, *distributed.total(meter.tokens), meter.step_seconds, stopped, best.step if best.patience else None)
 
 
-def accumulate(model: nn.Module, window: list[Batch], run: Run, scaler: torch.amp.GradScaler, meter: "Meter") -> int:
-    """Adds the gradient of the mean loss over all targets of a window, batch by batch. Returns how many targets it has."""
+def accumulate(
+    model: nn.Module,
+    window: list[Batch],
+    run: Run,
+    scaler: torch.amp.GradScaler,
+    meter: "Meter",
+    scored: Callable | None = None,
+) -> int:
+    """Adds the gradient of the mean loss over all targets of a window, batch by batch. Returns how many targets it has.
+
+    scored    `score` of the model, as `distributed.trainer` gives it
+    """
+    scored = scored or distributed.scorer(model, score)
     device = next(model.parameters()).device
-    targets = sum(count_targets(batch, run.ignore_index) for batch in window)
-    for batch in window:
-        with autocast(run.amp, device):
-            loss, guesses, labels = score(model, batch.to(device), run.ignore_index)
-        scaler.scale(loss / max(targets, 1)).backward()
+    (targets,) = distributed.total(sum(count_targets(batch, run.ignore_index) for batch in window))
+    share = max(targets, 1) / distributed.size()  # several processes' gradients are averaged
+    for number, batch in enumerate(window, start=1):
+        with distributed.meeting(scored, last=number == len(window)):
+            with autocast(run.amp, device):
+                loss, guesses, labels = scored(batch.to(device), run.ignore_index)
+            scaler.scale(loss / share).backward()
         meter.add(loss, count_hits(guesses, labels, run.ignore_index), batch.lengths)
     return targets
 
@@ -306,22 +323,24 @@ def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, rate:
 
 @contextlib.contextmanager
 def interrupt_flag() -> Iterator[threading.Event]:
-    """The first Ctrl-C only sets the flag, so that no optimizer step is cut in half; the second stops at once."""
-    flag = threading.Event()
+    """The first Ctrl-C only sets the flag, so that no optimizer step is cut in half; the second stops at once, unless
+    torchrun passed it on, which gives its processes 30 seconds."""
+    flag, signals = threading.Event(), distributed.stop_signals()
 
     def on_interrupt(signal_number, frame) -> None:
-        if flag.is_set():
+        if flag.is_set() and len(signals) == 1:
             raise KeyboardInterrupt
         flag.set()
 
     if threading.current_thread() is not threading.main_thread():  # signals can only be handled there
         yield flag
         return
-    previous = signal.signal(signal.SIGINT, on_interrupt)
+    previous = {number: signal.signal(number, on_interrupt) for number in signals}
     try:
         yield flag
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class Meter:
@@ -331,9 +350,11 @@ class Meter:
         self.metrics, self.every, self.total_steps = metrics, run.logging_steps, total_steps
         per_step = min(run.batch_size * run.accumulation_steps, train.n_examples())
         total = min(run.num_epochs * train.n_examples(), total_steps * per_step)
+        scale = distributed.size() if distributed.size() > 1 else False  # of several processes each shows the others' too
         self.bar = tqdm(
-            total=total, initial=done * per_step, unit=" examples", desc="train", dynamic_ncols=True, disable=None
-        )
+            total=total, initial=done * per_step, unit=" examples", unit_scale=scale, desc="train",
+            dynamic_ncols=True, disable=None if distributed.rank() == 0 else True,
+        )  # fmt: skip
         self.tokens, self.step_seconds = 0, 0.0
         self.started = self.since = time.perf_counter()  # since: of the step under way
         self._reset()
@@ -354,7 +375,8 @@ class Meter:
         self.targets += targets
         if step % self.every and step != self.total_steps:
             return
-        loss, accuracy = float(self.loss) / max(self.targets, 1), int(self.hits) / max(self.targets, 1)
+        loss, hits = distributed.total(float(self.loss), int(self.hits))
+        loss, accuracy = loss / max(self.targets, 1), hits / max(self.targets, 1)
         if not math.isfinite(loss):
             advice = "try a smaller --learning_rate, --max_grad_norm 1 or --amp off"
             raise UserError(f"the loss is {loss} at step {step}; {advice}")
