@@ -182,9 +182,9 @@ def trainer(model: nn.Module, score: Callable) -> Callable:
     """The same, with gradients averaged over the processes."""
     if size() == 1 or "scored" in vars(model):
         return scorer(model, score)
-    # A parameter that a step doesn't use has no gradient to wait for. Buffers: the models have none.
+    # find_unused_parameters: what a step doesn't use has no gradient that could be waited for.
     return nn.parallel.DistributedDataParallel(
-        Scored(model, score), find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
+        Scored(model, score), find_unused_parameters=True, gradient_as_bucket_view=True
     )
 
 
