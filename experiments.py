@@ -219,6 +219,7 @@ def main(argv: list[str]) -> int:
     for name in ("score", "generate", "chat"):
         if name in options:
             raise UserError(f"--{name} needs one process: python experiments.py --{name} ...")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DistributedDataParallel would advise what isn't meant here
     from distributed import joined  # brings torch
 
     with joined():

@@ -56,6 +56,8 @@ def train_stages(
                 for name in changed:
                     parameters[name].requires_grad_(True)
                 peft.restore(model, read_trained(directory))
+            if stage.fsdp:
+                distributed.shard_model(model, score, torch.device(stage.device))
             continue
         resumed = stage.resume and number == len(finished) and (directory / STATE).is_file()
         if resumed:
@@ -92,7 +94,7 @@ def read_trained(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def wholes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: distributed.whole(tensor) for name, tensor in tensors.items()}
+    return {name: distributed.whole(tensor).cpu() for name, tensor in tensors.items()}
 
 
 def write_trained(trained: dict[str, torch.Tensor], directory: Path) -> None:

@@ -25,15 +25,14 @@ def run_table(table: Table, rows: list[Row], said: Run, n_seeds: int, shard: tup
     """Runs each row with each seed unless that run is finished, and writes table-NAME.md and .json after every row.
 
     Rows measured earlier with the same flags stay in the table, so that it can be filled in pieces. Shard (i, n) runs the
-    i-th row of each n, on a machine beside others that share the folder.
+    i-th of each n rows, on a machine beside others that share the folder.
     """
     if n_seeds < 1:
         raise UserError(f"--seeds is {n_seeds}; it must be at least 1")
     folder = Path(said.output_dir or "runs")
     said = replace(said, output_dir=None)
-    lines, (place, n_shards) = earlier_lines(table, said, folder), shard
-    asked = with_base(table, rows)
-    mine = asked[place - 1 :: n_shards]
+    lines, asked = earlier_lines(table, said, folder), with_base(table, rows)
+    mine = in_shard(table, asked, said, *shard)
     others = [row for row in asked if row not in mine]
     for row in mine:
         print(f"row {row.number}: {row.title}", flush=True)
@@ -45,12 +44,21 @@ def run_table(table: Table, rows: list[Row], said: Run, n_seeds: int, shard: tup
         write_table(table, lines, folder, partial(lines_of, table, others, said, n_seeds, folder))
     if distributed.rank() == 0:
         if not mine:
-            return print(f"shard {place}/{n_shards} has no row of {len(asked)}") or 0
+            return print(f"shard {'/'.join(map(str, shard))} has none of {len(asked)} rows") or 0
         print((folder / f"table-{table.name}.md").read_text(encoding="utf-8"))
         print(f"saved {folder}/table-{table.name}.md and .json")
         if table.columns:
             print(draw(table, list(lines.values()), folder))
     return 0
+
+
+def in_shard(table: Table, rows: list[Row], said: Run, place: int, n_shards: int) -> list[Row]:
+    """Every n-th row. Rows for which the same run stands in go together, so that no two machines do it."""
+    if n_shards == 1:
+        return rows
+    runs = [choose(table, row, said)[0] for row in rows]
+    different = list(dict.fromkeys(runs))
+    return [row for row, run in zip(rows, runs, strict=True) if different.index(run) % n_shards == place - 1]
 
 
 def lines_of(table: Table, rows: list[Row], said: Run, n_seeds: int, folder: Path) -> dict[int, dict]:

@@ -12,6 +12,7 @@ import torch
 from test_train import make_batches, make_examples, make_model, settings
 
 import distributed
+import experiments
 import peft
 import train
 from data.batching import seeded_order
@@ -100,14 +101,47 @@ def resume(folder: Path, **changes) -> list[dict]:
     return [whole, stopped, learn(**how, state=state, resume=True), learn(**how)]
 
 
-def main(folder: Path) -> None:
+# Of the command line, on the small model and data: 8 examples of all processes together.
+COMMANDS = {
+    "LoRA, sharded": ["--trainable_layers", "lora", "--lora_alpha", 2, "--fsdp"],
+    "all layers, sharded": ["--trainable_layers", "all", "--fsdp", "--max_grad_norm", 0.1],
+    "last block": [],
+    "no padding, by length": ["--no_padding", "--data_order", "bucketed", "--trainable_layers", "all"],
+    "as published": ["--data_order", "published", "--reuse_frozen", "no"],
+}
+BASE = {"max_steps": 12, "logging_steps": 1, "learning_rate": 1e-3, "amp": "off", "device": "cpu"}
+
+
+def words(folder: Path, checkpoint: str, data: str) -> list[str]:
+    base = BASE | {"checkpoint": checkpoint, "data_dir": data, "output_dir": folder, "batch_size": 8 // distributed.size()}
+    return [str(word) for name, value in base.items() for word in (f"--{name}", value)]
+
+
+def command(folder: Path, where: list[str], *flags) -> None:
+    assert experiments.main([*words(folder, *where), *map(str, flags)]) == 0
+
+
+def table(folder: Path, where: list[str]) -> list[int]:
+    """Two rows, and the same again, which runs nothing. Returns what was run each time."""
+    ran = []
+    for _ in range(2):
+        command(folder, where, "--table", "spam", "--rows", "1,3")
+        results = distributed.first(lambda: {str(one): one.stat().st_mtime_ns for one in folder.glob("*/result.json")})
+        ran.append(results)
+    return ran
+
+
+def main(folder: Path, *where: str) -> None:
     with distributed.joined():
+        for name, flags in COMMANDS.items() if where else ():
+            command(folder / name, where, *flags)
         found = {name: learn(**case) for name, case in CASES.items()}
         found["resume"] = resume(folder)
         found["resume, sharded"] = resume(folder, fsdp=True)
+        found["table"] = table(folder / "table", where) if where else None
         found["draws"] = distributed.gather(torch.rand(4, generator=torch.Generator().manual_seed(distributed.seed_of(5))))
         torch.save(found, folder / f"{distributed.rank()}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from distributed_cases import CASES, learn
+from distributed_cases import BASE, CASES, COMMANDS, learn
+from safetensors.torch import load_file
 
 import distributed
 import experiments
@@ -26,13 +27,13 @@ def environment(**more) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory) -> list[dict]:
+def pair(tmp_path_factory, small_checkpoint, small_data) -> list[dict]:
     """What each of two processes made of all cases. They are started once, as torchrun would start them."""
-    folder = tmp_path_factory.mktemp("pair")
+    folder, given = tmp_path_factory.mktemp("pair"), [str(small_checkpoint), str(small_data)]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": probe.getsockname()[1], "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    command = [sys.executable, str(Path(__file__).parent / "distributed_cases.py"), str(folder)]
+    command = [sys.executable, str(Path(__file__).parent / "distributed_cases.py"), str(folder), *given]
     both = [
         subprocess.Popen(
             command, env=environment(**where, RANK=rank, LOCAL_RANK=rank), stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -41,8 +42,8 @@ def pair(tmp_path_factory) -> list[dict]:
     ]
     said = [one.communicate() for one in both]
     assert [one.returncode for one in both] == [0, 0], b"\n".join(err for _, err in said).decode()
-    assert said[1][0] == b"", "only the first process prints"
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    assert said[0][0] and said[1][0] == b"", "only the first process prints"
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) | {"folder": folder} for rank in (0, 1)]
 
 
 def assert_close(ours: dict, alone: dict) -> None:
@@ -121,11 +122,43 @@ def test_every_example_comes_once(n_processes, n, monkeypatch):
         assert max(sizes) - min(sizes) <= 1
 
 
+def assert_same_results(folder: Path, one) -> None:
+    """What two processes left in a folder, and the outcome of one."""
+    assert {path.name for path in folder.iterdir()} == {path.name for path in one.directory.iterdir()}
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len(metrics) == len(one.metrics)
+    for ours, theirs in zip(metrics, one.metrics, strict=True):
+        for name in theirs.keys() - {"seconds"}:
+            assert ours[name] == (pytest.approx(theirs[name], rel=1e-5) if name == "loss" else theirs[name]), (name, ours)
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["processes"], one.result["processes"]) == (2, 1)
+    for name in ("train_accuracy", "validation_accuracy", "test_accuracy", "trainable_parameters", "total_parameters"):
+        assert result[name] == one.result[name], name
+    tensors = load_file(folder / "trained.safetensors")
+    assert tensors.keys() == one.tensors.keys()
+    for name, tensor in one.tensors.items():
+        if "attn.k.bias" not in name:
+            torch.testing.assert_close(tensors[name], tensor, rtol=0, atol=3e-5, msg=name)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_leave_the_same(name, pair, experiment):
+    flags = [flag for flag in COMMANDS[name] if flag != "--fsdp"]
+    assert_same_results(pair[0]["folder"] / name, experiment(*flags, **BASE, batch_size=8))
+
+
+def test_a_table_of_a_pair(pair):
+    first, second = pair[0]["table"]
+    assert len(first) == 2 and first == second == pair[1]["table"][0]
+    lines = json.loads((pair[0]["folder"] / "table" / "table-spam.json").read_text())
+    assert [line["row"] for line in lines] == [1, 3] and all(line["measured"] for line in lines)
+
+
 def test_torchrun(experiment, alone):
     """The command itself: two processes with half the batch each leave what one process leaves."""
-    flags = ["--trainable_layers", "lora", "--lora_alpha", 2, "--accumulation_steps", 2, "--eval_batch_size", 8]
+    flags = ["--trainable_layers", "lora", "--lora_alpha", 2, "--accumulation_steps", 2]
     one = experiment(*flags, max_steps=3, batch_size=8)
-    words = [*flags, "--max_steps", 3, "--batch_size", 4, "--eval_batch_size", 4, "--output_dir", alone / "pair"]
+    words = [*flags, "--max_steps", 3, "--batch_size", 4, "--output_dir", alone / "pair"]
     for name in ("checkpoint", "data_dir", "logging_steps", "learning_rate", "amp", "device"):
         words += [f"--{name}", one.result["config"][name]]
     launch = [
@@ -140,17 +173,7 @@ def test_torchrun(experiment, alone):
     assert found.returncode == 0, found.stderr
     for line in ("settings ", "in  2 processes with --batch_size 4 each, so 8 in all", "saved    "):
         assert found.stdout.count(line) == 1, found.stdout
-    files = {path.name for path in one.directory.iterdir()}
-    assert {path.name for path in (alone / "pair").iterdir()} == files
-    metrics = [json.loads(line) for line in (alone / "pair" / "metrics.jsonl").read_text().splitlines()]
-    assert len(metrics) == len(one.metrics)
-    for ours, theirs in zip(metrics, one.metrics, strict=True):
-        for name in theirs.keys() - {"seconds"}:
-            assert ours[name] == (pytest.approx(theirs[name], rel=1e-5) if name == "loss" else theirs[name]), (name, ours)
-    result = json.loads((alone / "pair" / "result.json").read_text())
-    assert (result["processes"], one.result["processes"]) == (2, 1)
-    for name in ("train", "validation", "test"):
-        assert result[f"{name}_accuracy"] == one.result[f"{name}_accuracy"]
+    assert_same_results(alone / "pair", one)
 
 
 # --- what doesn't go
