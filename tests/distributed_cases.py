@@ -42,6 +42,9 @@ CASES = {
     "sharded": {"fsdp": True},
     "sharded, LoRA": {"fsdp": True, "method": LORA},
     "sharded, dialogues": TOKENS | {"fsdp": True, "batch_size": 4, "accumulation_steps": 2, "max_grad_norm": 0.05},
+    "sharded, activations computed twice": {"fsdp": True, "gradient_checkpointing": True},
+    "sharded, bypass": {"fsdp": True, "method": peft.Bypass(taps="1", init="default")},
+    "sharded, prefix": {"fsdp": True, "method": peft.PrefixTuning(length=4)},
     "sharded, one example left": {"fsdp": True, "n": 9, "early_stopping_patience": 1, "learning_rate": 0.05},
 }
 
