@@ -46,8 +46,8 @@ def pair(tmp_path_factory, small_checkpoint, small_data) -> list[dict]:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) | {"folder": folder} for rank in (0, 1)]
 
 
-def assert_close(ours: dict, alone: dict) -> None:
-    """To 1e-5, and what is counted exactly."""
+def assert_close(ours: dict, alone: dict, rate: float) -> None:
+    """Losses to 1e-5, what is counted exactly, and weights to a twentieth of a step: Adam blows rounding up to some of it."""
     assert ours["fitted"] == alone["fitted"]
     assert len(ours["records"]) == len(alone["records"]) > 3
     for one, other in [*zip(ours["records"], alone["records"], strict=True), (ours["evaluation"], alone["evaluation"])]:
@@ -56,15 +56,15 @@ def assert_close(ours: dict, alone: dict) -> None:
             exact = name not in ("loss", "perplexity")
             assert one[name] == (value if exact else pytest.approx(value, rel=1e-5)), name
     for name, tensor in alone["weights"].items():
-        if "attn.k.bias" not in name:  # softmax doesn't see it: its gradient is pure rounding, which Adam blows up
-            torch.testing.assert_close(ours["weights"][name], tensor, rtol=0, atol=3e-5, msg=name)
+        if "attn.k.bias" not in name:  # softmax doesn't see it: its gradient is nothing but rounding
+            torch.testing.assert_close(ours["weights"][name], tensor, rtol=0, atol=rate / 20, msg=name)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_pair_does_what_one_process_does(name, pair):
     first, second = (found[name] for found in pair)
     alone = learn(**CASES[name])
-    assert_close(first, alone)
+    assert_close(first, alone, CASES[name].get("learning_rate", 1e-3))
     assert all(torch.equal(first["weights"][key], second["weights"][key]) for key in first["weights"])
     assert first["records"] == second["records"] and first["evaluation"] == second["evaluation"]
     epochs = alone["fitted"].steps  # at most one empty share each
@@ -138,7 +138,7 @@ def assert_same_results(folder: Path, one) -> None:
     assert tensors.keys() == one.tensors.keys()
     for name, tensor in one.tensors.items():
         if "attn.k.bias" not in name:
-            torch.testing.assert_close(tensors[name], tensor, rtol=0, atol=3e-5, msg=name)
+            torch.testing.assert_close(tensors[name], tensor, rtol=0, atol=BASE["learning_rate"] / 20, msg=name)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
