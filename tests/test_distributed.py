@@ -47,7 +47,7 @@ def pair(tmp_path_factory, small_checkpoint, small_data) -> list[dict]:
 
 
 def assert_close(ours: dict, alone: dict, rate: float) -> None:
-    """Losses to 1e-5, what is counted exactly, and weights to a twentieth of a step: Adam blows rounding up to some of it."""
+    """Losses to 1e-5, what is counted exactly, weights to a twentieth of a step: Adam blows rounding up."""
     assert ours["fitted"] == alone["fitted"]
     assert len(ours["records"]) == len(alone["records"]) > 3
     for one, other in [*zip(ours["records"], alone["records"], strict=True), (ours["evaluation"], alone["evaluation"])]:
