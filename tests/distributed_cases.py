@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
 import torch
 from test_train import make_batches, make_examples, make_model, settings
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import distributed
 import experiments
@@ -71,9 +72,17 @@ def learn(n=13, labels="class", pad_to=12, batch_size=8, method=None, kept=False
     batches = reuse(model, batches, "off") if kept else batches
     if stop and distributed.rank() == distributed.size() - 1:
         raise_later(model, stop)
-    metrics = Metrics()
+    metrics, norms = Metrics(), []
+
+    def look(optimizer, args, kwargs) -> None:  # Adam would hide a gradient that is twice as large
+        gradients = [parameter.grad for parameter in optimizer.param_groups[0]["params"]]
+        norms.append([0.0 if one is None else distributed.whole(one).norm().item() for one in gradients])
+
+    hook = register_optimizer_step_pre_hook(look)
     fitted = fit(model, batches["train"], run, metrics, batches["validation"], state)
+    hook.remove()
     return {
+        "norms": torch.tensor(norms),
         "records": [{name: one[name] for name in one if name != "seconds"} for one in metrics.records],
         "evaluation": evaluate(model, batches["train_in_order"], "off", run.ignore_index),
         "weights": {name: distributed.whole(tensor).clone() for name, tensor in model.named_parameters()},
