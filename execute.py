@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import distributed
 import memory
 import model as models
 import peft
@@ -86,7 +87,7 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     hashes = ThreadPoolExecutor(1).submit(fingerprint, job)  # of large weights they take seconds, beside all else
     model = build_model(run, len(job.task.labels))
     tokenizer, tokenizer_folder = find_tokenizer(run, model.config.vocab_size)
-    batches, notes = job.task.make_batches(run, splits, tokenizer, model.config)
+    batches, notes = job.task.make_batches(distributed.whole_batches(run), splits, tokenizer, model.config)
     plan = stages_of(run, len(model.blocks))
     peft.attach(model, peft.method_of(plan[0]))
     print_header(job, tokenizer_folder, batches, notes, plan, *count_parameters(model))
@@ -94,18 +95,20 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
         plots.need_matplotlib()
     if run.eval_generate:
         samples.need_scorers()
+    batches = distributed.share(batches, run.ignore_index)
     point, finished, earlier = resumed(directory, run, len(plan)) if run.resume else forget(directory, run)
     started -= earlier
-    metrics = Metrics(directory / "metrics.jsonl", append=point is not None)
+    metrics = Metrics(None if distributed.rank() else directory / "metrics.jsonl", append=point is not None)
+    model = model if run.fsdp else model.to(device)  # which shards it block by block
 
     def record_unfinished(done: list[dict]) -> None:
         seconds = {"total_seconds": round(time.perf_counter() - started, 3)}
         write_json(directory / "result.json", unfinished(run, done, seconds | hashes.result()))
 
     with advice_when_out_of_memory(run), deterministic(run.deterministic):
-        stages, used = train_stages(model.to(device), plan, batches, metrics, directory, finished, point, record_unfinished)
+        stages, used = train_stages(model, plan, batches, metrics, directory, finished, point, record_unfinished)
         interrupted = stages[-1]["interrupted"]
-        measured = {} if interrupted else final_measures(peft.merge(model), used, job, metrics)
+        measured = {} if interrupted else final_measures(model if run.fsdp else peft.merge(model), used, job, metrics)
         asked = run.eval_generate and not interrupted
         scores = samples.answer_and_score(model, run, splits, tokenizer, directory) if asked else {}
     metrics.close()
@@ -132,23 +135,24 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
         "amp": run.amp,
         "argv": argv if argv is not None else to_flags(run),
         "config": asdict(run),
+        "processes": distributed.size(),
         **hashes.result(),
         "versions": versions(),
         "git": git_state(),
     }
-    if not interrupted:
+    if not interrupted and distributed.rank() == 0:
         remove_states(directory)  # before the run counts as complete, so that none is ever left over
     write_json(directory / "result.json", result)
     if run.memory_report:
         print(f"memory   at most {result['peak_memory_bytes'] / 1e6:,.1f} MB were in use")
-    if run.plot_loss:
+    if run.plot_loss and distributed.rank() == 0:
         print(f"plot     {plots.draw(directory)}")
     return result
 
 
 def unfinished(run: Run, finished: list[dict], more: dict) -> dict:
     """What `result.json` says while a run can be resumed that nobody interrupted yet."""
-    return {"interrupted": True, "stages": finished, "config": asdict(run), **more}
+    return {"interrupted": True, "stages": finished, "config": asdict(run), "processes": distributed.size(), **more}
 
 
 def totals(stages: list[dict]) -> dict:
@@ -185,10 +189,15 @@ def resumed(directory: Path, run: Run, n_stages: int) -> tuple[Point | None, lis
 
 def forget(directory: Path, run: Run) -> tuple[None, list[dict], float]:
     """Removes what an earlier run left, once it is written down that this one has begun."""
-    write_json(directory / "result.json", unfinished(run, [], {}))
-    remove_states(directory)
-    for name in (TRAINED, samples.FILE):
-        (directory / name).unlink(missing_ok=True)
+
+    def remove() -> None:
+        write_json(directory / "result.json", unfinished(run, [], {}))
+        remove_states(directory)
+        for name in (TRAINED, samples.FILE):
+            (directory / name).unlink(missing_ok=True)
+
+    distributed.gather(None)  # every process has looked at what is there
+    distributed.first(remove)
     return None, [], 0.0
 
 
@@ -255,6 +264,9 @@ def print_header(
     for one in getattr(method, "methods", [method]):
         if hasattr(one, "scale"):
             print(f"         the LoRA product is multiplied by {one.scale:g}")
+    if (n := distributed.size()) > 1:
+        kind = "each has a part of the model" if run.fsdp else "each has the model"
+        print(f"in {n:>2} processes with --batch_size {run.batch_size} each, so {n * run.batch_size} in all; {kind}")
     settings = " ".join(f"{name}={value}" for name, value in asdict(run).items() if value is not None)
     print(f"settings {settings}", flush=True)
     if run.memory_report:

@@ -4,6 +4,8 @@ python experiments.py                                          the reference run
 python experiments.py --trainable_layers lora --lora_rank 16   the same with LoRA
 python experiments.py --row 7                                  row 7 of the spam table
 python experiments.py --table spam --seeds 3                   the whole table, three seeds a row
+torchrun --nproc_per_node=2 experiments.py                     on two GPUs or processes; --batch_size is that of each
+python experiments.py --table spam --shard 2/8                 on eight machines, the second's part of a table
 python experiments.py --list                                   the rows and their commands
 python experiments.py --download gpt2-small spam               fetch models and data sets, to work offline afterwards
 python experiments.py --generate "Who are you?"                one answer; of a trained model with --run_dir runs/NAME
@@ -13,6 +15,7 @@ python experiments.py --export_peft DIR --run_dir runs/NAME    what it trained, 
 """
 
 import argparse
+import os
 import re
 import sys
 from dataclasses import fields
@@ -52,6 +55,7 @@ def build_parser() -> Parser:
     rows.add_argument("--table", metavar="NAME", help=f"run a table's rows and write it down: {', '.join(TABLES)}")
     rows.add_argument("--rows", metavar="LIST", help="of the table, only these: 1,3-5")
     rows.add_argument("--seeds", metavar="K", type=int, help="runs per row, with seeds from --seed on (default 1)")
+    rows.add_argument("--shard", metavar="I/N", help="of the table, only the I-th row of each N: one of N machines")
     rows.add_argument("--list", action="store_true", help="print every row with its command")
     rows.add_argument(
         "--download",
@@ -131,6 +135,14 @@ def parse_rows(text: str) -> list[int]:
         first, last = int(found[1]), int(found[2] or found[1])
         numbers += range(first, last + 1)
     return numbers
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """The text 2/8 -> (2, 8)."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise UserError(f"--shard is {text!r}; write I/N with I from 1 to N, such as 2/8")
+    return int(found[1]), int(found[2])
 
 
 def find_row(text: str) -> Row:
@@ -246,6 +258,20 @@ def main(argv: list[str]) -> int:
     if options.get("list"):
         print_rows()
         return 0
+    if not os.environ.keys() >= {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}:  # what torchrun says
+        return act(said, options, argv)
+    for name in ("download", "score", "export_peft", "export_model", "generate", "chat"):
+        if name in options:
+            raise UserError(f"--{name} needs one process: python experiments.py --{name} ...")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DistributedDataParallel would advise what isn't meant here
+    from distributed import joined  # brings torch
+
+    with joined():
+        return act(said, options, argv)
+
+
+def act(said: Run, options: dict, argv: list[str]) -> int:
+    """Whatever was asked for, but --list."""
     if "download" in options:
         return fetch(said, options)
     if "score" in options:
@@ -266,8 +292,9 @@ def main(argv: list[str]) -> int:
 
         table = get_table(options["table"])
         numbers = parse_rows(options["rows"]) if "rows" in options else [row.number for row in table.rows]
-        return run_table(table, [table.row(number) for number in numbers], said, options.get("seeds", 1))
-    for name in ("rows", "seeds"):
+        rows, shard = [table.row(number) for number in numbers], parse_shard(options.get("shard", "1/1"))
+        return run_table(table, rows, said, options.get("seeds", 1), shard)
+    for name in ("rows", "seeds", "shard"):
         if name in options:
             raise UserError(f"--{name} goes with --table")
     if "row" in options:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+import distributed
 from data.batching import Batch, Batches, Example, Kept, collate
 from train import autocast
 
@@ -46,7 +47,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // distributed.size()  # as if all were here
     except (ValueError, OSError):  # a system that doesn't say
         return 4 << 30
 

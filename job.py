@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import distributed
 import model as models
 from data import Task, get_task
 from data.chat import task_of_file
@@ -63,6 +64,7 @@ def prepare(run: Run) -> Job:
     device = pick_device(resolved.device)
     resolved = replace(resolved, device=device.type, amp=pick_amp(resolved.amp, device))
     task.check(resolved)
+    distributed.check(resolved)
     if resolved.output_dir is None:
         resolved = replace(resolved, output_dir=str(Path("runs") / run_name(resolved)))
     return Job(resolved, task, model_reason, data_reason)
@@ -148,12 +150,13 @@ def identity(run: Run) -> dict:
 
     A field at its default is left out, so that a field that is new leaves the names of earlier runs as they were.
     """
-    return _identity(asdict(run))
+    return _identity(asdict(run), distributed.size())
 
 
-def _identity(config: dict) -> dict:
+def _identity(config: dict, processes: int) -> dict:
     apart = ("output_dir", "resume", "memory_report", "plot_loss", "save_steps", "save_total_limit", "eval_generate")
-    return {name: value for name, value in config.items() if name not in apart and value != DEFAULTS.get(name)}
+    found = {name: value for name, value in config.items() if name not in apart and value != DEFAULTS.get(name)}
+    return found if processes == 1 else found | {"processes": processes}
 
 
 def find_tokenizer(run: Run, vocab_size: int) -> tuple[Tokenizer, Path]:
@@ -196,6 +199,8 @@ def prepare_directory(job: Job) -> None:
     and clears away what writers that were killed left."""
     if job.run.resume:
         check_resumable(job)
+    if distributed.rank():  # the first of several processes looks after the directory
+        return
     try:
         job.directory.mkdir(parents=True, exist_ok=True)
         probe = job.directory / f".writable.{os.getpid()}"
@@ -234,7 +239,7 @@ def changes_since(job: Job, earlier: dict) -> list[str]:
     """What an earlier result was made with other values of: settings; weights, data and tokenizer, if it names them."""
     inputs = {name: value for name, value in fingerprint(job).items() if name in earlier}
     now = identity(job.run) | inputs
-    before = _identity(earlier["config"]) | {name: earlier[name] for name in inputs}
+    before = _identity(earlier["config"], earlier.get("processes", 1)) | {name: earlier[name] for name in inputs}
     return [name for name in now | before if now.get(name) != before.get(name)]
 
 

@@ -14,13 +14,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import distributed
+import durable
 from data import TextExample
 from data.dialogues import Dialogue
-from durable import write_text
 
 
 def write_json(path: Path, content: object) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """`path` never holds half of it. Of several processes, the first one writes."""
+    if distributed.rank() == 0:
+        durable.write_text(path, text)
 
 
 def read_json(path: Path) -> object:

@@ -144,7 +144,9 @@ class Run:
         int, "passes over the training data (0: only evaluate)", least=0, aliases=("num_train_epochs",)
     )
     max_steps: int | None = flag(int, "stop after this many optimizer steps (0: no limit)", least=0)
-    batch_size: int | None = flag(int, "examples per forward pass", least=1, aliases=("per_device_train_batch_size",))
+    batch_size: int | None = flag(
+        int, "examples per forward pass, of each process", least=1, aliases=("per_device_train_batch_size",)
+    )
     accumulation_steps: int | None = flag(
         int, "forward passes per optimizer step", least=1, aliases=("gradient_accumulation_steps",)
     )
@@ -177,6 +179,11 @@ class Run:
     )
     gradient_checkpointing: bool | None = flag(
         bool, "keep only what enters each block for the backward pass: less memory, about a third more time"
+    )
+    fsdp: bool | None = flag(
+        bool,
+        "leave each of torchrun's processes a part of the model, for one that is too large for one GPU; frozen blocks then "
+        "run each time",
     )
     logging_steps: int | None = flag(int, "write training loss and accuracy every N optimizer steps", least=1)
     eval_steps: int | None = flag(int, "evaluate every N optimizer steps besides each epoch (0: don't)", least=0)
@@ -262,6 +269,7 @@ DEFAULTS = {
     "reuse_frozen": "yes",
     "trim": "yes",
     "gradient_checkpointing": False,
+    "fsdp": False,
     "logging_steps": 10,
     "eval_steps": 0,
     "save_steps": 0,

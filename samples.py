@@ -9,18 +9,20 @@ import re
 import statistics
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 
 from torch import nn
 
+import distributed
 from data.batching import by_length
 from data.chat import Encoder
 from data.dialogues import Dialogue
 from data.encode import padded_length
-from durable import write_text
 from errors import UserError
 from model.generate import generate, left_padded
 from model.sequence import Tokenizer
+from record import write_text
 from run import Run
 
 SCORES = ("bleu4", "rouge1", "rouge2", "rougel")
@@ -49,7 +51,9 @@ def answer_and_score(
     samples = []
     for split in SPLITS:
         chosen = splits.get(split, [])[: run.eval_generate]
-        samples += [{"split": split, **sample} for sample in answers(model, run, chosen, tokenizer)]
+        parts = distributed.gather(answers(model, run, chosen[distributed.rank() :: distributed.size()], tokenizer))
+        found = [one for some in zip_longest(*parts) for one in some if one]
+        samples += [{"split": split, **sample} for sample in found]
     write_text(directory / FILE, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in samples))
     by_split = {split: [one for one in samples if one["split"] == split] for split in SPLITS}
     scores = {split: scores_of(some) for split, some in by_split.items() if some}

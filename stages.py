@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import distributed
 import peft
 from data.batching import Batches
 from errors import UserError, note
@@ -16,8 +17,8 @@ from frozen import reuse
 from metrics import Metrics
 from record import count_parameters
 from run import Run
-from state import Keeper, Point, write_trained
-from train import fit, steps_of
+from state import Keeper, Point, wholes, write_trained
+from train import fit, score, steps_of
 
 
 def train_stages(
@@ -62,25 +63,31 @@ def train_stages(
         if number < len(finished):
             if number + 1 == len(stages):
                 used = relearn(model, batches, stage, finished[-1]["steps"])
+            if stage.fsdp:
+                distributed.shard_model(model, score, torch.device(stage.device))
             continue
         if metrics.stage:
             trainable, total = count_parameters(model)
             print(
                 f"stage {metrics.stage} of {len(stages)}: {method}, {trainable:,} of {total:,} parameters train", flush=True
             )
+        goes_on = point is not None and point.step is not None and number == len(finished)
+        if goes_on:
+            peft.fill({name: parameters[name] for name in changed}, point.part("trained"))
+        if stage.fsdp:
+            distributed.shard_model(model, score, torch.device(stage.device))
+            parameters = dict(model.named_parameters())
         trained = {name: parameters[name] for name in sorted(changed)}
         prefix = f"stage-{metrics.stage:02}-" if metrics.stage else ""
         keeper = Keeper(directory, stage.save_total_limit, number, prefix, trained, lambda: record_unfinished(records))
-        if point and point.step is not None and number == len(finished):
-            keeper.point = point
-            peft.fill(trained, point.part("trained"))
-        stage = replace(stage, resume=keeper.point is not None)
-        record, used, signalled = train_stage(model, stage, batches, metrics, keeper)
+        keeper.point = point if goes_on else None
+        record, used, signalled = train_stage(model, replace(stage, resume=goes_on), batches, metrics, keeper)
         records.append(record)
         if record["interrupted"]:
             break
         is_last = number + 1 == len(stages)  # before that, what the next stage may go on with isn't folded
-        keep_stage(peft.fold(model, trained) if is_last else trained, directory, records, record_unfinished, is_last)
+        tensors = wholes(trained)
+        keep_stage(peft.fold(model, tensors) if is_last else tensors, directory, records, record_unfinished, is_last)
         if signalled:  # in its last step
             raise KeyboardInterrupt
     return records, used
@@ -89,7 +96,6 @@ def train_stages(
 def keep_stage(tensors: dict, directory: Path, records: list[dict], record_unfinished: Callable, is_last: bool) -> None:
     """Writes what the stages so far have trained. The record goes first: what it says too much is cut off in a resumed
     run by what the tensors say."""
-    tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     try:
         record_unfinished(records)
         write_trained(tensors, directory, len(records))
@@ -112,7 +118,7 @@ def refill(model: nn.Module, changed: set[str], tensors: dict[str, torch.Tensor]
 def relearn(model: nn.Module, batches: dict[str, Batches], stage: Run, steps: int) -> dict[str, Batches]:
     """What `train_stage` makes of the batches, with what is kept of their texts, for a stage that an earlier process
     trained: texts that are computed together are the same, and so is the rounding."""
-    if stage.reuse_frozen == "no":
+    if stage.reuse_frozen == "no" or stage.fsdp:
         return batches
     used = reuse(model, batches, stage.amp)
     if used is not batches:
@@ -125,7 +131,7 @@ def relearn(model: nn.Module, batches: dict[str, Batches], stage: Run, steps: in
 def train_stage(model: nn.Module, stage: Run, batches: dict[str, Batches], metrics: Metrics, keeper: Keeper):
     """What `result.json` says of one stage, the batches that it used, and whether a signal came."""
     started = time.perf_counter()
-    used = reuse(model, batches, stage.amp) if stage.reuse_frozen == "yes" else batches
+    used = reuse(model, batches, stage.amp) if stage.reuse_frozen == "yes" and not stage.fsdp else batches
     fitted = fit(model, used["train"], stage, metrics, used.get("validation"), keeper)
     trainable, total = count_parameters(model)
     record = {

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import distributed
 from data.batching import Batches
 from errors import UserError, note
 from model.weights import read_metadata, read_safetensors, write_safetensors
@@ -118,11 +119,17 @@ def newest(directory: Path) -> Point | None:
     return None
 
 
+def wholes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """On the CPU; of tensors that are spread over processes all of them. Every process has to ask."""
+    return {name: distributed.whole(tensor).cpu() for name, tensor in tensors.items()}
+
+
 def write_trained(tensors: dict[str, torch.Tensor], directory: Path, stages: int, step: int | None = None) -> None:
     """`stages` are finished; the next one, where a step is named, has come that far. What is finished has one entry of
     metadata alone, so that its file is the same each time: safetensors writes several in any order."""
     metadata = {"stages": str(stages)} | ({} if step is None else {"step": str(step)})
-    write_safetensors(tensors, directory / TRAINED, metadata)
+    if distributed.rank() == 0:
+        write_safetensors(tensors, directory / TRAINED, metadata)
 
 
 class Diverged(UserError):
@@ -141,6 +148,7 @@ def kept_named(keeper: "Keeper | None") -> Iterator[None]:
 def check_finite(tensors: dict[str, torch.Tensor], step: int) -> None:
     """What is no number is never saved."""
     for name, tensor in tensors.items():
+        tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # of what is spread over processes our part
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise Diverged(f"{name} holds nan or inf after step {step}")
 
@@ -162,22 +170,24 @@ class Keeper:
         return f"the last good state is {files[-1][2]}" if files else "nothing of this stage has been saved"
 
     def save(self, optimizer: torch.optim.Optimizer, scaler, best: Best, past: Past, must: bool) -> None:
-        """All that `load` needs. Where it can't be written and needn't be, the run goes on."""
+        """All that `load` needs. Where it can't be written and needn't be, the run goes on. Of several processes each has
+        to call; the first one writes."""
         trained, step = best.trained, past.step
-        mine = {name: parameter.detach().cpu() for name, parameter in (self.changed or trained).items()}
+        mine = wholes(self.changed or trained)
         check_finite(mine, step)
         tensors = {f"trained.{name}": tensor for name, tensor in mine.items()}
-        tensors |= {f"best.{name}": tensor.cpu() for name, tensor in best.tensors.items()}
-        tensors |= {"generator.cpu": torch.get_rng_state()}
-        tensors |= {"meter.loss": torch.as_tensor(past.loss).cpu(), "meter.hits": torch.as_tensor(past.hits).cpu()}
-        if torch.cuda.is_available():
-            tensors["generator.cuda"] = torch.cuda.get_rng_state()
+        tensors |= {f"best.{name}": tensor for name, tensor in wholes(best.tensors).items()}
         for name, parameter in trained.items():
-            for key, value in optimizer.state[parameter].items():
-                tensors[f"{key}.{name}"] = value.cpu()
+            tensors |= wholes({f"{key}.{name}": value for key, value in optimizer.state[parameter].items()})
+        tensors |= distributed.generators()
+        for name in ("loss", "hits"):  # of each process
+            each = distributed.gather(torch.as_tensor(getattr(past, name)).cpu())
+            tensors[f"meter.{name}"] = torch.stack(each)
         seen = {"step": best.step, "loss": best.loss, "waited": best.waited}
-        past_numbers = {name: value for name, value in vars(past).items() if name not in ("loss", "hits")}
-        parts = {"past": past_numbers, "scaler": scaler.state_dict(), "best": seen}
+        numbers = {name: value for name, value in vars(past).items() if name not in ("loss", "hits")}
+        parts = {"past": distributed.gather(numbers), "scaler": scaler.state_dict(), "best": seen}
+        if distributed.rank():
+            return
         try:
             self.record()
             (self.directory / STATES).mkdir(exist_ok=True)
@@ -195,24 +205,28 @@ class Keeper:
     def load(self, optimizer: torch.optim.Optimizer, scaler, best: Best) -> Past:
         """Puts everything of `save` back."""
         tensors, metadata, trained = self.point.tensors, self.point.metadata, best.trained
-        keys = ("step", "exp_avg", "exp_avg_sq")
+        rank, spread = distributed.rank(), distributed.part_of
         name_of = {parameter: name for name, parameter in trained.items()}
-        in_order = [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+        in_order = [(name_of[one], one) for group in optimizer.param_groups for one in group["params"]]
         try:
-            past, scale = json.loads(metadata["past"]), json.loads(metadata["scaler"])
-            past = Past(**past, loss=tensors["meter.loss"], hits=tensors["meter.hits"])
-            begun = past.step > 0  # before the first step there are no moments
-            moments = [{key: tensors[f"{key}.{name}"] for key in keys} for name in in_order if begun]
+            past, scale = json.loads(metadata["past"])[rank], json.loads(metadata["scaler"])
+            past = Past(**past, loss=tensors["meter.loss"][rank], hits=tensors["meter.hits"][rank])
+            moments = [
+                {"step": tensors[f"step.{name}"]}
+                | {key: spread(tensors[f"{key}.{name}"], parameter) for key in ("exp_avg", "exp_avg_sq")}
+                for name, parameter in in_order
+                if past.step > 0  # before the first step there are none
+            ]
             vars(best).update(json.loads(metadata["best"]))
             for name, parameter in trained.items():
-                parameter.copy_(tensors[f"trained.{name}"])
-        except (KeyError, ValueError, TypeError) as error:
+                parameter.copy_(spread(tensors[f"trained.{name}"], parameter))
+        except (KeyError, ValueError, TypeError, IndexError) as error:
             raise UserError(f"{self.point.file} lacks {error}; train anew without --resume") from None
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": dict(enumerate(moments)), "param_groups": groups})
         scaler.load_state_dict(scale)
-        best.tensors = {name: tensor.to(trained[name].device) for name, tensor in self.point.part("best").items()}
-        torch.set_rng_state(tensors["generator.cpu"])
-        if "generator.cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["generator.cuda"])
+        best.tensors = {
+            name: spread(tensor.to(trained[name].device), trained[name]) for name, tensor in self.point.part("best").items()
+        }
+        distributed.set_generators(tensors)
         return past

@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
+import distributed
 from data.batching import IGNORED, Batch, Batches
 from errors import UserError
 from loss import vocabulary_loss
@@ -114,21 +115,24 @@ def evaluate(model: nn.Module, batches: Batches, amp: str = "off", ignore_index:
     was_training = model.training
     model.eval()
     losses, hits, targets, answers = [], [], 0, []
+    scored = distributed.scorer(model, score)
     for batch in batches.epoch():
         targets += count_targets(batch, ignore_index)
         batch = batch.to(device)
         with autocast(amp, device):
-            batch_loss, guesses, labels = score(model, batch, ignore_index)
+            batch_loss, guesses, labels = scored(batch, ignore_index)
         losses.append(batch_loss)  # read at the end, so that the device never waits
         hits.append(count_hits(guesses, labels, ignore_index))
         if batch.labels.ndim == 1:
             known = labels != ignore_index
             answers.append((guesses[known], labels[known]))
     model.train(was_training)
-    mean_loss, accuracy = (sum(value.item() for value in values) / max(targets, 1) for values in (losses, hits))
+    loss, right, targets = distributed.total(*(sum(one.item() for one in each) for each in (losses, hits)), targets)
+    mean_loss, accuracy = loss / max(targets, 1), right / max(targets, 1)
     result = {"loss": mean_loss, "accuracy": accuracy, "targets": targets}
     if answers and targets:
-        result["macro_f1"] = macro_f1(*(torch.cat(part) for part in zip(*answers, strict=True)))
+        every = distributed.gather([torch.cat(part).cpu() for part in zip(*answers, strict=True)])
+        result["macro_f1"] = macro_f1(*(torch.cat(part) for part in zip(*every, strict=True)))
     if not answers:
         result["perplexity"] = math.exp(min(mean_loss, 700.0))  # a float ends there
     return result
@@ -219,20 +223,20 @@ def fit(
         raise UserError(f"nothing to train on: fewer examples than --batch_size {run.batch_size}")
     steps_per_epoch, total_steps = count_steps(train, run)
     factor = schedule(run.lr_scheduler_type, run.warmup_ratio, total_steps)
-    torch.manual_seed(run.seed)  # from here on only dropout draws from torch's global generator
+    torch.manual_seed(distributed.seed_of(run.seed))  # from here on only dropout draws from torch's global generator
     best = Best(run.early_stopping_patience, trained, validation)
     past = keeper.load(optimizer, scaler, best) if run.resume else Past()
     meter = Meter(metrics, run, total_steps, train, past)
     model.train()
-    done = past.step
+    scored, done = distributed.trainer(model, score), past.step
     with interrupt_flag() as interrupted, checkpointed(model, run.gradient_checkpointing), kept_named(keeper):
         for step, epoch, window in steps_of(train, run):
-            if interrupted.is_set() or best.is_over:
+            if any(distributed.total(interrupted.is_set())) or best.is_over:
                 break
             if step <= done:
                 continue
             rate = run.learning_rate * factor(step - 1)
-            targets = accumulate(model, window, run, scaler, meter)
+            targets = accumulate(model, window, run, scaler, meter, scored)
             update(optimizer, scaler, rate, run.max_grad_norm)
             done = step
             at_end_of_epoch = step % steps_per_epoch == 0 or step == total_steps
@@ -252,8 +256,9 @@ def fit(
             best.restore()
             check_finite(trained, done)
     meter.bar.close()
+    tokens, signalled = distributed.total(meter.tokens, interrupted.is_set())
     best_step = best.step if best.patience else None
-    return Fitted(done, meter.tokens, meter.step_seconds, past.seconds, stopped, interrupted.is_set(), best_step)
+    return Fitted(done, tokens, meter.step_seconds, past.seconds, stopped, signalled, best_step)
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], run: Run) -> torch.optim.AdamW:
@@ -265,14 +270,27 @@ def make_optimizer(parameters: Iterable[nn.Parameter], run: Run) -> torch.optim.
     return torch.optim.AdamW(groups, lr=run.learning_rate, weight_decay=run.weight_decay, fused=True)
 
 
-def accumulate(model: nn.Module, window: list[Batch], run: Run, scaler: torch.amp.GradScaler, meter: "Meter") -> int:
-    """Adds the gradient of the mean loss over all targets of a window, batch by batch. Returns how many targets it has."""
+def accumulate(
+    model: nn.Module,
+    window: list[Batch],
+    run: Run,
+    scaler: torch.amp.GradScaler,
+    meter: "Meter",
+    scored: Callable | None = None,
+) -> int:
+    """Adds the gradient of the mean loss over all targets of a window, batch by batch. Returns how many targets it has.
+
+    scored    `score` of the model, as `distributed.trainer` gives it
+    """
+    scored = scored or distributed.scorer(model, score)
     device = next(model.parameters()).device
-    targets = sum(count_targets(batch, run.ignore_index) for batch in window)
-    for batch in window:
-        with autocast(run.amp, device):
-            loss, guesses, labels = score(model, batch.to(device), run.ignore_index)
-        scaler.scale(loss / max(targets, 1)).backward()
+    (targets,) = distributed.total(sum(count_targets(batch, run.ignore_index) for batch in window))
+    share = max(targets, 1) / distributed.size()  # several processes' gradients are averaged
+    for number, batch in enumerate(window, start=1):
+        with distributed.meeting(scored, last=number == len(window)):
+            with autocast(run.amp, device):
+                loss, guesses, labels = scored(batch.to(device), run.ignore_index)
+            scaler.scale(loss / share).backward()
         meter.add(loss, count_hits(guesses, labels, run.ignore_index), batch.lengths)
     return targets
 
@@ -292,11 +310,12 @@ def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, rate:
 
 @contextlib.contextmanager
 def interrupt_flag() -> Iterator[threading.Event]:
-    """The first Ctrl-C or SIGTERM only sets the flag, so that no step is cut in half; the second stops at once."""
+    """The first Ctrl-C or SIGTERM only sets the flag, so that no step is cut in half; the second stops at once, unless
+    torchrun passed it on, which gives its processes 30 seconds."""
     flag = threading.Event()
 
     def on_interrupt(signal_number, frame) -> None:
-        if flag.is_set():
+        if flag.is_set() and not distributed.launched():
             raise KeyboardInterrupt
         flag.set()
 
@@ -319,7 +338,11 @@ class Meter:
         per_step = min(run.batch_size * run.accumulation_steps, train.n_examples())
         total = min(run.num_epochs * train.n_examples(), total_steps * per_step)
         begun = past.step * per_step
-        self.bar = tqdm(total=total, initial=begun, unit=" examples", desc="train", dynamic_ncols=True, disable=None)
+        scale = distributed.size() if distributed.size() > 1 else False  # of several processes each shows the others' too
+        self.bar = tqdm(
+            total=total, initial=begun, unit=" examples", unit_scale=scale, desc="train",
+            dynamic_ncols=True, disable=None if distributed.rank() == 0 else True,
+        )  # fmt: skip
         self.tokens, self.step_seconds = past.tokens, past.step_seconds
         self.since = time.perf_counter()  # of the step under way
         self.started = self.since - past.seconds
@@ -345,7 +368,8 @@ class Meter:
         self.check(step, ask or due)
         if not due:
             return
-        loss, accuracy = float(self.loss) / max(self.targets, 1), int(self.hits) / max(self.targets, 1)
+        loss, hits = distributed.total(float(self.loss), int(self.hits))
+        loss, accuracy = loss / max(self.targets, 1), hits / max(self.targets, 1)
         self.bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}", refresh=False)
         self._write(step, epoch, "train", loss=loss, accuracy=accuracy, learning_rate=rate)
         self.loss, self.hits, self.targets = 0.0, 0, 0

@@ -2,46 +2,73 @@
 
 import json
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import distributed
 import plots
 from data import get_task
-from durable import write_text
 from errors import UserError
 from execute import execute
 from job import Job, finished, prepare, why_no_data, why_not_resumable
 from model import canonical_name, hub
 from published import Row, Table
-from record import read_json, write_json
+from record import read_json, write_json, write_text
 from run import Run, command
 from samples import why_no_scores
 from saved import evaluate_answers
 
 
-def run_table(table: Table, rows: list[Row], said: Run, n_seeds: int) -> int:
+def run_table(table: Table, rows: list[Row], said: Run, n_seeds: int, shard: tuple[int, int] = (1, 1)) -> int:
     """Runs each row with each seed unless that run is finished, and writes table-NAME.md and .json after every row.
 
-    Rows measured earlier with the same flags stay in the table, so that it can be filled in pieces.
+    Rows measured earlier with the same flags stay in the table, so that it can be filled in pieces. Shard (i, n) runs the
+    i-th of each n rows, on a machine beside others that share the folder.
     """
     if n_seeds < 1:
         raise UserError(f"--seeds is {n_seeds}; it must be at least 1")
     folder = Path(said.output_dir or "runs")
     said = replace(said, output_dir=None)
-    lines = earlier_lines(table, said, folder)
-    for row in with_base(table, rows):
+    lines, asked = earlier_lines(table, said, folder), with_base(table, rows)
+    mine = in_shard(table, asked, said, *shard)
+    others = [row for row in asked if row not in mine]
+    for row in mine:
         print(f"row {row.number}: {row.title}", flush=True)
         line = measure(table, row, said, n_seeds, folder)
         if line is None:
             print("interrupted; the same command goes on from here")
             return 130
         lines[row.number] = line
-        write_table(table, [lines[number] for number in sorted(lines)], folder)
-    print((folder / f"table-{table.name}.md").read_text(encoding="utf-8"))
-    print(f"saved {folder}/table-{table.name}.md and .json")
-    if table.columns:
-        print(draw(table, list(lines.values()), folder))
+        write_table(table, lines, folder, partial(lines_of, table, others, said, n_seeds, folder))
+    if distributed.rank() == 0:
+        if not mine:
+            return print(f"shard {'/'.join(map(str, shard))} has none of {len(asked)} rows") or 0
+        print((folder / f"table-{table.name}.md").read_text(encoding="utf-8"))
+        print(f"saved {folder}/table-{table.name}.md and .json")
+        if table.columns:
+            print(draw(table, list(lines.values()), folder))
     return 0
+
+
+def in_shard(table: Table, rows: list[Row], said: Run, place: int, n_shards: int) -> list[Row]:
+    """Every n-th row. Rows for which the same run stands in go together, so that no two machines do it."""
+    if n_shards == 1:
+        return rows
+    runs = [choose(table, row, said)[0] for row in rows]
+    different = list(dict.fromkeys(runs))
+    return [row for row, run in zip(rows, runs, strict=True) if different.index(run) % n_shards == place - 1]
+
+
+def lines_of(table: Table, rows: list[Row], said: Run, n_seeds: int, folder: Path) -> dict[int, dict]:
+    """What other machines have measured of their rows by now, by row number."""
+    found = {row.number: measure(table, row, said, n_seeds, folder, finished_or_not) for row in rows}
+    return {number: line for number, line in found.items() if line}
+
+
+def finished_or_not(job: Job) -> dict:
+    return finished(job) or {"interrupted": True}
 
 
 def with_base(table: Table, rows: list[Row]) -> list[Row]:
@@ -101,8 +128,13 @@ def why_no_model(name: str) -> str:
     return f"{name} isn't in the cache and {unreachable}"
 
 
-def measure(table: Table, row: Row, said: Run, n_seeds: int, folder: Path) -> dict | None:
-    """One line of the table, or None after Ctrl-C."""
+def measure(
+    table: Table, row: Row, said: Run, n_seeds: int, folder: Path, done: Callable[[Job], dict] | None = None
+) -> dict | None:
+    """One line of the table, or None after Ctrl-C.
+
+    done    a job's result; `result_of` unless something else is said
+    """
     run, note, is_run = choose(table, row, said)
     line = {"row": row.number, "title": row.title, "published": row.published, "measured": None, "std": None}
     line |= {"seeds": [], "seconds": None, "command": command(run), "note": "; ".join(filter(None, (note, row.note)))}
@@ -114,7 +146,7 @@ def measure(table: Table, row: Row, said: Run, n_seeds: int, folder: Path) -> di
     for seed in seeds:
         job = prepare(replace(run, seed=seed))
         job = replace(job, run=replace(job.run, output_dir=str(folder / job.directory.name)))
-        result = result_of(job)
+        result = (done or result_of)(job)
         if result["interrupted"]:
             return None
         results.append(result)
@@ -136,7 +168,10 @@ def measure(table: Table, row: Row, said: Run, n_seeds: int, folder: Path) -> di
 def result_of(job: Job) -> dict:
     """Of this run, which is done now unless it has been. Answers are written and scored where that can be done."""
     run = replace(job.run, eval_generate=0) if job.run.eval_generate and why_no_scores() else job.run
-    result = finished(job) or execute(replace(job, run=replace(run, resume=not why_not_resumable(job))))
+    result = distributed.first(lambda: finished(job))
+    if result is None:
+        resume = distributed.first(lambda: not why_not_resumable(job))
+        result = execute(replace(job, run=replace(run, resume=resume)))
     asked, scored = run.eval_generate, result.get("config", {}).get("eval_generate", 0)
     if asked and asked != scored and not result["interrupted"]:
         return evaluate_answers(job.directory, asked, run.device)
@@ -185,10 +220,19 @@ def evaluations(job: Job) -> list[float]:
     return [round(100 * record["accuracy"], 2) for record in records if record["split"] == "validation"]
 
 
-def write_table(table: Table, lines: list[dict], folder: Path) -> None:
+def write_table(table: Table, lines: dict[int, dict], folder: Path, others: Callable[[], dict] = dict) -> None:
+    """Of several machines each writes what all have measured, until nothing is new: none undoes what another wrote. In
+    place, `lines` by row number gets what `others` have."""
+    if distributed.rank():
+        return
     folder.mkdir(parents=True, exist_ok=True)  # not there where every row so far was left out
-    write_json(folder / f"table-{table.name}.json", lines)
-    write_text(folder / f"table-{table.name}.md", markdown(table, lines) + "\n")
+    while True:
+        lines |= others()
+        written = [lines[number] for number in sorted(lines)]
+        write_json(folder / f"table-{table.name}.json", written)
+        write_text(folder / f"table-{table.name}.md", markdown(table, written) + "\n")
+        if others().items() <= lines.items():
+            return
 
 
 def markdown(table: Table, lines: list[dict]) -> str:

@@ -564,6 +564,12 @@ def reuse_frozen(experiment, fixtures):
     assert "frozen " not in experiment("--reuse_frozen", "no").out  # and nothing else changes: test_savings.py
 
 
+@check("fsdp")
+def fsdp(experiment, fixtures):
+    with pytest.raises(UserError, match="--fsdp spreads a model over processes"):  # over two: test_distributed.py
+        experiment("--fsdp")
+
+
 @check("memory_report")
 def memory_report(experiment, fixtures):
     found = experiment("--memory_report").out

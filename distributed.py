@@ -1,0 +1,258 @@
+"""Several processes, one model: what `torchrun --nproc_per_node=N experiments.py ...` adds to the loop.
+
+Each global batch of N × --batch_size examples is the one that a single process of that batch size would see; the processes
+share it out. Gradients meet in PyTorch's DistributedDataParallel or, where one device can't hold the model (`--fsdp`), in
+`fully_shard`. Alone, every function here returns at once what it was given.
+"""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+from data.batching import IGNORED, Batches, Example, Order
+from errors import UserError
+from run import Run
+
+LONGEST_WAIT = datetime.timedelta(days=1)  # one process may evaluate, load or write while the others wait
+
+
+# --- the group
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """While it lasts, this process is one of those that torchrun started; only the first of them prints.
+
+    Small things are agreed upon through the CPU, so that no GPU is waited for.
+    """
+    if dist.is_initialized():
+        yield
+        return
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", os.environ["RANK"])) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=LONGEST_WAIT)
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere) if rank() else contextlib.nullcontext():
+            yield
+    except RuntimeError as error:
+        if not ("gloo" in str(error) or isinstance(error, dist.DistError)):
+            raise
+        raise UserError(f"process {rank()} of {size()} lost another one, which says why it ended") from error
+    finally:
+        dist.destroy_process_group()
+
+
+def launched() -> bool:
+    """Whether torchrun started this process, be it alone. It passes on the signals that it gets."""
+    return dist.is_initialized()
+
+
+def size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0. The first one writes the files."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def check(run: Run) -> None:
+    """Raises UserError for what several processes can't do; `run` is resolved."""
+    n_here = int(os.environ.get("LOCAL_WORLD_SIZE", size()))
+    if size() > 1 and run.device == "cuda" and n_here > torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UserError(
+            f"{n_here} processes were started for {found} GPU{'s' * (found > 1)}; start {found}, or say --device cpu"
+        )
+    if size() > 1 and run.device == "mps":
+        raise UserError("--device mps knows one process; start one, or say --device cpu")
+    if not run.fsdp:
+        return
+    if not dist.is_initialized():
+        raise UserError("--fsdp spreads a model over processes: torchrun --nproc_per_node=2 experiments.py --fsdp ...")
+    unfit = {"--stages": run.stages, "--eval_generate": run.eval_generate, "--prefix_projection": run.prefix_projection}
+    unfit["--amp fp16"] = run.amp == "fp16"
+    for flag in (flag for flag, said in unfit.items() if said):
+        raise UserError(f"{flag} doesn't go with --fsdp; leave one of them out")
+
+
+def total(*numbers: float) -> list:
+    """Each number summed over the processes; int stays int. Every process has to ask."""
+    if size() == 1:
+        return [*numbers]
+    summed = torch.tensor(numbers, dtype=torch.float64)
+    dist.all_reduce(summed)
+    return [type(one)(value) for one, value in zip(numbers, summed.tolist(), strict=True)]
+
+
+def gather(value) -> list:
+    """What each process has, in their order. Tensors in it are to be on the CPU."""
+    if size() == 1:
+        return [value]
+    values = [None] * size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def first(make: Callable):
+    """What `make` returns in the first process, which alone calls it."""
+    if size() == 1:
+        return make()
+    values = [make() if rank() == 0 else None]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+# --- the data
+
+
+def whole_batches(run: Run) -> Run:
+    """The run of one process that sees what all of these see together."""
+    return replace(run, batch_size=run.batch_size * size(), eval_batch_size=run.eval_batch_size * size())
+
+
+def share(batches: dict[str, Batches], ignore_index: int) -> dict[str, Batches]:
+    """This process's part of batches that were made for `whole_batches`."""
+    return {name: share_of(each, ignore_index) for name, each in batches.items()} if size() > 1 else batches
+
+
+def share_of(of: Batches, ignore_index: int) -> Batches:
+    """As many batches in every process, for they wait for each other. One that gets nothing of the last, smaller batch
+    gets one token without a target, which adds nothing to any sum."""
+    if not of.examples:
+        return of
+    return Batches(
+        [*of.examples, blank(of.examples[0], ignore_index)],
+        of.batch_size // size(),
+        of.pad_id,
+        of.pad_to,
+        share_of_order(of.order, of.batch_size, len(of.examples)),
+    )
+
+
+def blank(like: Example, ignore_index: int) -> Example:
+    return replace(
+        like,
+        ids=like.ids[:1],
+        label=ignore_index if isinstance(like.label, int) else [IGNORED],
+        types=like.types and like.types[:1],
+        parts=like.parts and (1,),
+    )
+
+
+def share_of_order(order: Order, batch_size: int, blank_index: int) -> Order:
+    """Of each batch an equal part: as far as that allows, an example always comes to the same process, which may have kept
+    what frozen blocks make of it."""
+    number, n = rank(), size()
+
+    def own(epoch: int) -> list[int]:
+        whole, mine = order(epoch), []
+        for start in range(0, len(whole), batch_size):
+            batch = sorted(whole[start : start + batch_size], key=lambda i: i % n)
+            mine += batch[len(batch) * number // n : len(batch) * (number + 1) // n] or [blank_index]
+        return mine
+
+    return own
+
+
+# --- the model
+
+
+class Scored(nn.Module):
+    """A module whose forward pass is `score`, which is what DistributedDataParallel and `fully_shard` hook into."""
+
+    def __init__(self, model: nn.Module, score: Callable):
+        super().__init__()
+        self.model, self.score = model, score
+
+    def forward(self, batch, ignore_index: int):
+        return self.score(self.model, batch, ignore_index)
+
+
+def scorer(model: nn.Module, score: Callable) -> Callable:
+    """`score` of a model, (batch, ignore_index) -> ...; without gradients that meet those of other processes."""
+    return vars(model).get("scored") or partial(score, model)
+
+
+def trainer(model: nn.Module, score: Callable) -> Callable:
+    """The same, with gradients averaged over the processes."""
+    if size() == 1 or "scored" in vars(model):
+        return scorer(model, score)
+    # find_unused_parameters: what a step doesn't use has no gradient that could be waited for.
+    return nn.parallel.DistributedDataParallel(
+        Scored(model, score), find_unused_parameters=True, gradient_as_bucket_view=True
+    )
+
+
+@contextlib.contextmanager
+def meeting(scored: Callable, last: bool) -> Iterator[None]:
+    """Forward and backward pass of one batch of a window: gradients meet once, at the last."""
+    if isinstance(scored, nn.parallel.DistributedDataParallel) and not last:
+        with scored.no_sync():
+            yield
+        return
+    if isinstance(scored, Scored):
+        scored.set_requires_gradient_sync(last)
+    yield
+
+
+def shard_model(model: nn.Module, score: Callable, device: torch.device) -> None:
+    """Leaves this process a part of each tensor. In place; a block is whole only while it computes.
+
+    The model may come on the CPU: its parts go to the device block by block.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (size(),))
+    scored = Scored(model, score)
+    for part in (*model.blocks, scored):
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+    vars(model)["scored"] = scored  # not registered: it is the model's parent
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that may be spread over the processes, detached. Every process has to ask."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def part_of(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The other way round: this process's part of a tensor, spread as `like` is."""
+    if not hasattr(like, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+# --- the generators
+
+
+def seed_of(seed: int) -> int:
+    """Each process draws its own dropout."""
+    return (seed + rank() * 0x9E3779B97F4A7C15) % 2**63
+
+
+def generators() -> dict[str, torch.Tensor]:
+    """The states of torch's generators, of every process: generator.cpu and generator.cuda of the first, with its number
+    behind them those of another."""
+    own = {"generator.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        own["generator.cuda"] = torch.cuda.get_rng_state()
+    return {f"{name}.{i}" if i else name: state for i, each in enumerate(gather(own)) for name, state in each.items()}
+
+
+def set_generators(tensors: dict[str, torch.Tensor]) -> None:
+    suffix = f".{rank()}" if rank() else ""
+    torch.set_rng_state(tensors[f"generator.cpu{suffix}"])
+    if f"generator.cuda{suffix}" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors[f"generator.cuda{suffix}"])

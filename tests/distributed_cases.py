@@ -1,0 +1,159 @@
+"""What test_distributed.py lets one process and a pair of them do. The pair: `python tests/distributed_cases.py FOLDER`."""
+
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from test_train import make_batches, make_examples, make_model, settings
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+import distributed
+import experiments
+import peft
+import train
+from data.batching import seeded_order
+from frozen import reuse
+from train import Metrics, evaluate, fit
+
+CPU = torch.device("cpu")
+LORA = peft.LoRA(rank=4, alpha=8)
+TOKENS = {"labels": "token", "pad_to": None, "n": 21}  # another number of targets in each text
+# Of 8 examples together; sizes that don't divide: of 13 the last batch has 5, of 9 it has one, for one of the processes.
+CASES = {
+    "all layers": {},
+    "one example left": {"n": 9},
+    "LoRA": {"method": LORA},
+    "last block, the rest kept": {"method": peft.Freeze("last_block"), "kept": True},
+    "head, all blocks kept": {"method": peft.Freeze("last_layer"), "kept": True, "n": 9},
+    "dialogues": TOKENS,
+    "dialogues, one token left": TOKENS | {"n": 17},
+    "accumulated": TOKENS | {"batch_size": 4, "accumulation_steps": 2},
+    "accumulated, one left": {"batch_size": 4, "accumulation_steps": 2},
+    "clipped": {"max_grad_norm": 0.05},
+    "a class ignored": {"ignore_index": 1},
+    "early stopping": {"early_stopping_patience": 1, "learning_rate": 0.05, "num_epochs": 6},
+    "activations computed twice": {"gradient_checkpointing": True},
+    "a tensor that nothing uses": {"spare": True},
+    "linear": {"lr_scheduler_type": "linear", "warmup_ratio": 0.3, "max_steps": 5},
+    "sharded": {"fsdp": True},
+    "sharded, LoRA": {"fsdp": True, "method": LORA},
+    "sharded, dialogues": TOKENS | {"fsdp": True, "batch_size": 4, "accumulation_steps": 2, "max_grad_norm": 0.05},
+    "sharded, activations computed twice": {"fsdp": True, "gradient_checkpointing": True},
+    "sharded, bypass": {"fsdp": True, "method": peft.Bypass(taps="1", init="default")},
+    "sharded, prefix": {"fsdp": True, "method": peft.PrefixTuning(length=4)},
+    "sharded, one example left": {"fsdp": True, "n": 9, "early_stopping_patience": 1, "learning_rate": 0.05},
+}
+
+
+def learn(n=13, labels="class", pad_to=12, batch_size=8, method=None, kept=False, spare=False, stop=None, **changes):
+    """Trains the small model, evaluates it, and returns all that came of it. `batch_size` is that of all processes
+    together; `stop`: Ctrl-C reaches the last process in its n-th forward pass."""
+    state, dropout = changes.pop("state", None), changes.pop("dropout", 0.0)
+    model = make_model("lm" if labels == "token" else "classifier", dropout)
+    if method:
+        peft.attach(model, method)
+    if spare:
+        model.head.spare = torch.nn.Parameter(torch.ones(3))
+    run = settings(**({"num_epochs": 3, "batch_size": batch_size // distributed.size()} | changes))
+    examples = make_examples(n, labels)
+    whole = {
+        "train": make_batches(examples, batch_size, pad_to, seeded_order(n, 7)),
+        "train_in_order": make_batches(examples, 6, pad_to),
+        "validation": make_batches(make_examples(n + 5, labels)[n:], 2, pad_to),
+    }
+    batches = distributed.share(whole, run.ignore_index)
+    if run.fsdp and distributed.size() > 1:
+        distributed.shard_model(model, train.score, CPU)
+    batches = reuse(model, batches, "off") if kept else batches
+    if stop and distributed.rank() == distributed.size() - 1:
+        raise_later(model, stop)
+    metrics, norms = Metrics(), []
+
+    def look(optimizer, args, kwargs) -> None:  # Adam would hide a gradient that is twice as large
+        gradients = [parameter.grad for parameter in optimizer.param_groups[0]["params"]]
+        norms.append([0.0 if one is None else distributed.whole(one).norm().item() for one in gradients])
+
+    hook = register_optimizer_step_pre_hook(look)
+    fitted = fit(model, batches["train"], run, metrics, batches["validation"], state)
+    hook.remove()
+    return {
+        "norms": torch.tensor(norms),
+        "records": [{name: one[name] for name in one if name != "seconds"} for one in metrics.records],
+        "evaluation": evaluate(model, batches["train_in_order"], "off", run.ignore_index),
+        "weights": {name: distributed.whole(tensor).clone() for name, tensor in model.named_parameters()},
+        "fitted": replace(fitted, step_seconds=0.0, tokens=0),
+        "tokens": fitted.tokens,
+    }
+
+
+def raise_later(model, n: int) -> None:
+    calls = []
+
+    def look(module, args):
+        calls.append(0)
+        if len(calls) == n:
+            signal.raise_signal(signal.SIGTERM)
+
+    model.token_embedding.register_forward_pre_hook(look)
+
+
+RESUMED = {"dropout": 0.2, "batch_size": 4, "accumulation_steps": 2, "learning_rate": 1e-2, "early_stopping_patience": 9}
+
+
+def resume(folder: Path, **changes) -> list[dict]:
+    """A whole run; one that is stopped, and goes on; the whole one again. All by the same number of processes."""
+    state, how = folder / "state", RESUMED | changes
+    whole = learn(**how)
+    stopped = learn(**how, state=state, stop=4)
+    return [whole, stopped, learn(**how, state=state, resume=True), learn(**how)]
+
+
+# Of the command line, on the small model and data: 8 examples of all processes together.
+COMMANDS = {
+    "LoRA, sharded": ["--trainable_layers", "lora", "--lora_alpha", 2, "--fsdp"],
+    "all layers, sharded": ["--trainable_layers", "all", "--fsdp", "--max_grad_norm", 0.1],
+    "last block": [],
+    "no padding, by length": ["--no_padding", "--data_order", "bucketed", "--trainable_layers", "all"],
+    "as published": ["--data_order", "published", "--reuse_frozen", "no"],
+}
+BASE = {"max_steps": 12, "logging_steps": 1, "learning_rate": 1e-3, "amp": "off", "device": "cpu"}
+
+
+def words(folder: Path, checkpoint: str, data: str) -> list[str]:
+    base = BASE | {"checkpoint": checkpoint, "data_dir": data, "output_dir": folder, "batch_size": 8 // distributed.size()}
+    return [str(word) for name, value in base.items() for word in (f"--{name}", value)]
+
+
+def command(folder: Path, where: list[str], *flags) -> None:
+    assert experiments.main([*words(folder, *where), *map(str, flags)]) == 0
+
+
+def table(folder: Path, where: list[str]) -> list[int]:
+    """Two rows, and the same again, which runs nothing. Returns what was run each time."""
+    ran = []
+    for _ in range(2):
+        command(folder, where, "--table", "spam", "--rows", "1,3")
+        results = distributed.first(lambda: {str(one): one.stat().st_mtime_ns for one in folder.glob("*/result.json")})
+        ran.append(results)
+    return ran
+
+
+def main(folder: Path, *where: str) -> None:
+    with distributed.joined():
+        for name, flags in COMMANDS.items() if where else ():
+            command(folder / name, where, *flags)
+        found = {name: learn(**case) for name, case in CASES.items()}
+        found["resume"] = resume(folder)
+        found["resume, sharded"] = resume(folder, fsdp=True)
+        found["table"] = table(folder / "table", where) if where else None
+        found["draws"] = distributed.gather(torch.rand(4, generator=torch.Generator().manual_seed(distributed.seed_of(5))))
+        torch.save(found, folder / f"{distributed.rank()}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])
