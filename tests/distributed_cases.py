@@ -18,7 +18,9 @@ import peft
 import train
 from data.batching import seeded_order
 from frozen import reuse
-from train import Metrics, evaluate, fit
+from metrics import Metrics
+from state import Keeper, newest
+from train import evaluate, fit
 
 CPU = torch.device("cpu")
 LORA = peft.LoRA(rank=4, alpha=8)
@@ -53,7 +55,7 @@ CASES = {
 def learn(n=13, labels="class", pad_to=12, batch_size=8, method=None, kept=False, spare=False, stop=None, **changes):
     """Trains the small model, evaluates it, and returns all that came of it. `batch_size` is that of all processes
     together; `stop`: Ctrl-C reaches the last process in its n-th forward pass."""
-    state, dropout = changes.pop("state", None), changes.pop("dropout", 0.0)
+    keeper, dropout = keeper_of(changes.pop("state", None), changes.get("resume")), changes.pop("dropout", 0.0)
     model = make_model("lm" if labels == "token" else "classifier", dropout)
     if method:
         peft.attach(model, method)
@@ -79,16 +81,23 @@ def learn(n=13, labels="class", pad_to=12, batch_size=8, method=None, kept=False
         norms.append([0.0 if one is None else distributed.whole(one).norm().item() for one in gradients])
 
     hook = register_optimizer_step_pre_hook(look)
-    fitted = fit(model, batches["train"], run, metrics, batches["validation"], state)
+    fitted = fit(model, batches["train"], run, metrics, batches["validation"], keeper)
     hook.remove()
     return {
         "norms": torch.tensor(norms),
         "records": [{name: one[name] for name in one if name != "seconds"} for one in metrics.records],
         "evaluation": evaluate(model, batches["train_in_order"], "off", run.ignore_index),
         "weights": {name: distributed.whole(tensor).clone() for name, tensor in model.named_parameters()},
-        "fitted": replace(fitted, step_seconds=0.0, tokens=0),
+        "fitted": replace(fitted, step_seconds=0.0, seconds_before=0.0, tokens=0),
         "tokens": fitted.tokens,
     }
+
+
+def keeper_of(folder: Path | None, resume: bool | None) -> Keeper | None:
+    if folder is None:
+        return None
+    distributed.first(lambda: folder.mkdir(exist_ok=True))  # and the first has written what is to be read
+    return Keeper(folder, point=newest(folder) if resume else None)
 
 
 def raise_later(model, n: int) -> None:
@@ -107,7 +116,7 @@ RESUMED = {"dropout": 0.2, "batch_size": 4, "accumulation_steps": 2, "learning_r
 
 def resume(folder: Path, **changes) -> list[dict]:
     """A whole run; one that is stopped, and goes on; the whole one again. All by the same number of processes."""
-    state, how = folder / "state", RESUMED | changes
+    state, how = folder / f"state-{len(changes)}", RESUMED | changes
     whole = learn(**how)
     stopped = learn(**how, state=state, stop=4)
     return [whole, stopped, learn(**how, state=state, resume=True), learn(**how)]
