@@ -33,7 +33,7 @@ PAUSE = 1.0  # seconds before the second of them, doubled before each further on
 
 # What is wrong with a file that arrived: it isn't the archive, or not the right one (UserError is a ValueError).
 # RuntimeError and EOFError are zipfile's, for an encrypted and for a cut member.
-WRONG_CONTENT = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
+WRONG_CONTENT = (zipfile.BadZipFile, zlib.error, EOFError, OverflowError, RuntimeError, ValueError)
 CONNECTION = (OSError, http.client.HTTPException, ValueError)  # ValueError: a redirect to what is no address
 LOST = (TimeoutError, ConnectionResetError, ConnectionAbortedError, http.client.IncompleteRead)  # worth another try
 

@@ -76,7 +76,7 @@ def parse_layers(text: str, n_layers: int, said: str | None = None) -> list[int]
     choices = f"the model has blocks 0-{n_layers - 1}; choose all, first3, last3, or numbers such as 0,2,5-7"
     numbers: set[int] = set()
     for item in text.split(","):
-        found = re.fullmatch(r"all|(first|last)(\d+)|(\d+)(?:-(\d+))?", item.strip())
+        found = re.fullmatch(r"all|(first|last)(\d{1,9})|(\d{1,9})(?:-(\d{1,9}))?", item.strip())
         if not found:
             raise UserError(f"{said} names no blocks by {item.strip()!r}; {choices}")
         end, count, low, high = found.groups()
