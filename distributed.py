@@ -79,7 +79,7 @@ def check(run: Run) -> None:
     if not dist.is_initialized():
         raise UserError("--fsdp spreads a model over processes: torchrun --nproc_per_node=2 experiments.py --fsdp ...")
     unfit = {"--stages": run.stages, "--eval_generate": run.eval_generate, "--prefix_projection": run.prefix_projection}
-    unfit["--amp fp16"] = run.amp == "fp16"
+    unfit |= {"--compile": run.compile, "--amp fp16": run.amp == "fp16"}
     for flag in (flag for flag, said in unfit.items() if said):
         raise UserError(f"{flag} doesn't go with --fsdp; leave one of them out")
 

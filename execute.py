@@ -100,6 +100,8 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     started -= earlier
     metrics = Metrics(None if distributed.rank() else directory / "metrics.jsonl", append=point is not None)
     model = model if run.fsdp else model.to(device)  # which shards it block by block
+    for block in model.blocks if run.compile else ():
+        block.compile()  # in place, so that no name changes
 
     def record_unfinished(done: list[dict]) -> None:
         seconds = {"total_seconds": round(time.perf_counter() - started, 3)}

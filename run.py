@@ -180,6 +180,10 @@ class Run:
     gradient_checkpointing: bool | None = flag(
         bool, "keep only what enters each block for the backward pass: less memory, about a third more time"
     )
+    compile: bool | None = flag(
+        bool,
+        "let torch.compile fuse what a block does: the first steps take minutes, the later ones less, on a GPU above all",
+    )
     fsdp: bool | None = flag(
         bool,
         "leave each of torchrun's processes a part of the model, for one that is too large for one GPU; frozen blocks then "
@@ -269,6 +273,7 @@ DEFAULTS = {
     "reuse_frozen": "yes",
     "trim": "yes",
     "gradient_checkpointing": False,
+    "compile": False,
     "fsdp": False,
     "logging_steps": 10,
     "eval_steps": 0,

@@ -544,6 +544,23 @@ def eval_train(experiment, fixtures):
     assert "accuracy validation" in found.out and experiment().result["train_accuracy"] is not None
 
 
+@check("compile")
+def compiled(experiment, fixtures):
+    seen, real = [], torch.nn.Module.compile
+
+    def stand_in(module):  # the same way in, without the minutes of a compiler
+        real(module, backend="eager")
+        seen.append(type(module).__name__)
+
+    plain = [experiment(*flags) for flags in ((), LORA)]
+    fixtures["monkeypatch"].setattr(torch.nn.Module, "compile", stand_in)
+    for before, flags in zip(plain, ((), LORA), strict=True):
+        found = experiment("--compile", *flags)
+        assert found.logged("loss") == pytest.approx(before.logged("loss"), rel=1e-5)
+        assert found.tensors.keys() == before.tensors.keys()
+    assert len(seen) == 4 and set(seen) == {"Block"}
+
+
 @check("gradient_checkpointing")
 def gradient_checkpointing(experiment, fixtures):
     report = experiment("--memory_report", "--trainable_layers", "all").out
