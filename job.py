@@ -16,6 +16,7 @@ from errors import UserError
 from model import hub
 from model.sequence import Tokenizer
 from model.tokenizer import KIND_OF_MODEL, has_tokenizer_files, load_tokenizer
+from peft.exchange import adapter_folder
 from record import data_sha256, files_sha256, read_result, weights_sha256
 from run import DEFAULTS, Run, resolve
 from state import STATES
@@ -245,11 +246,14 @@ def changes_since(job: Job, earlier: dict) -> list[str]:
 
 def fingerprint(job: Job) -> dict[str, str | None]:
     """Hashes of what goes in: an earlier result counts as this run's only if they are the same."""
-    return {
+    inputs = {
         "weights_sha256": weights_fingerprint(job.run),
         "data_sha256": data_sha256(job.splits),
         "tokenizer_sha256": files_sha256(map(tokenizer_folder(job.run).joinpath, hub.TOKENIZER_FILES)),
     }
+    if job.run.adapter:
+        inputs["adapter_sha256"] = files_sha256(map(adapter_folder(job.run.adapter).joinpath, hub.ADAPTER_FILES))
+    return inputs
 
 
 def weights_fingerprint(run: Run) -> str | None:

@@ -19,6 +19,7 @@ GPT-2's query, key and value are one module there, c_attn, and three here. Read,
 Written, three products of rank r become one of rank 3 r whose B is block-diagonal: the same sum exactly.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -82,12 +83,18 @@ class Adapter:
         return default
 
 
-def read_adapter(name: str) -> Adapter:
+def adapter_folder(name: str) -> Path:
     """A directory, or a repository on the hub (owner/name, owner/name@revision). Raises UserError."""
-    folder = Path(name) if Path(name).is_dir() else None
-    if folder is None and not hub.REPOSITORY.fullmatch(name.partition("@")[0]):
+    if os.path.isdir(name):
+        return Path(name)
+    if not hub.REPOSITORY.fullmatch(name.partition("@")[0]):
         raise UserError(f"--adapter {name!r} is no directory, and no repository on the hub is called so (owner/name)")
-    folder = folder or hub.locate(name, files=hub.ADAPTER_FILES)
+    return hub.locate(name, files=hub.ADAPTER_FILES)
+
+
+def read_adapter(name: str) -> Adapter:
+    """By the name of `adapter_folder`. Raises UserError for what can't be read, or would mean something else here."""
+    folder = adapter_folder(name)
     path, file = (folder / one for one in hub.ADAPTER_FILES)
     try:
         config = read_json(path)

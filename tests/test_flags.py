@@ -109,6 +109,7 @@ def adapter_of_the_library(experiment, fixtures):
     a, b = torch.randn(3, 32), torch.randn(96, 3)
     save_file({f"{path}.lora_A.weight": a, f"{path}.lora_B.weight": b}, folder / "adapter_model.safetensors")
     found = experiment(adapter=folder, learning_rate=0)
+    assert len(found.result["adapter_sha256"]) == 64
     assert found.result["method"] == "peft"
     assert torch.equal(found.tensors["blocks.0.attn.k.lora_a"], a)
     assert torch.equal(found.tensors["blocks.0.attn.k.lora_b"], b[32:64])
