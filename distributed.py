@@ -214,8 +214,12 @@ def shard_model(model: nn.Module, score: Callable, device: torch.device) -> None
 
     mesh = init_device_mesh(device.type, (size(),))
     scored = Scored(model, score)
+    factors = {name: one.rate_factor for name, one in model.named_parameters() if hasattr(one, "rate_factor")}
     for part in (*model.blocks, scored):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
+    for name, parameter in model.named_parameters():  # other objects now
+        if name in factors:
+            parameter.rate_factor = factors[name]
     vars(model)["scored"] = scored  # not registered: it is the model's parent
 
 

@@ -99,15 +99,15 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     point, finished, earlier = resumed(directory, run, len(plan)) if run.resume else forget(directory, run)
     started -= earlier
     metrics = Metrics(None if distributed.rank() else directory / "metrics.jsonl", append=point is not None)
-    model = model if run.fsdp else model.to(device)  # which shards it block by block
-    for block in model.blocks if run.compile else ():
-        block.compile()  # in place, so that no name changes
 
     def record_unfinished(done: list[dict]) -> None:
         seconds = {"total_seconds": round(time.perf_counter() - started, 3)}
         write_json(directory / "result.json", unfinished(run, done, seconds | hashes.result()))
 
     with advice_when_out_of_memory(run), deterministic(run.deterministic):
+        model = model if run.fsdp else model.to(device)  # which shards it block by block
+        for block in model.blocks if run.compile else ():
+            block.compile()  # in place, so that no name changes
         stages, used = train_stages(model, plan, batches, metrics, directory, finished, point, record_unfinished)
         interrupted = stages[-1]["interrupted"]
         measured = {} if interrupted else final_measures(model if run.fsdp else peft.merge(model), used, job, metrics)

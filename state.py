@@ -110,7 +110,7 @@ def newest(directory: Path) -> Point | None:
         except UserError as error:
             broken.append(error)
             continue
-        for error in broken:
+        for error in broken if distributed.rank() == 0 else ():
             note(f"{error}; going on from {file}")
         ended = step == math.inf
         return Point(file, stages + ended, None if ended else int(step), tensors, metadata)
@@ -146,11 +146,15 @@ def kept_named(keeper: "Keeper | None") -> Iterator[None]:
 
 
 def check_finite(tensors: dict[str, torch.Tensor], step: int) -> None:
-    """What is no number is never saved."""
-    for name, tensor in tensors.items():
-        tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # of what is spread over processes our part
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise Diverged(f"{name} holds nan or inf after step {step}")
+    """What is no number is never saved. Every process has to ask: of what is spread over them, each looks at its part."""
+
+    def is_bad(tensor: torch.Tensor) -> bool:
+        tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        return tensor.is_floating_point() and not tensor.isfinite().all()
+
+    bad = next((name for name, tensor in tensors.items() if is_bad(tensor)), None)
+    for name in filter(None, distributed.gather(bad)):
+        raise Diverged(f"{name} holds nan or inf after step {step}")
 
 
 @dataclass

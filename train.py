@@ -376,13 +376,16 @@ class Meter:
 
     def check(self, step: int, ask: bool) -> None:
         """A loss that is no number ends the run. The CPU says so at once; a GPU notes the step, and is asked for it when
-        something is read or saved anyway, so that no step waits for it."""
-        if self.loss.device.type == "cpu":
-            self.broken = 0 if math.isfinite(self.loss) else step
+        something is read or saved anyway, so that no step waits for it. So do several processes, which end together."""
+        on_cpu = self.loss.device.type == "cpu"
+        if on_cpu:
+            self.broken = self.broken or (0 if math.isfinite(self.loss) else step)
         else:
             self.broken = torch.where(self.loss.isfinite() | (self.broken != 0), self.broken, step)
-        if (self.loss.device.type == "cpu" or ask) and (first := int(self.broken)):
-            raise Diverged(f"the loss is {float(self.loss)} at step {first}")
+        if ask or (on_cpu and distributed.size() == 1):
+            first = [each for each in distributed.gather(int(self.broken)) if each]
+            if first:
+                raise Diverged(f"the loss is {distributed.total(float(self.loss))[0]} at step {min(first)}")
 
     def evaluation(self, step: int, epoch: int, result: dict[str, float]) -> None:
         self._write(step, epoch, "validation", **result)

@@ -30,6 +30,7 @@ CASES = {
     "all layers": {},
     "one example left": {"n": 9},
     "LoRA": {"method": LORA},
+    "LoRA+": {"method": replace(LORA, plus_ratio=16)},
     "last block, the rest kept": {"method": peft.Freeze("last_block"), "kept": True},
     "head, all blocks kept": {"method": peft.Freeze("last_layer"), "kept": True, "n": 9},
     "dialogues": TOKENS,
@@ -44,6 +45,7 @@ CASES = {
     "linear": {"lr_scheduler_type": "linear", "warmup_ratio": 0.3, "max_steps": 5},
     "sharded": {"fsdp": True},
     "sharded, LoRA": {"fsdp": True, "method": LORA},
+    "sharded, LoRA+": {"fsdp": True, "method": replace(LORA, plus_ratio=16)},
     "sharded, dialogues": TOKENS | {"fsdp": True, "batch_size": 4, "accumulation_steps": 2, "max_grad_norm": 0.05},
     "sharded, activations computed twice": {"fsdp": True, "gradient_checkpointing": True},
     "sharded, bypass": {"fsdp": True, "method": peft.Bypass(taps="1", init="default")},
@@ -77,7 +79,7 @@ def learn(n=13, labels="class", pad_to=12, batch_size=8, method=None, kept=False
     metrics, norms = Metrics(), []
 
     def look(optimizer, args, kwargs) -> None:  # Adam would hide a gradient that is twice as large
-        gradients = [parameter.grad for parameter in optimizer.param_groups[0]["params"]]
+        gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
         norms.append([0.0 if one is None else distributed.whole(one).norm().item() for one in gradients])
 
     hook = register_optimizer_step_pre_hook(look)
@@ -116,7 +118,7 @@ RESUMED = {"dropout": 0.2, "batch_size": 4, "accumulation_steps": 2, "learning_r
 
 def resume(folder: Path, **changes) -> list[dict]:
     """A whole run; one that is stopped, and goes on; the whole one again. All by the same number of processes."""
-    state, how = folder / f"state-{len(changes)}", RESUMED | changes
+    state, how = folder / f"state of {', '.join(changes)}", RESUMED | changes
     whole = learn(**how)
     stopped = learn(**how, state=state, stop=4)
     return [whole, stopped, learn(**how, state=state, resume=True), learn(**how)]
@@ -159,6 +161,7 @@ def main(folder: Path, *where: str) -> None:
         found = {name: learn(**case) for name, case in CASES.items()}
         found["resume"] = resume(folder)
         found["resume, sharded"] = resume(folder, fsdp=True)
+        found["resume, LoRA+"] = resume(folder, method=CASES["LoRA+"]["method"])
         found["table"] = table(folder / "table", where) if where else None
         found["draws"] = distributed.gather(torch.rand(4, generator=torch.Generator().manual_seed(distributed.seed_of(5))))
         torch.save(found, folder / f"{distributed.rank()}.pt")

@@ -82,7 +82,7 @@ def test_the_cases_mean_something():
     assert any(not torch.equal(clipped[name], whole[name]) for name in whole)
 
 
-@pytest.mark.parametrize("name", ["resume", "resume, sharded"])
+@pytest.mark.parametrize("name", ["resume", "resume, sharded", "resume, LoRA+"])
 def test_what_one_of_them_interrupts_all_resume_bit_for_bit(name, pair):
     for found in pair:
         whole, stopped, resumed, again = found[name]
@@ -188,6 +188,7 @@ def test_torchrun(experiment, alone):
         (Run(device="mps"), r"--device mps knows one process"),
         (Run(device="cpu", fsdp=True, stages="layer_by_layer"), r"--stages doesn't go with --fsdp"),
         (Run(device="cpu", fsdp=True, eval_generate=3), r"--eval_generate doesn't go with --fsdp"),
+        (Run(device="cpu", fsdp=True, compile=True), r"--compile doesn't go with --fsdp"),
         (Run(device="cpu", fsdp=True, amp="fp16"), r"--amp fp16 doesn't go with --fsdp"),
         (Run(device="cpu", fsdp=True, prefix_projection=True), r"--prefix_projection doesn't go with --fsdp"),
     ],
@@ -205,7 +206,7 @@ def test_fsdp_needs_several():
         distributed.check(Run(fsdp=True))
 
 
-@pytest.mark.parametrize("name", ["generate", "chat", "score"])
+@pytest.mark.parametrize("name", ["generate", "chat", "score", "download", "export_peft", "export_model"])
 def test_an_answer_needs_one_process(name, monkeypatch):
     for variable in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(variable, "1")
