@@ -39,6 +39,7 @@ def how_to_fetch(name: str) -> Callable[[], list[Path]]:
 
 
 def fetch_data(task: Task) -> list[Path]:
+    """Fetches a data set, if it isn't shipped. Its files in the cache."""
     if task.folder is None:
         return []
     task.read(None)
@@ -46,6 +47,7 @@ def fetch_data(task: Task) -> list[Path]:
 
 
 def fetch_model(name: str) -> list[Path]:
+    """Fetches weights, configuration and tokenizer. Their files in the cache."""
     models.architecture(name)  # before its weights: can it be read?
     folders = [hub.locate(name), hub.locate(name, files=hub.TOKENIZER_FILES)]  # other libraries may have cached one alone
     ours = [*hub.CHECKPOINT_FILES, *hub.TOKENIZER_FILES]
@@ -54,4 +56,5 @@ def fetch_model(name: str) -> list[Path]:
 
 
 def megabytes(files: list[Path]) -> str:
+    """Their size, for people."""
     return f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"

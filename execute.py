@@ -86,10 +86,10 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     splits = job.splits
     hashes = ThreadPoolExecutor(1).submit(fingerprint, job)  # of large weights they take seconds, beside all else
     model = build_model(run, len(job.task.labels))
+    plan = stages_of(run, len(model.blocks))
+    peft.attach(model, peft.method_of(plan[0]))  # before texts are cut: the prefix of an adapter shortens the context
     tokenizer, tokenizer_folder = find_tokenizer(run, model.config.vocab_size)
     batches, notes = job.task.make_batches(distributed.whole_batches(run), splits, tokenizer, model.config)
-    plan = stages_of(run, len(model.blocks))
-    peft.attach(model, peft.method_of(plan[0]))
     print_header(job, tokenizer_folder, batches, notes, plan, *count_parameters(model))
     if run.plot_loss:  # these two before any time is spent
         plots.need_matplotlib()

@@ -251,9 +251,12 @@ def fingerprint(job: Job) -> dict[str, str | None]:
         "data_sha256": data_sha256(job.splits),
         "tokenizer_sha256": files_sha256(map(tokenizer_folder(job.run).joinpath, hub.TOKENIZER_FILES)),
     }
-    if job.run.adapter:
-        inputs["adapter_sha256"] = files_sha256(map(adapter_folder(job.run.adapter).joinpath, hub.ADAPTER_FILES))
-    return inputs
+    return inputs | ({"adapter_sha256": adapter_fingerprint(job.run)} if job.run.adapter else {})
+
+
+def adapter_fingerprint(run: Run) -> str:
+    """Of the files of --adapter."""
+    return files_sha256(map(adapter_folder(run.adapter).joinpath, hub.ADAPTER_FILES))
 
 
 def weights_fingerprint(run: Run) -> str | None:

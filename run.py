@@ -59,7 +59,8 @@ class Run:
     stages: str | None = flag(str, "train in several stages: a plan of published/plans.py, such as layer_by_layer")
     depth: int | None = flag(int, "run only this many blocks, the head reads the last one's output (0: all)", least=0)
     layers: str | None = flag(
-        str, "blocks that freeze, lora, adapter and prefix act on, counted from 0: all, first3, last3, 25-27, 0,2,5-7"
+        str,
+        "blocks that freeze, lora, dora, ia3, adapter, prefix act on, counted from 0: all, first3, last3, 25-27, 0,2,5-7",
     )
     part: str | None = flag(
         str, "what freeze trains of these blocks: all, attn, qkv, mlp, norm, or modules such as attn.out"

@@ -14,7 +14,7 @@ from data import get_task
 from data.chat import ChatTask
 from errors import UserError
 from execute import build_model
-from job import find_tokenizer, weights_fingerprint
+from job import adapter_fingerprint, find_tokenizer, weights_fingerprint
 from model.hub import REPOSITORIES, TOKENIZER_FILES, local
 from model.sequence import Tokenizer
 from model.weights import read_safetensors, save_pretrained
@@ -78,6 +78,9 @@ def check_weights(run: Run, result: dict, directory: Path) -> None:
     known = result.get("weights_sha256")
     if known and weights_fingerprint(run) not in (None, known):
         raise UserError(f"{run.source} has other weights than when {directory} was trained on it; train again")
+    known = result.get("adapter_sha256")
+    if known and run.adapter and adapter_fingerprint(run) != known:
+        raise UserError(f"--adapter {run.adapter} has changed since {directory} was trained on it; train again")
 
 
 def stages_reached(run: Run, metadata: dict[str, str], n_blocks: int, file: Path) -> list[Run]:
@@ -88,7 +91,10 @@ def stages_reached(run: Run, metadata: dict[str, str], n_blocks: int, file: Path
         finished = int(metadata.get("stages", len(stages)))
     except ValueError:
         raise UserError(f"{file} has come through {metadata['stages']!r} stages, which is no number; train again") from None
-    return stages[: finished + ("step" in metadata)]
+    reached = stages[: max(0, finished) + ("step" in metadata)]
+    if not reached:
+        raise UserError(f"{file} has come through {finished} stages; train again")
+    return reached
 
 
 def attach_and_fill(model: nn.Module, stages: list[Run], tensors: dict[str, torch.Tensor]) -> None:
@@ -141,6 +147,7 @@ def published_name(run: Run) -> tuple[str, str | None]:
 
 
 def their_class(model: nn.Module, name: str, resized: bool = True) -> str:
+    """The line of Python that loads the model in transformers; `resized` if its head isn't the published one."""
     if model.head.kind == "lm":
         return f"AutoModelForCausalLM.from_pretrained({name!r})"
     labels = f", num_labels={model.head.classifier.out_features}, ignore_mismatched_sizes=True" if resized else ""

@@ -51,9 +51,14 @@ def train_stages(
         model.blocks = whole
         method = peft.method_of(stage)
         if method != attached:
-            changed |= {f"{path}.weight" for path, module in model.named_modules() if hasattr(module, "merged")}
+            folded = {path: module for path, module in model.named_modules() if hasattr(module, "merged")}
+            biases = {f"{path}.bias": bias for path in folded if (bias := getattr(folded[path], "bias", None)) is not None}
+            changed |= {f"{path}.weight" for path in folded}
+            del folded
+            peft.merge(model)
+            changed |= {name for name, bias in biases.items() if model.get_parameter(name) is not bias}  # IA3 scales them
             torch.manual_seed(stage.seed)  # what it adds is drawn alike in a run that is resumed here
-            peft.attach(peft.merge(model), method)
+            peft.attach(model, method)
             attached = method
         parameters = dict(model.named_parameters())
         changed = {name for name in parameters if name in changed or parameters[name].requires_grad}

@@ -102,8 +102,8 @@ def newest(directory: Path) -> Point | None:
             metadata = read_metadata(trained)
             if "stages" in metadata and "step" not in metadata:
                 files.append((int(metadata["stages"]) - 1, math.inf, trained))
-        except UserError as error:
-            broken.append(error)
+        except (UserError, ValueError) as error:
+            broken.append(error if isinstance(error, UserError) else UserError(f"{trained}: {error}"))
     for stages, step, file in sorted(files, reverse=True):
         try:
             tensors, metadata = read_safetensors(file)

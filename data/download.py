@@ -65,6 +65,8 @@ Check = Callable[[Path], None]  # raises UserError where a file that arrived isn
 
 
 def has_sha256(expected: str) -> Check:
+    """A check that a file's content has this hash."""
+
     def check(path: Path) -> None:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
 """Parameter-efficient fine-tuning. Four verbs that work alike for every method:
 
     attach(model, LoRA(rank=16, alpha=16))   freeze the base, add or pick what trains       (in place)
-    merge(model)                             fold LoRA into the base weights                (in place)
+    merge(model)                             fold LoRA, DoRA, IA3 into the base             (in place)
     export(model)                            the trained tensors by name
     restore(model, tensors)                  put exported tensors back into an attached model
 
@@ -60,7 +60,7 @@ def method_of(run):
 
 def attach(model: nn.Module, method) -> nn.Module:
     """Freezes the whole model, then lets the method pick or add what trains. The function computed stays the same, except
-    with what is put in front of a text, a prefix or a prompt.
+    with what is put in front of a text, a prefix or a prompt, and with an adapter that was read, which brings its values.
 
     New parameters are drawn from torch's global generator.
     """

@@ -129,13 +129,14 @@ class FromPeft:
     """What an adapter made by the library adds, with its values. That, and the modules that it replaces, trains on."""
 
     name: str
+    plus_ratio: float = 1.0  # of a LoRA, as in lora.py
     train_head: bool = True
 
     @classmethod
     def from_run(cls, name: str, run) -> "FromPeft":
         if not run.adapter:
             raise UserError("--trainable_layers peft needs --adapter with a directory or the name of a repository")
-        return cls(run.adapter, train_head=run.train_head == "yes")
+        return cls(run.adapter, run.lora_plus_ratio, train_head=run.train_head == "yes")
 
     @torch.no_grad()
     def attach(self, model: nn.Module) -> None:
@@ -154,7 +155,10 @@ class FromPeft:
             layers = {one: model.get_submodule(one) for one in tables.modules[path]}
             if not all(isinstance(layer, nn.Linear) for layer in layers.values()):
                 raise UserError(f"{adapter.folder} adapts {path}, which is no Linear layer")
-            (attach_lora if kind == "LORA" else attach_ia3)(model, adapter, path, parts, layers)
+            if kind == "LORA":
+                attach_lora(model, adapter, path, parts, layers, self.plus_ratio)
+            else:
+                attach_ia3(model, adapter, path, parts, layers)
         if kind == "PREFIX_TUNING":
             attach_prefix(model, adapter)
         train_head(model, self.train_head)
@@ -199,18 +203,23 @@ def replace_tensor(model: nn.Module, tables: Tables, adapter: Adapter, name: str
     check_shape(adapter, name, tensor, shape[::-1] if entry.transposed else shape)
     parts = (tensor.T if entry.transposed else tensor).chunk(len(entry.ours))
     for one, value in zip(entry.ours, parts, strict=True):
-        parameters[one].copy_(value)
-        parameters[one].requires_grad_(True)
+        parameter = parameters[one]  # not filled in place: another model may share its memory, see `share`
+        parameter.data = value.to(parameter).clone(memory_format=torch.contiguous_format)
+        parameter.requires_grad_(True)
     if theirs == "score.weight" and "score.bias" not in adapter.tensors:
-        model.head.classifier.bias.zero_()  # theirs has none
+        model.head.classifier.bias.data = torch.zeros_like(model.head.classifier.bias)  # theirs has none
 
 
 def check_shape(adapter: Adapter, name: str, tensor: torch.Tensor, shape: Iterable[int]) -> None:
+    """Raises UserError unless the tensor has that shape."""
     if list(tensor.shape) != list(shape):
         raise UserError(f"{adapter.folder}: {name} has shape {list(tensor.shape)}, expected {list(shape)}")
 
 
-def attach_lora(model: nn.Module, adapter: Adapter, path: str, parts: dict, layers: dict[str, nn.Linear]) -> None:
+def attach_lora(
+    model: nn.Module, adapter: Adapter, path: str, parts: dict, layers: dict[str, nn.Linear], plus_ratio: float
+) -> None:
+    """A LoRA or DoRA of one module of theirs, `path`, on ours."""
     dora = adapter.setting("use_dora", bool, False)
     wanted = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if dora else set())
     if parts.keys() != wanted:
@@ -218,7 +227,7 @@ def attach_lora(model: nn.Module, adapter: Adapter, path: str, parts: dict, laye
     rank = adapter.of_module("rank_pattern", path, int, adapter.setting("r", int))
     alpha = adapter.of_module("alpha_pattern", path, (int, float), adapter.setting("lora_alpha", (int, float), 8))
     scaling = "alpha/sqrt(r)" if adapter.setting("use_rslora", bool, False) else "alpha/r"
-    how = LoRA(rank, alpha, adapter.setting("lora_dropout", (int, float), 0.0), scaling)
+    how = LoRA(rank, alpha, adapter.setting("lora_dropout", (int, float), 0.0), scaling, plus_ratio=plus_ratio)
     n_in, n_out = next(iter(layers.values())).in_features, sum(layer.out_features for layer in layers.values())
     check_shape(adapter, f"{path}.lora_A.weight", parts["lora_A"], (rank, n_in))
     check_shape(adapter, f"{path}.lora_B.weight", parts["lora_B"], (n_out, rank))
@@ -234,6 +243,7 @@ def attach_lora(model: nn.Module, adapter: Adapter, path: str, parts: dict, laye
 
 
 def attach_ia3(model: nn.Module, adapter: Adapter, path: str, parts: dict, layers: dict[str, nn.Linear]) -> None:
+    """An IA3 of one module of theirs, on ours. The vector's shape says whether it is of what goes in or comes out."""
     n_in, n_out = next(iter(layers.values())).in_features, sum(layer.out_features for layer in layers.values())
     if parts.keys() != {"ia3_l"}:
         raise UserError(f"{adapter.folder} has {', '.join(parts)} for {path}; expected ia3_l")

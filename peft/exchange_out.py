@@ -152,6 +152,7 @@ def lora_settings(added: dict[str, tuple], everywhere: Iterable[str]) -> dict:
 
 
 def ia3_settings(added: dict[str, tuple], everywhere: Iterable[str]) -> dict:
+    """target_modules, and of these those whose input is scaled."""
     names = by_ending({path: of_input for path, (of_input, _) in added.items()}, everywhere)
     return {"target_modules": [*names], "feedforward_modules": [name for name, of_input in names.items() if of_input]}
 
@@ -167,6 +168,7 @@ def by_ending(values: dict, everywhere: Iterable[str]) -> dict:
 
 
 def whole_tensors(model: nn.Module, tables: Tables, paths: set[str]) -> dict[str, torch.Tensor]:
+    """All tensors of these modules of theirs, by their names and in their layout."""
     parameters, tensors = dict(model.named_parameters()), {}
     for theirs, entry in tables.tensors.items():
         if theirs.rpartition(".")[0] in paths and all(one in parameters for one in entry.ours):
