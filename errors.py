@@ -16,7 +16,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str):
-        line = " ".join(message.split())
+        line = " ".join(part.strip() for part in message.splitlines())
         line = line[:LONGEST] + "..." if len(line) > LONGEST else line
         super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
 

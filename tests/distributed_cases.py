@@ -161,7 +161,7 @@ def main(folder: Path, *where: str) -> None:
         found = {name: learn(**case) for name, case in CASES.items()}
         found["resume"] = resume(folder)
         found["resume, sharded"] = resume(folder, fsdp=True)
-        found["resume, LoRA+"] = resume(folder, method=CASES["LoRA+"]["method"])
+        found["resume, LoRA+"] = resume(folder, method=CASES["LoRA+"]["method"], learning_rate=1e-3)
         found["table"] = table(folder / "table", where) if where else None
         found["draws"] = distributed.gather(torch.rand(4, generator=torch.Generator().manual_seed(distributed.seed_of(5))))
         torch.save(found, folder / f"{distributed.rank()}.pt")

@@ -145,7 +145,6 @@ def test_what_is_no_run(alone, train):
         ({"config": result["config"] | {"lora_rank": 2**23}}, "don't fit what this method trains"),  # and not 1 GiB each
         ({"config": result["config"] | {"seed": "1"}}, "--seed is '1'; it must be of type int"),
         ({"config": result["config"] | {"dataset": None}}, "doesn't name the model and the dataset"),
-        ({"interrupted": True, "stages": [1]}, "doesn't list its stages"),
     ):
         (directory / "result.json").write_text(json.dumps(result | changes))
         with pytest.raises(UserError, match=said):

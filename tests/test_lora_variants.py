@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 import torch
@@ -116,72 +117,88 @@ import json, sys, torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from peft import IA3Config, LoraConfig, get_peft_model
-kind, folder = sys.argv[1:]
-given = load_file(f"{folder}/given.safetensors")
-model = nn.Sequential(nn.Linear(12, 10).to(given["weight"].dtype))
-model.load_state_dict({"0.weight": given["weight"], "0.bias": given["bias"]})
-lora = {"r": 4, "lora_alpha": 8, "target_modules": ["0"]}
-config = {
-    "dora": lambda: LoraConfig(**lora, use_dora=True),
-    "rslora": lambda: LoraConfig(**lora, use_rslora=True),
-    "pissa": lambda: LoraConfig(**lora, init_lora_weights="pissa"),
-    "ia3 outputs": lambda: IA3Config(target_modules=["0"], feedforward_modules=[]),
-    "ia3 inputs": lambda: IA3Config(target_modules=["0"], feedforward_modules=["0"]),
-}[kind]()
-model = get_peft_model(model, config)
-names = {"lora_a": "lora_A", "lora_b": "lora_B", "magnitude": "magnitude", "ia3": "ia3_l"}
-own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-for ours, theirs in names.items():
-    if ours in given:
-        (parameter,) = (one for name, one in own.items() if theirs in name)
-        parameter.data = given[ours].reshape(parameter.shape)
-x = given["x"].clone().requires_grad_()
-y = model.to(x.dtype)(x)
-y.square().sum().backward()
-found = {"y": y.detach(), "x.grad": x.grad}
-for ours, theirs in names.items():
-    for name, parameter in own.items():
-        if theirs in name:
-            found[f"{ours}.grad"] = parameter.grad.reshape(given[ours].shape if ours in given else parameter.shape)
-save_file({name: tensor.contiguous() for name, tensor in found.items()}, f"{folder}/found.safetensors")
+folder, kinds = sys.argv[1], sys.argv[2:]
+for kind in kinds:
+    given = load_file(f"{folder}/{kind} given.safetensors")
+    model = nn.Sequential(nn.Linear(12, 10).to(given["weight"].dtype))
+    model.load_state_dict({"0.weight": given["weight"], "0.bias": given["bias"]})
+    lora = {"r": 4, "lora_alpha": 8, "target_modules": ["0"]}
+    config = {
+        "dora": lambda: LoraConfig(**lora, use_dora=True),
+        "rslora": lambda: LoraConfig(**lora, use_rslora=True),
+        "pissa": lambda: LoraConfig(**lora, init_lora_weights="pissa"),
+        "ia3 outputs": lambda: IA3Config(target_modules=["0"], feedforward_modules=[]),
+        "ia3 inputs": lambda: IA3Config(target_modules=["0"], feedforward_modules=["0"]),
+    }[kind]()
+    model = get_peft_model(model, config)
+    names = {"lora_a": "lora_A", "lora_b": "lora_B", "magnitude": "magnitude", "ia3": "ia3_l"}
+    own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for ours, theirs in names.items():
+        if ours in given:
+            (parameter,) = (one for name, one in own.items() if theirs in name)
+            parameter.data = given[ours].reshape(parameter.shape)
+    x = given["x"].clone().requires_grad_()
+    y = model.to(x.dtype)(x)
+    y.square().sum().backward()
+    found = {"y": y.detach(), "x.grad": x.grad}
+    for ours, theirs in names.items():
+        for name, parameter in own.items():
+            if theirs in name:
+                found[f"{ours}.grad"] = parameter.grad.reshape(given[ours].shape if ours in given else parameter.shape)
+    save_file({name: tensor.contiguous() for name, tensor in found.items()}, f"{folder}/{kind} found.safetensors")
 """
 
 
-@pytest.mark.parametrize("kind", ["dora", "rslora", "pissa", "ia3 outputs", "ia3 inputs"])
-def test_the_reference_library_computes_the_same(kind, tmp_path):
-    asked = subprocess.run([sys.executable, "-c", "import peft"], cwd=tmp_path, capture_output=True)
-    if asked.returncode:
-        pytest.skip("the library peft isn't installed")
+KINDS = ("dora", "rslora", "pissa", "ia3 outputs", "ia3 inputs")
+
+
+def example_of(kind: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A layer of ours, and what the library needs to make the same one."""
     torch.manual_seed(7)
-    precision, close = (
-        (torch.float32, 1e-4) if kind == "pissa" else (LARGE, 1e-6)
-    )  # the library draws PiSSA in float32 only
-    base = nn.Linear(12, 10).to(precision)
+    base = nn.Linear(12, 10).to(torch.float32 if kind == "pissa" else LARGE)  # the library draws PiSSA in float32 only
     given = {"weight": base.weight.detach().clone(), "bias": base.bias.detach().clone()}
-    given["x"] = torch.randn(5, 12, dtype=precision)
+    given["x"] = torch.randn(5, 12, dtype=base.weight.dtype)
+    if kind == "pissa":
+        return LoRALinear(base, LoRA(rank=4, alpha=8, init="pissa")), given  # both sides take A and B from the weight
     if kind.startswith("ia3"):
         layer = IA3Linear(base, kind == "ia3 inputs")
     elif kind == "dora":
         layer = DoRALinear(base, DoRA(rank=4, alpha=8))
     else:
-        scaling = "alpha/sqrt(r)" if kind == "rslora" else "alpha/r"
-        layer = LoRALinear(base, LoRA(rank=4, alpha=8, scaling=scaling, init="pissa" if kind == "pissa" else "kaiming"))
-    layer = layer if kind == "pissa" else drawn(layer)
-    own = {name: parameter for name, parameter in layer.named_parameters() if name not in ("weight", "bias")}
-    if kind != "pissa":  # whose A and B both sides take from the weight
-        given |= {name: parameter.detach() for name, parameter in own.items()}
-    save_file({name: tensor.contiguous() for name, tensor in given.items()}, tmp_path / "given.safetensors")
-    words = [sys.executable, "-c", REFERENCE, kind, str(tmp_path)]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        layer = LoRALinear(base, LoRA(rank=4, alpha=8, scaling="alpha/sqrt(r)"))
+    return layer, given | {name: one.detach() for name, one in added_by(drawn(layer)).items()}
+
+
+def added_by(layer: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in layer.named_parameters() if name not in ("weight", "bias")}
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
+    """What the library's layers give, by kind. One process for all: importing the library takes its time."""
+    if not list(metadata.distributions(name="peft")):
+        pytest.skip("the library peft isn't installed")
+    folder = tmp_path_factory.mktemp("theirs")
+    for kind in KINDS:
+        given = {name: tensor.contiguous() for name, tensor in example_of(kind)[1].items()}
+        save_file(given, folder / f"{kind} given.safetensors")
+    words = [sys.executable, "-c", REFERENCE, str(folder), *KINDS]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     assert not done.returncode, done.stderr[-2000:]
-    theirs = load_file(tmp_path / "found.safetensors")
+    return {kind: load_file(folder / f"{kind} found.safetensors") for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reference_library_computes_the_same(kind, theirs):
+    layer, given = example_of(kind)
+    close = {"rtol": 1e-4, "atol": 1e-4} if kind == "pissa" else {"rtol": 1e-6, "atol": 1e-6}
     x = given["x"].clone().requires_grad_()
     y = layer(x)
     y.square().sum().backward()
-    torch.testing.assert_close(y.detach(), theirs["y"], rtol=close, atol=close)
-    torch.testing.assert_close(x.grad, theirs["x.grad"], rtol=close, atol=close)
-    for name in own:
-        found, expected = own[name].grad, theirs[f"{name}.grad"]
+    torch.testing.assert_close(y.detach(), theirs[kind]["y"], **close)
+    torch.testing.assert_close(x.grad, theirs[kind]["x.grad"], **close)
+    for name, parameter in added_by(layer).items():
+        found, expected = parameter.grad, theirs[kind][f"{name}.grad"]
         if kind == "pissa":  # up to the signs of the singular vectors
             found, expected = found.norm(), expected.norm()
-        torch.testing.assert_close(found, expected, rtol=close, atol=close)
+        torch.testing.assert_close(found, expected, **close)

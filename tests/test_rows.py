@@ -106,7 +106,8 @@ def test_every_field_has_a_value(task):
     left_open = {name for name, value in asdict(resolve(Run(), task.recipe)).items() if value is None}
     found_by_name = {"model", "checkpoint", "tokenizer", "dataset", "data_dir", "output_dir"}
     none = {"source_prefix", "auxiliary_dataset", "general_dataset"} - task.recipe.keys()
-    assert left_open == found_by_name | none | {"head_labels", "stages"}  # of these two, None: the model's own; one
+    # of these None means: no adapter, the model's own labels, one stage
+    assert left_open == found_by_name | none | {"adapter", "head_labels", "stages"}
 
 
 def test_the_published_recipe():
