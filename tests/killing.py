@@ -28,7 +28,8 @@ import experiments
 import metrics
 from errors import run_program
 
-SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, *STOPPING)
 VOLATILE = {"seconds", "step_seconds", "train_seconds", "total_seconds", "tokens_per_second", "peak_memory_bytes", "argv"}
 VOLATILE |= {"output_dir", "resume", "git"}
 
@@ -87,18 +88,28 @@ def die_at(event: int, count: Path | None) -> None:
 def start(argv: list[str], log: Path, event: int = 0, count: Path | None = None) -> int:
     """The command line in a process of its own; its number."""
     sys.stdout.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     process = os.fork()
     if process:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         return process
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
     code = 70
+
+    def attempt() -> int:  # signals wait until there is someone to take them, and again at the end
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        try:
+            return experiments.main(argv)
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+
     try:
         if event or count:
             die_at(event, count)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        run_program(lambda: experiments.main(argv))
+        run_program(attempt)
     except SystemExit as end:
         code = end.code
     finally:
