@@ -32,11 +32,10 @@ class Side:
     read: Callable[[str], dict]
 
 
-def written(command: list[str], folder: Path) -> str:
-    """A command as it can be typed from the root of any checkout; `folder`, where weights and texts lie, is INPUTS."""
-    short = [(str(folder), "INPUTS"), (f"{ROOT}/", "")]
+def written(command: list[str], shown: dict[str, str]) -> str:
+    """A command as it can be typed from the root of any checkout; `shown`: paths of this machine -> their stand-ins."""
     words = ["python" if word == sys.executable else word for word in command]
-    for path, name in short:
+    for path, name in [*shown.items(), (f"{ROOT}/", "")]:
         words = [word.replace(path, name) for word in words]
     return shlex.join(words)
 
@@ -98,7 +97,7 @@ def ratio(above: float | None, below: float | None) -> float | None:
     return round(above / below, 4) if above is not None and below else None
 
 
-def record_of(comparison: Comparison, ours: list[dict], theirs: list[dict], folder: Path) -> dict:
+def record_of(comparison: Comparison, ours: list[dict], theirs: list[dict], shown: dict[str, str]) -> dict:
     """What the JSON holds of a comparison. Of what isn't measured in time or memory the first repeat's value."""
     seconds, peak = median(ours, "seconds"), median(ours, "peak_bytes")
     # Where no other program is run, ours may say itself how long its work would take at the limit.
@@ -123,16 +122,16 @@ def record_of(comparison: Comparison, ours: list[dict], theirs: list[dict], fold
     for side, found, program in (("ours", ours, comparison.ours), ("peer", theirs, comparison.theirs)):
         record |= {f"{side}_{name}": value for name, value in (found[0] if found else {}).items() if name not in timed}
         record |= {f"{side}_all_seconds": [one["seconds"] for one in found]} if found else {}
-        record |= {f"{side}_command": written(program.command, folder)} if program else {}
+        record |= {f"{side}_command": written(program.command, shown)} if program else {}
     return record
 
 
-def measure(comparison: Comparison, repeats: int, folder: Path, run: Callable[[Side], dict] = run_side) -> dict:
+def measure(comparison: Comparison, repeats: int, shown: dict[str, str], run: Callable[[Side], dict] = run_side) -> dict:
     """Runs both sides `repeats` times, and what there is to check once. Returns what the JSON holds of it."""
     if comparison.ours is None:
-        return record_of(comparison, [], [], folder)
+        return record_of(comparison, [], [], shown)
     ours, theirs = alternate(comparison.ours, comparison.theirs, repeats, run)
-    record = record_of(comparison, ours, theirs, folder)
+    record = record_of(comparison, ours, theirs, shown)
     for side, program in zip(("ours", "peer"), comparison.check or (), strict=False):
         record |= {f"{side}_{name}": value for name, value in run(program).items() if name == "start_loss"}
     return record

@@ -86,9 +86,10 @@ def main(argv: list[str]) -> int:
     records = measure.read_records(file)
     about = {"machine": measure.machine(), "versions": measure.all_versions(suite.PACKAGES)}
     with work_folder(args.output_dir) as folder:
+        shown = {str(folder): "INPUTS"} | ({str(Path(args.data_dir).resolve()): args.data_dir} if args.data_dir else {})
         for comparison in suite.comparisons(rows, args, folder):
             print(f"{comparison.work}, {comparison.precision} ...", flush=True)
-            record = measure.measure(comparison, repeats, folder) | about
+            record = measure.measure(comparison, repeats, shown) | about
             records = measure.merged(records, record)
             for one in suite.derived(records) if hasattr(suite, "derived") else ():
                 records = measure.merged(records, one)

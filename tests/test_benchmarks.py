@@ -15,7 +15,7 @@ from data.spam import RECIPE
 from errors import UserError
 from run import Run, resolve
 
-FOLDER = Path("/somewhere")
+SHOWN = {"/somewhere": "INPUTS", "/shared/data": "../data"}
 OURS, THEIRS = (measure.Side([name], ROOT, json.loads) for name in ("ours", "theirs"))
 
 
@@ -36,7 +36,7 @@ def fake(*seconds: float):
 
 def test_sides_take_turns_and_medians_count():
     run, asked = fake(1.0, 10.0, 5.0, 30.0, 2.0, 20.0)
-    record = measure.measure(comparison(ours=OURS, theirs=THEIRS, extra={"fraction": 0.5}), 3, FOLDER, run)
+    record = measure.measure(comparison(ours=OURS, theirs=THEIRS, extra={"fraction": 0.5}), 3, SHOWN, run)
     assert asked == ["ours", "theirs"] * 3
     assert (record["ours_seconds"], record["peer_seconds"], record["time_ratio"]) == (2.0, 20.0, 10.0)
     assert record["memory_ratio"] == 0.25 and record["fraction"] == 0.5 and record["repeats"] == 3
@@ -44,24 +44,32 @@ def test_sides_take_turns_and_medians_count():
 
 
 def test_commands_are_written_without_the_paths_of_this_machine():
-    command = [sys.executable, "-P", str(ROOT / "benchmarks/peers/some.py"), "--data", "/somewhere/texts", "--what", "a b"]
-    assert measure.written(command, FOLDER) == "python -P benchmarks/peers/some.py --data INPUTS/texts --what 'a b'"
+    command = [
+        sys.executable,
+        "-P",
+        str(ROOT / "benchmarks/peers/some.py"),
+        "--data",
+        "/somewhere/texts",
+        "/shared/data",
+        "a b",
+    ]
+    assert measure.written(command, SHOWN) == "python -P benchmarks/peers/some.py --data INPUTS/texts ../data 'a b'"
 
 
 def test_without_a_peer_the_limit_stands_in_and_a_note_stands_alone():
     def run(side):
         return {"seconds": 4.0, "limit_seconds": 3.0, "peak_bytes": 100}
 
-    record = measure.measure(comparison(ours=OURS), 2, FOLDER, run)
+    record = measure.measure(comparison(ours=OURS), 2, SHOWN, run)
     assert record["time_ratio"] == 0.75 and record["memory_ratio"] is None and "peer_command" not in record
-    left_out = measure.measure(comparison(ours=None, note="too large"), 2, FOLDER, run)
+    left_out = measure.measure(comparison(ours=None, note="too large"), 2, SHOWN, run)
     assert left_out["ours_seconds"] is None and left_out["repeats"] == 0
     assert "too large" in measure.markdown([record, left_out], "title")
 
 
 def test_checks_are_run_once_and_not_timed():
     run, asked = fake(1.0, 2.0, 3.0, 4.0, 50.0, 60.0)
-    record = measure.measure(comparison(ours=OURS, theirs=THEIRS, check=(OURS, THEIRS)), 2, FOLDER, run)
+    record = measure.measure(comparison(ours=OURS, theirs=THEIRS, check=(OURS, THEIRS)), 2, SHOWN, run)
     assert len(asked) == 6 and record["ours_seconds"] == 2.0
     assert record["ours_start_loss"] == record["peer_start_loss"] == 0.5
 
@@ -70,7 +78,7 @@ def test_new_records_take_the_place_of_old_ones(tmp_path):
     file, records = tmp_path / "found.json", []
     for row, seconds in ((5, 1.0), (1, 2.0), (5, 3.0)):
         run, _ = fake(seconds, 9.0)
-        record = measure.measure(comparison(row, ours=OURS, theirs=THEIRS), 1, FOLDER, run)
+        record = measure.measure(comparison(row, ours=OURS, theirs=THEIRS), 1, SHOWN, run)
         records = measure.merged(measure.read_records(file), record)
         measure.write_records(records, file, "title")
     assert [(one["row"], one["ours_seconds"]) for one in json.loads(file.read_text())] == [(1, 2.0), (5, 3.0)]
@@ -92,7 +100,7 @@ def spam_records(fraction: float = 1.0) -> list[dict]:
     for row, seconds, peak in ((5, 8.0, 400), (11, 4.0, 100)):
         one = measure.Comparison(row, f"row {row}", spam.PEER, "fp32 / fp32", OURS, THEIRS, extra={"fraction": fraction})
         measured = {"seconds": seconds, "peak_bytes": peak, "steps": row}
-        found.append(measure.record_of(one, [measured], [measured | {"seconds": 99.0}], FOLDER))
+        found.append(measure.record_of(one, [measured], [measured | {"seconds": 99.0}], SHOWN))
     return found
 
 
