@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_peft import ALL, CONFIG, every_method, kind, logits, snapshot, tiny, train, trained_names  # noqa: F401 (a fixture)
 
 from errors import UserError
 from model.gpt2 import GPT2
 from model.heads import LanguageModelHead
 from peft import Adapters, attach, export, merge, share
+from peft.exchange import FromPeft
 
 
 @every_method
@@ -46,6 +48,21 @@ def test_adapters_on_one_base():
     assert {id(one) for one in added} == {id(one) for one in adapters["prefix"].parameters() if one.requires_grad}
     with pytest.raises(UserError, match="no adapter 'loar': choose lora, dora"):
         adapters["loar"]
+
+
+def test_an_adapter_of_the_library_leaves_the_base_as_it_is(tmp_path):
+    path, draw = "base_model.model.transformer.h.0.attn.c_attn", torch.Generator().manual_seed(3)
+    shapes = {f"{path}.lora_A.weight": (3, 32), f"{path}.lora_B.weight": (96, 3), "base_model.model.score.weight": (2, 32)}
+    save_file(
+        {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}, tmp_path / "adapter_model.safetensors"
+    )
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 3, "lora_alpha": 3}')
+    base = tiny()
+    before, plain = snapshot(base), logits(base)
+    adapted = Adapters(base).add("theirs", FromPeft(str(tmp_path)))
+    assert not torch.allclose(logits(adapted), plain, atol=1e-2)
+    assert torch.equal(logits(base), plain)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
 
 
 def test_a_tied_weight_stays_tied_in_a_model_that_shares():
