@@ -177,7 +177,7 @@ def test_row_10_is_that_of_its_logs():
     assert rows["mean ± std"] == spread and len(results) == 3
 
 
-@pytest.mark.parametrize("suite", ["spam"])
+@pytest.mark.parametrize("suite", ["spam", "encoders"])
 def test_speed_is_what_the_benchmarks_measured(suite):
     records = measure.read_records(ROOT / "benchmarks" / "results" / f"{suite}.json")
     lines = [line for line in measure.markdown(records, "").splitlines() if re.match(r"\| \d", line)]
