@@ -56,6 +56,7 @@ def launched() -> bool:
 
 
 def size() -> int:
+    """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -139,6 +140,7 @@ def share_of(of: Batches, ignore_index: int) -> Batches:
 
 
 def blank(like: Example, ignore_index: int) -> Example:
+    """One token like the example's first, without a target."""
     return replace(
         like,
         ids=like.ids[:1],
@@ -214,12 +216,8 @@ def shard_model(model: nn.Module, score: Callable, device: torch.device) -> None
 
     mesh = init_device_mesh(device.type, (size(),))
     scored = Scored(model, score)
-    factors = {name: one.rate_factor for name, one in model.named_parameters() if hasattr(one, "rate_factor")}
     for part in (*model.blocks, scored):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
-    for name, parameter in model.named_parameters():  # other objects now
-        if name in factors:
-            parameter.rate_factor = factors[name]
     vars(model)["scored"] = scored  # not registered: it is the model's parent
 
 
@@ -256,6 +254,7 @@ def generators() -> dict[str, torch.Tensor]:
 
 
 def set_generators(tensors: dict[str, torch.Tensor]) -> None:
+    """Puts this process's part of `generators` back."""
     suffix = f".{rank()}" if rank() else ""
     torch.set_rng_state(tensors[f"generator.cpu{suffix}"])
     if f"generator.cuda{suffix}" in tensors and torch.cuda.is_available():

@@ -21,6 +21,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """`path` never holds half of it."""
     with whole(path) as file:
         file.write_text(text, encoding="utf-8")
 

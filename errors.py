@@ -16,14 +16,19 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str):
-        line = " ".join(part.strip() for part in message.splitlines())
+        line = one_line(message)
         line = line[:LONGEST] + "..." if len(line) > LONGEST else line
         super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
 
 
+def one_line(text: str) -> str:
+    """The lines of a text, joined by spaces."""
+    return " ".join(part.strip() for part in text.splitlines())
+
+
 def note(text: str) -> None:
     """What went wrong without ending the run, on one line of standard error."""
-    print("note    ", " ".join(text.split()), file=sys.stderr, flush=True)
+    print("note    ", one_line(text), file=sys.stderr, flush=True)
 
 
 def run_program(main: Callable[[], int]) -> NoReturn:

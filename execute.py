@@ -218,10 +218,11 @@ def deterministic(wanted: bool):
 
 @contextlib.contextmanager
 def advice_when_out_of_memory(run: Run):
+    """Makes an error of the allocator one that says what to make smaller."""
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator has no class of its own
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+    except RuntimeError as error:
+        if not models.is_out_of_memory(error):
             raise
         raise UserError(
             f"out of memory on {run.device}: choose a --batch_size below {run.batch_size} with more "

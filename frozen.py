@@ -44,6 +44,7 @@ def text_of(example: Example) -> tuple:
 
 
 def free_bytes(device: torch.device) -> int:
+    """Memory that this process may still take."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -136,7 +137,11 @@ def reuse(model: nn.Module, batches: dict[str, Batches], amp: str) -> dict[str, 
     one = batches["train_in_order"]
     reads_one_position = model.head.rows(torch.empty(1, 1, 0)) is not None
     all_read = n_blocks == len(model.blocks) and reads_one_position
-    lengths = {text_of(example): len(example.ids) for each in batches.values() for example in each.examples}.values()
+    # Which texts are computed together decides the rounding: evaluations mustn't have a say in what training sees.
+    memory_of = {name: "train" if name.startswith("train") else name for name in batches}
+    lengths = {
+        (memory_of[name], text_of(example)): len(example.ids) for name, each in batches.items() for example in each.examples
+    }.values()
     n_states = sum(1 + len(model.head.taps) if all_read else one.pad_to or length for length in lengths)
     needed = 4 * model.config.dim * n_states
     free = free_bytes(next(model.parameters()).device)
@@ -146,9 +151,5 @@ def reuse(model: nn.Module, batches: dict[str, Batches], amp: str) -> dict[str, 
         )
         return batches
     print(f"frozen   {what} is computed once and kept ({needed / 1e6:,.0f} MB)", flush=True)
-    training = Memory(model, n_blocks, all_read, one, amp)
-    # Which texts are computed together decides the rounding: evaluations mustn't have a say in what training sees.
-    return {
-        name: Remembered(each, training if name.startswith("train") else Memory(model, n_blocks, all_read, one, amp))
-        for name, each in batches.items()
-    }
+    memories = {name: Memory(model, n_blocks, all_read, one, amp) for name in memory_of.values()}
+    return {name: Remembered(each, memories[memory_of[name]]) for name, each in batches.items()}

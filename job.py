@@ -81,6 +81,7 @@ def normalized(run: Run) -> Run:
 
 
 def check_model_is_named_once(run: Run) -> None:
+    """Raises UserError where two are named, or the one isn't there."""
     if run.checkpoint and run.model:
         raise UserError(f"--model {run.model!r} and --checkpoint {run.checkpoint!r} both name a model; give one of them")
     if run.checkpoint and not Path(run.checkpoint).is_dir():
@@ -98,6 +99,7 @@ def with_adapter(run: Run) -> Run:
 
 
 def default_dataset(run: Run) -> str:
+    """The task of the kind of model that was named; GPT-2's where none was."""
     return DEFAULT_DATASET[models.architecture(run.source).model_type if run.source else "gpt2"]
 
 
@@ -214,6 +216,7 @@ def prepare_directory(job: Job) -> None:
 
 
 def check_resumable(job: Job) -> None:
+    """Raises UserError unless `--resume` can go on from what the directory holds, with the same settings and inputs."""
     reason = why_not_resumable(job)
     if reason:
         raise UserError(f"--resume: {job.directory} {reason}; train anew without --resume")

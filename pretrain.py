@@ -21,6 +21,7 @@ from data import get_task
 from data.batching import IGNORED, Batches, Example, bucketed_order, by_length, seeded_order
 from data.masking import MaskedBatches
 from errors import run_program
+from metrics import Metrics
 from model.bpe import learn_merges, learn_vocabulary, save_tokenizer, save_vocabulary
 from model.distilbert import DistilBert, DistilBertConfig
 from model.gpt2 import GPT2, GPT2Config, init_gpt2
@@ -31,7 +32,7 @@ from model.tokenizer import load_tokenizer
 from model.transformer import SelfAttention, Transformer
 from model.weights import save_pretrained
 from run import Run, resolve
-from train import Metrics, evaluate, fit, pick_amp, pick_device
+from train import evaluate, fit, pick_amp, pick_device
 
 HELD_OUT_EVERY = 50  # each 50th document is held out
 

@@ -18,9 +18,11 @@ import distributed
 import durable
 from data import TextExample
 from data.dialogues import Dialogue
+from model import settings
 
 
 def write_json(path: Path, content: object) -> None:
+    """Of several processes, the first one writes."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -33,8 +35,8 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> object:
     """The content of an earlier file of ours, or None where there is none to be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return settings.read_json(path)
+    except (OSError, ValueError):
         return None
 
 

@@ -28,6 +28,8 @@ from train import pick_device
 
 @dataclass(frozen=True)
 class Saved:
+    """A model with what belongs to it."""
+
     run: Run  # resolved, as it was trained
     model: nn.Module  # on the CPU, in evaluation mode, what the method added folded in where it can be
     tokenizer: Tokenizer

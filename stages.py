@@ -51,12 +51,10 @@ def train_stages(
         model.blocks = whole
         method = peft.method_of(stage)
         if method != attached:
-            folded = {path: module for path, module in model.named_modules() if hasattr(module, "merged")}
-            biases = {f"{path}.bias": bias for path in folded if (bias := getattr(folded[path], "bias", None)) is not None}
-            changed |= {f"{path}.weight" for path in folded}
-            del folded
+            changed |= {f"{path}.weight" for path, module in model.named_modules() if hasattr(module, "merged")}
+            biases = {name: one for name, one in model.named_parameters() if name.endswith(".bias")}
             peft.merge(model)
-            changed |= {name for name, bias in biases.items() if model.get_parameter(name) is not bias}  # IA3 scales them
+            changed |= {name for name, one in model.named_parameters() if one is not biases.get(name, one)}  # as IA3's
             torch.manual_seed(stage.seed)  # what it adds is drawn alike in a run that is resumed here
             peft.attach(model, method)
             attached = method
@@ -65,23 +63,21 @@ def train_stages(
         if number + 1 == len(finished) and point.step is None:  # it ended before the next had begun
             refill(model, changed, point.tensors)
         model.blocks = whole[: stage.depth or len(whole)]
-        if number < len(finished):
-            if number + 1 == len(stages):
-                used = relearn(model, batches, stage, finished[-1]["steps"])
-            if stage.fsdp:
-                distributed.shard_model(model, score, torch.device(stage.device))
-            continue
-        if metrics.stage:
-            trainable, total = count_parameters(model)
-            print(
-                f"stage {metrics.stage} of {len(stages)}: {method}, {trainable:,} of {total:,} parameters train", flush=True
-            )
         goes_on = point is not None and point.step is not None and number == len(finished)
         if goes_on:
             peft.fill({name: parameters[name] for name in changed}, point.part("trained"))
         if stage.fsdp:
             distributed.shard_model(model, score, torch.device(stage.device))
             parameters = dict(model.named_parameters())
+        if number < len(finished):
+            if number + 1 == len(stages):
+                used = relearn(model, batches, stage, finished[-1]["steps"])
+            continue
+        if metrics.stage:
+            trainable, total = count_parameters(model)
+            print(
+                f"stage {metrics.stage} of {len(stages)}: {method}, {trainable:,} of {total:,} parameters train", flush=True
+            )
         trained = {name: parameters[name] for name in sorted(changed)}
         prefix = f"stage-{metrics.stage:02}-" if metrics.stage else ""
         keeper = Keeper(directory, stage.save_total_limit, number, prefix, trained, lambda: record_unfinished(records))

@@ -87,6 +87,7 @@ def state_files(directory: Path) -> list[tuple[int, float, Path]]:
 
 
 def remove_states(directory: Path) -> None:
+    """All state files of a run, and their folder where nothing else is in it."""
     for *_, file in state_files(directory):
         file.unlink(missing_ok=True)
     if (directory / STATES).is_dir() and not any((directory / STATES).iterdir()):

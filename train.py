@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -89,10 +89,12 @@ def score(model: nn.Module, batch: Batch, ignore_index: int) -> tuple[torch.Tens
 
 
 def count_hits(guesses: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
+    """How many targets the model ranks first, a tensor on the device."""
     return ((guesses == labels) & (labels != ignore_index)).sum()
 
 
 def count_targets(batch: Batch, ignore_index: int) -> int:
+    """How many labels the loss doesn't leave out."""
     return int((batch.labels != ignore_index).sum())
 
 
@@ -171,6 +173,8 @@ def checkpointed(model: nn.Module, wanted: bool) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Fitted:
+    """What came of a fit."""
+
     steps: int  # optimizer steps done
     tokens: int  # that went in, padding not counted
     step_seconds: float  # spent on them, evaluations not counted
@@ -217,7 +221,7 @@ def fit(
     and before that every `run.save_steps`.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    optimizer = make_optimizer(trained.values(), run)
+    optimizer = make_optimizer(model, run)
     scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=run.amp == "fp16")
     if not len(train):
         raise UserError(f"nothing to train on: fewer examples than --batch_size {run.batch_size}")
@@ -261,11 +265,15 @@ def fit(
     return Fitted(done, tokens, meter.step_seconds, past.seconds, stopped, signalled, best_step)
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], run: Run) -> torch.optim.AdamW:
-    """In groups by the factor on the learning rate that a method has given to a parameter (`rate_factor`, else 1)."""
+def make_optimizer(model: nn.Module, run: Run) -> torch.optim.AdamW:
+    """Of what requires a gradient, in groups by the factor on the learning rate that a module says of its own parameters
+    (`rate_factors`, by name; else 1)."""
     groups: dict[float, list[nn.Parameter]] = {}
-    for parameter in parameters:
-        groups.setdefault(getattr(parameter, "rate_factor", 1.0), []).append(parameter)
+    for name, parameter in model.named_parameters():
+        path, _, own = name.rpartition(".")
+        if parameter.requires_grad:
+            factor = getattr(model.get_submodule(path), "rate_factors", {}).get(own, 1.0)
+            groups.setdefault(factor, []).append(parameter)
     groups = [{"params": members, "factor": factor} for factor, members in groups.items()]
     return torch.optim.AdamW(groups, lr=run.learning_rate, weight_decay=run.weight_decay, fused=True)
 

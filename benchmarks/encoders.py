@@ -21,6 +21,8 @@ N_SPAM, N_STEPS = 58, 10  # of GPT-2: 81 texts train, in batches of 8
 
 @dataclass(frozen=True)
 class Row:
+    """What is measured: `ours` are our flags, `theirs` the peer program's, beside what all rows have in common."""
+
     title: str
     ours: str  # flags
     theirs: str
@@ -103,10 +105,12 @@ def compare(row: int, args, checkpoint: Path, flags: list[str], csv: Path, how: 
 
 
 def our_side(flags: list[str], amp: str, checkpoint: Path, epochs: int, output: Path) -> Side:
+    """Our command line with that many epochs."""
     return our_run([*flags, "--num_epochs", str(epochs)], amp, checkpoint, output)
 
 
 def their_side(command: list[str], folder: Path, epochs: int) -> Side:
+    """The peer's program with that many epochs, in a folder where nothing hides its packages."""
     return Side([*command, "--num_epochs", str(epochs)], folder, last_line)
 
 

@@ -53,6 +53,7 @@ def write_distilbert(directory: Path, data_dir: str | None) -> Path:
 
 
 def add_classifier(model: torch.nn.Module) -> None:
+    """Of two classes, drawn as the published library draws it. In place."""
     kind = architecture_of(model.config)
     model.head = kind.classifier_head(model.config, 2, kind.position, False)
 
@@ -112,12 +113,14 @@ def draw(pool: list[TextExample], size: int) -> list[TextExample]:
 
 
 def write_collection(examples: list[TextExample], path: Path) -> None:
+    """As the SMS collection is laid out: label, tab, text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, delimiter="\t", lineterminator="\n").writerows((LABELS[one.label], one.text) for one in examples)
 
 
 def write_csv(splits: dict[str, list[TextExample]], directory: Path) -> Path:
+    """A file per split, NAME.csv, with the columns Label and Text, which the peers read. Returns the folder."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, examples in splits.items():
         with (directory / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:

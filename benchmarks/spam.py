@@ -35,6 +35,8 @@ FULL_LENGTH = (13,)  # rows that say themselves how long a text is
 
 @dataclass(frozen=True)
 class Inputs:
+    """What all rows read, and where ours leave their runs."""
+
     checkpoint: Path
     flags: list[str]  # by which ours finds the texts
     csv: Path

@@ -35,11 +35,13 @@ aten = torch.ops.aten
 # torch counts attention on GPUs only. Like there, a causal mask doesn't lower the count.
 @register_flop_formula(aten._scaled_dot_product_flash_attention_for_cpu)
 def attention_flops(q, k, v, *args, **kwargs) -> int:
+    """Of q, k, v [B, H, T, D/H]."""
     return sdpa_flop_count(q, k, v)
 
 
 @register_flop_formula(aten._scaled_dot_product_flash_attention_for_cpu_backward)
 def attention_backward_flops(grad, q, k, v, *args, **kwargs) -> int:
+    """Of the gradients of all three."""
     return sdpa_backward_flop_count(grad, q, k, v)
 
 
@@ -56,6 +58,7 @@ def product_rate(tokens: int, dim: int, amp: str, seconds: float = 1.0) -> float
 
 
 def random_batches(run: Run, length: int, steps: int, vocab_size: int) -> Batches:
+    """So many full batches of drawn tokens, [batch, length] each, with the classes 0 and 1 in turns."""
     ids = torch.randint(vocab_size, (steps * run.batch_size, length)).tolist()
     return Batches([Example(row, i % 2) for i, row in enumerate(ids)], run.batch_size, 0, length)
 
@@ -66,7 +69,7 @@ def measure(run: Run, length: int, steps: int) -> dict:
     model = from_pretrained(run.model, head="classifier", num_labels=2, random_weights=True)
     peft.attach(model, peft.method_of(run))
     model.train()
-    optimizer = make_optimizer((parameter for parameter in model.parameters() if parameter.requires_grad), run)
+    optimizer = make_optimizer(model, run)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     batches = random_batches(run, length, steps + 2, model.config.vocab_size)
     meter = Meter(Metrics(), run, steps + 2, batches, Past())
@@ -102,6 +105,7 @@ def measure(run: Run, length: int, steps: int) -> dict:
 
 
 def main() -> None:
+    """Measures one step and prints it as a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--trainable_layers", required=True)

@@ -42,7 +42,7 @@ class BadAnswer(Exception):
     """What an address did wrong. `again`: it may do better if asked again."""
 
     def __init__(self, reason: str, again: bool = False):
-        super().__init__(" ".join(reason.split()))
+        super().__init__(reason)
         self.again = again
 
 

@@ -92,11 +92,16 @@ def from_pretrained(
     return model
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """A GPU's error is a torch.OutOfMemoryError; the CPU's allocator has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def _drawn(kind: Architecture, config) -> Transformer:
     try:
         return kind.model(config)
-    except RuntimeError as error:  # the CPU's allocator has no class of its own
-        if "DefaultCPUAllocator" not in str(error):
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
             raise
         raise UserError(f"there isn't enough memory for a model of this size: {config}") from None
 

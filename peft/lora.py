@@ -39,8 +39,8 @@ class LoRALinear(AdaptedLinear):
             a = draw_a(base.in_features, method.rank, method.init).to(device)
             b = torch.zeros(base.out_features, method.rank, device=device)
         self.lora_a, self.lora_b = nn.Parameter(a), nn.Parameter(b)
-        # LoRA+ (Hayou et al. 2024, arXiv:2402.12354): `fit` multiplies a parameter's learning rate by this
-        self.lora_b.rate_factor = method.plus_ratio
+        # LoRA+ (Hayou et al. 2024, arXiv:2402.12354): `make_optimizer` multiplies a parameter's learning rate by this
+        self.rate_factors = {"lora_b": method.plus_ratio}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.merged_forward:

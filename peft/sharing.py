@@ -18,7 +18,6 @@ def share(model: nn.Module) -> nn.Module:
     same = {}
     for parameter in model.parameters():
         same[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)  # the memory is the same
-        vars(same[id(parameter)]).update(vars(parameter))
     return copy.deepcopy(model, same)
 
 

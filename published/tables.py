@@ -44,7 +44,8 @@ def run_table(table: Table, rows: list[Row], said: Run, n_seeds: int, shard: tup
         write_table(table, lines, folder, partial(lines_of, table, others, said, n_seeds, folder))
     if distributed.rank() == 0:
         if not mine:
-            return print(f"shard {'/'.join(map(str, shard))} has none of {len(asked)} rows") or 0
+            print(f"shard {'/'.join(map(str, shard))} has none of {len(asked)} rows")
+            return 0
         print((folder / f"table-{table.name}.md").read_text(encoding="utf-8"))
         print(f"saved {folder}/table-{table.name}.md and .json")
         if table.columns:

@@ -10,9 +10,10 @@ from data import spam
 from data.batching import IGNORED, Batches, seeded_order
 from data.chat import Encoder
 from data.dialogues import Dialogue, Turn
+from metrics import Metrics
 from model.tokenizer import GPT2Tokenizer
 from run import Run, resolve
-from train import Metrics, fit, score
+from train import fit, score
 
 WORDS = ("home", "later", "see", "you", "tonight", "lunch", "free", "prize", "好", "吗")
 RUN = {"learning_rate": 1e-3, "weight_decay": 0.1, "lr_scheduler_type": "constant", "amp": "off", "device": "cpu"}

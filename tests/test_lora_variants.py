@@ -104,7 +104,7 @@ def test_lora_plus_is_a_learning_rate_of_its_own_for_b():
         model = attach(tiny(), LoRA(rank=2, plus_ratio=ratio))
         names = {parameter: name for name, parameter in model.named_parameters()}
         trained = [parameter for parameter in names if parameter.requires_grad]
-        found = make_optimizer(trained, Run(learning_rate=0.1, weight_decay=0.0)).param_groups
+        found = make_optimizer(model, Run(learning_rate=0.1, weight_decay=0.0)).param_groups
         assert sum(len(group["params"]) for group in found) == len(trained)
         return {group["factor"]: {names[parameter].split(".")[-1] for parameter in group["params"]} for group in found}
 
