@@ -89,6 +89,7 @@ def untrained(wanted: Run) -> Saved:
 
 
 def write(pieces: Iterator[str]) -> None:
+    """Pieces of an answer to standard output, as they come."""
     for piece in pieces:
         print(piece, end="", flush=True)
     print(flush=True)

@@ -146,6 +146,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def find_row(text: str) -> Row:
+    """The text 5 or TABLE:5 -> the row. Raises UserError."""
     table, _, number = text.rpartition(":")
     if not number.isdecimal():
         raise UserError(f"--row is {text!r}; write a number, or TABLE:NUMBER with a table of {', '.join(TABLES)}")
@@ -164,6 +165,7 @@ def of_row(text: str, said: Run) -> Run:
 
 
 def print_rows() -> None:
+    """What `--list` shows: each row's command."""
     for table in TABLES.values():
         print(f"{table.name}: {table.source}")
         for row in table.rows:
@@ -171,6 +173,7 @@ def print_rows() -> None:
 
 
 def run_one(run: Run, argv: list[str]) -> int:
+    """Trains one configuration, or says that its run is complete. Returns the exit status."""
     from execute import execute  # brings torch, which --help and --list have no use for
     from job import finished, prepare
     from samples import SCORES
@@ -192,6 +195,7 @@ def run_one(run: Run, argv: list[str]) -> int:
 
 
 def print_measures(result: dict, names: tuple[str, ...], splits: tuple[str, ...]) -> None:
+    """A line per measure that the result has for any of the splits."""
     for name in names:
         values = {split: result.get(f"{split}_{name}") for split in splits}
         if any(value is not None for value in values.values()):

@@ -85,6 +85,7 @@ class Memory:
 
     @torch.no_grad()
     def learn(self, new: dict[tuple, Example]) -> None:
+        """Runs the frozen part over texts that are new, the short ones together. `new`: text -> an example with it."""
         model, device = self.model, next(self.model.parameters()).device
         was_training = model.training
         model.eval()

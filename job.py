@@ -119,6 +119,7 @@ def choose_model(run: Run, task: Task) -> tuple[Run, str]:
 
 
 def choose_dataset(run: Run, default: Task) -> tuple[Run, str]:
+    """The run with its data set named, and why that one."""
     if run.dataset:
         return run, "named"
     run = replace(run, dataset=default.name)
@@ -189,6 +190,7 @@ def tokenizer_folder(run: Run) -> Path:
 
 
 def tokenizer_folders(run: Run) -> list[Path]:
+    """Where the run's vocabulary may lie: beside the model, then beside the data."""
     own = Path(run.checkpoint) if run.checkpoint else hub.local(run.model) or hub.cached(run.model, hub.TOKENIZER_FILES)
     folders = [own] if own else []
     if run.data_dir and (run.checkpoint or run.model in hub.REPOSITORIES):

@@ -14,6 +14,7 @@ from errors import UserError, run_program
 
 
 def read_metrics(directory: Path) -> list[dict]:
+    """The records of a run's log. Raises UserError."""
     path = directory / "metrics.jsonl"
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

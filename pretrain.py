@@ -116,6 +116,7 @@ def make_gpt2(training: list[str], held_out: list[str], args) -> tuple[Transform
 
 
 def make_distilbert(training: list[str], held_out: list[str], args) -> tuple[Transformer, Batches, Batches]:
+    """A fresh model with a vocabulary learnt from the training texts, and its training and held-out batches."""
     save_vocabulary(learn_vocabulary(training, args.vocab_size), args.output_dir)
     tokenizer = load_tokenizer(args.output_dir, "wordpiece")
     sizes = {"dim": args.dim, "n_heads": args.n_heads, "n_layers": args.n_layers, "mlp_dim": 4 * args.dim}

@@ -41,6 +41,7 @@ def read_json(path: Path) -> object:
 
 
 def read_result(directory: Path) -> dict | None:
+    """The result of a run, or None where there is none that can be read."""
     result = read_json(directory / "result.json")
     return result if isinstance(result, dict) and isinstance(result.get("config"), dict) else None
 
@@ -73,11 +74,13 @@ def _sha256_of_files(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 
 def data_sha256(splits: dict[str, Iterable[TextExample | Dialogue]]) -> str:
+    """Of the texts and labels themselves, whatever file they came in."""
     rows = {name: [one.content() for one in examples] for name, examples in splits.items()}
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def reset_peak_memory(device: torch.device) -> None:
+    """From here on the peak counts."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
@@ -104,6 +107,7 @@ def device_name(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
+    """Of Python and the packages that a run needs."""
     packages = ("torch", "tiktoken", "numpy", "safetensors", "huggingface_hub")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 

@@ -20,6 +20,8 @@ def flag(
     below: float | None = None,
     aliases: tuple[str, ...] = (),
 ):
+    """A field of Run that is a flag of the command line; None where nothing was said. Values lie from `least` on and below
+    `below`."""
     limits = {"choices": choices, "least": least, "below": below}
     return field(default=None, metadata={"kind": kind, "help": help, "aliases": aliases, **limits})
 
@@ -29,6 +31,8 @@ YES_NO = ("yes", "no")
 
 @dataclass(frozen=True)
 class Run:
+    """The whole configuration, field by field in the order of `--help`."""
+
     # the model
     model: str | None = flag(
         str,
@@ -299,6 +303,7 @@ def override(run: Run, other: Run) -> Run:
 
 
 def said(run: Run) -> dict:
+    """The fields that aren't None."""
     return {one.name: value for one in fields(run) if (value := getattr(run, one.name)) is not None}
 
 
@@ -320,4 +325,5 @@ def to_flags(run: Run) -> list[str]:
 
 
 def command(run: Run) -> str:
+    """The command line that makes this run."""
     return shlex.join(["python", "experiments.py", *to_flags(run)])

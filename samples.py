@@ -39,6 +39,7 @@ def why_no_scores() -> str:
 
 
 def need_scorers() -> None:
+    """Raises UserError where the packages that score answers aren't installed."""
     if reason := why_no_scores():
         raise UserError(f"--eval_generate: {reason}")
 
@@ -90,6 +91,7 @@ def scores_of(samples: Sequence[dict]) -> dict[str, float]:
 
 
 def bleu4(written: list[str], wanted: list[str]) -> float:
+    """Of the whole corpus, from 0 to 1, tokenized as sacrebleu does for Chinese or any other language."""
     from sacrebleu import corpus_bleu
 
     tokenize = "zh" if re.search(f"[{CJK}]", "".join(wanted)) else "13a"
@@ -104,6 +106,7 @@ class Words:
 
 
 def rouge(written: list[str], wanted: list[str]) -> dict[str, float]:
+    """Mean F-measures, from 0 to 1."""
     from rouge_score.rouge_scorer import RougeScorer
 
     names = {"rouge1": "rouge1", "rouge2": "rouge2", "rougel": "rougeL"}

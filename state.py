@@ -36,6 +36,7 @@ class Best:
         return bool(self.patience) and self.waited >= self.patience
 
     def see(self, step: int, loss: float) -> None:
+        """Keeps a copy of what is trained if this loss is the lowest so far."""
         if not self.patience:
             return
         self.waited += 1
@@ -45,6 +46,7 @@ class Best:
 
     @torch.no_grad()
     def restore(self) -> None:
+        """What is trained goes back to the best evaluation's values."""
         for name, tensor in self.tensors.items():
             self.trained[name].copy_(tensor)
 
@@ -171,6 +173,7 @@ class Keeper:
     point: Point | None = None  # to go on from
 
     def kept(self) -> str:
+        """What there is to go on from, in words."""
         files = state_files(self.directory)
         return f"the last good state is {files[-1][2]}" if files else "nothing of this stage has been saved"
 

@@ -358,6 +358,7 @@ class Meter:
         self.broken: torch.Tensor | int = 0  # the step whose loss was the first that is no number
 
     def past(self, step: int) -> Past:
+        """What lies behind the run at this step."""
         seconds = time.perf_counter() - self.started
         return Past(step, self.tokens, self.step_seconds, seconds, self.targets, self.loss, self.hits)
 
@@ -369,6 +370,7 @@ class Meter:
         self.bar.update(len(lengths))
 
     def step(self, step: int, epoch: int, targets: int, rate: float, ask: bool = False) -> None:
+        """An optimizer step is done, over that many targets. Writes a record every `run.logging_steps` and at the last."""
         now = time.perf_counter()
         self.step_seconds, self.since = self.step_seconds + now - self.since, now
         self.targets += targets

@@ -73,6 +73,7 @@ class Task:
         return make_batches(run, splits, tokenizer, config), notes if unread else []
 
     def recipe_for(self, model: str) -> dict:
+        """The published recipe with what was chosen for this model."""
         return self.recipe | self.model_recipes.get(model, {})
 
     def sample_training(self, examples: list[TextExample], seed: int) -> list[TextExample]:

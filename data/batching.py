@@ -185,6 +185,7 @@ class Batches:
         return math.ceil(self.n_examples() / self.batch_size)
 
     def epoch(self, number: int = 0) -> Iterator[Batch]:
+        """The batches of one pass, in the order that belongs to its number."""
         order = self.order(number)
         for start in range(0, len(order), self.batch_size):
             chosen = [self.examples[i] for i in order[start : start + self.batch_size]]

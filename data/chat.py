@@ -28,6 +28,7 @@ class Template:
     prefix: str = ""  # the prefix where neither the dialogue nor --source_prefix has one
 
     def question(self, turn: Turn) -> str:
+        """What a turn asks, its input included."""
         return self.about.format(question=turn.question, input=turn.input) if turn.input else turn.question
 
 
@@ -45,6 +46,7 @@ TEMPLATES = {
 
 
 def find_template(name: str) -> Template:
+    """Raises UserError for a name that isn't in TEMPLATES."""
     if name not in TEMPLATES:
         raise UserError(f"--template is {name!r}; choose {', '.join(TEMPLATES)}")
     return TEMPLATES[name]
@@ -60,9 +62,11 @@ class Piece:
     answer: list[int]
 
     def prompt(self) -> list[int]:
+        """All that stands before the answer."""
         return self.before + self.question + self.after
 
     def size(self) -> int:
+        """Tokens of the turn, with the one that ends its answer."""
         return len(self.prompt()) + len(self.answer) + 1  # the end of the text
 
 
@@ -93,6 +97,7 @@ class Encoder:
         return self.tokenizer.encode(self.template.opening.format(prefix=prefix)) if prefix else []
 
     def piece(self, turn: Turn) -> Piece:
+        """A turn in token ids, nothing cut."""
         question, answer = self.template.question(turn), turn.answer
         return Piece(self.before, self.tokenizer.encode(question), self.after, self.tokenizer.encode(answer))
 
@@ -116,6 +121,7 @@ class Encoder:
         return ids + last.prompt()
 
     def encode(self, dialogue: Dialogue) -> Example:
+        """The example of a dialogue: ids [T], and targets [T] of which only the answers' count."""
         opening, whole = self.opening(dialogue.system), [self.piece(turn) for turn in dialogue.turns]
         pieces = self.fit(len(opening), [replace(one, answer=one.answer[: self.max_target]) for one in whole])
         self.count(whole, pieces)
@@ -218,6 +224,7 @@ class ChatTask(Task):
 
 
 def general_dataset(run: Run) -> str | None:
+    """The name of the set that `--general_dataset` measures, or None."""
     return None if run.general_dataset == "none" else run.general_dataset
 
 
@@ -234,10 +241,12 @@ def draw_auxiliary(run: Run) -> list[Dialogue]:
 
 
 def training_dialogues(flag: str, name: str, test_share: float) -> list[Dialogue]:
+    """The training part of the set that a flag names."""
     return split(read_records(dialogues_of(flag, name).path), test_share).get("train", [])
 
 
 def dialogues_of(flag: str, name: str) -> "ChatTask":
+    """The task of the set that a flag names. Raises UserError where it has no dialogues."""
     task = get_task(name)
     if not isinstance(task, ChatTask):
         names = ", ".join(one.name for one in TASKS)
@@ -271,6 +280,8 @@ MODEL_RECIPES = {"gpt2-pocket": {"learning_rate": 5e-3}}
 
 
 def make_task(name: str, path: Path, recipe: dict | None = None) -> ChatTask:
+    """The task of one file of dialogues, with RECIPE where `recipe` says nothing else."""
+
     def read(data_dir: Path | None) -> dict[str, list[Dialogue]]:
         return split(read_records(path), DEFAULTS["test_share"])
 

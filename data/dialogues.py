@@ -81,6 +81,7 @@ def read_records(path: Path) -> Records:
 
 
 def enumerate_list(text: str, path: Path):
+    """(place, record) for each element of a JSON list."""
     for number, record in enumerate(parse_json(text, path), start=1):
         yield f"record {number}", record
 
@@ -93,6 +94,7 @@ def enumerate_lines(text: str):
 
 
 def parse_line(line: str) -> object:
+    """One record of a JSON Lines file. Raises Malformed."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -137,6 +139,7 @@ def from_messages(messages: object) -> Dialogue:
 
 
 def text_of(value: object, name: str, may_be_blank: bool = False) -> str:
+    """The value, checked: a text in valid Unicode that isn't blank. Raises Malformed."""
     if not isinstance(value, str) or not (may_be_blank or value.strip()):
         raise Malformed(f"expected a text under {name}, got {shown(value)}")
     try:

@@ -9,6 +9,7 @@ from errors import UserError
 
 
 def read_text(path: Path) -> str:
+    """The file as UTF-8. Raises UserError with the line where it isn't."""
     try:
         return path.read_bytes().decode("utf-8")
     except OSError as error:
@@ -55,6 +56,7 @@ def read_jsonl(path: Path, columns: tuple[str, ...], labels: tuple[str, ...]) ->
 
 
 def parse_json(text: str, path: Path, line: int = 1) -> object:
+    """Raises UserError with the line, counted from `line` for the text's first."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets within brackets
@@ -76,6 +78,7 @@ def make_example(place: str, record: object, columns: tuple[str, ...], label: st
 
 
 def at_least_one(place: str, examples: list[TextExample]) -> list[TextExample]:
+    """The examples. Raises UserError where there are none."""
     if not examples:
         raise UserError(f"{place} holds no examples")
     return examples

@@ -39,6 +39,7 @@ class MaskedBatches(Batches):
             yield self.hide(batch, draw)
 
     def hide(self, batch: Batch, draw: np.random.Generator) -> Batch:
+        """The batch with its chosen tokens replaced, and labels at those positions only, [B, T] both."""
         shape = tuple(batch.input_ids.shape)
         real = (batch.labels != IGNORED) & ~torch.isin(batch.input_ids, self.special)  # [B, T]
         chosen = real & torch.from_numpy(draw.random(shape) < self.part)

@@ -23,6 +23,7 @@ from model.weights import save_pretrained
 
 @torch.no_grad()
 def bert_to_distilbert(bert: Bert) -> DistilBert:
+    """A DistilBERT with the same hidden states for texts of one segment. Raises UserError for other models."""
     if type(bert.config) is not BertConfig:
         raise UserError(f"only a BERT can become a DistilBERT, and this is a {type(bert).__name__}")
     if bert.config.layer_norm_eps != DistilBertConfig.layer_norm_eps:

@@ -52,6 +52,7 @@ HUB_PATIENCE = 2.5  # seconds to wait for the hub's first answer before it count
 
 
 def pocket_names() -> list[str]:
+    """Of the models that are shipped."""
     return sorted(path.parent.name for path in POCKET_DIR.glob("*/config.json"))
 
 

@@ -21,6 +21,8 @@ from model.transformer import Transformer
 
 
 class Entry(NamedTuple):
+    """One published tensor, `{}` in the names standing for each layer, and what it is here."""
+
     theirs: str
     ours: tuple[str, ...]  # several: theirs is their concatenation along the output dimension; none: theirs is dropped
     transposed: bool = False  # their Conv1D stores (in, out), our Linear (out, in)
@@ -123,6 +125,8 @@ ROBERTA_NAMES = [
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
+    """All that reading and writing a published model of one `model_type` needs to know."""
+
     model_type: str
     model: type[Transformer]
     config: type
@@ -280,6 +284,7 @@ PUBLISHED = GPT2_SIZES | {
 
 
 def architecture_of(config) -> Architecture:
+    """The architecture that a configuration belongs to."""
     return next(one for one in ARCHITECTURES.values() if one.config is type(config))
 
 

@@ -125,6 +125,7 @@ def load_tokenizer(directory: str | Path, kind: str | None = None) -> Tokenizer:
 
 
 def has_tokenizer_files(directory: Path) -> bool:
+    """Whether the files of any kind of tokenizer are there."""
     return _first_complete(directory, ALL_FILE_SETS) is not None
 
 

@@ -92,6 +92,7 @@ def causal_mask(length: int, past: int, device: torch.device) -> torch.Tensor:
 
 
 def check_heads(dim: int, n_heads: int) -> None:
+    """Raises UserError where the width can't be shared out evenly."""
     if dim % n_heads:
         raise UserError(f"the width {dim} isn't divisible by the number of heads, {n_heads}")
 

@@ -286,6 +286,7 @@ def _labels(path: Path, settings: dict) -> tuple[str, ...] | None:
 
 
 def write_config(model: Transformer) -> dict:
+    """The settings that config.json gets, under their published names."""
     config, architecture = model.config, architecture_of(model.config)
     kind = getattr(model.head, "kind", None)
     settings = {"model_type": architecture.model_type, "architectures": [architecture.classes[kind]]}

@@ -63,10 +63,12 @@ def clean(character: str) -> str:
 
 
 def isolate_ideograph(character: str) -> str:
+    """Each ideograph is a word of its own."""
     return f" {character} " if any(low <= ord(character) <= high for low, high in IDEOGRAPHS) else character
 
 
 def drop_mark(character: str) -> str:
+    """Without accents, which stand alone in the NFD form."""
     return "" if unicodedata.category(character) == "Mn" else character
 
 
@@ -87,6 +89,7 @@ class BasicTokenizer:
         self._isolate_punctuation = Replacements(isolate_punctuation)
 
     def words(self, text: str) -> list[str]:
+        """The text's words and punctuation marks, in order."""
         text = text.translate(self._clean)
         if self.strip_accents and not text.isascii():
             text = unicodedata.normalize("NFD", text).translate(self._drop_marks)  # é -> e and a mark -> e

@@ -25,6 +25,8 @@ DEEPEST = 3
 
 
 class Tap(NamedTuple):
+    """One branch's input, and how many Linear layers it has."""
+
     path: str  # of the module whose output is read
     depth: int
 

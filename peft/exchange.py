@@ -174,6 +174,7 @@ class Tables:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Tables":
+        """Of a model without added parameters."""
         tensors = {entry.theirs: entry for entry in entries_of(model) if entry.ours}
         modules = {
             entry.theirs.removesuffix(".weight"): [one.removesuffix(".weight") for one in entry.ours]

@@ -61,5 +61,6 @@ class FreezeBlocks:
 
 
 def train_modules(modules: Iterable[nn.Module]) -> None:
+    """Lets all their parameters train."""
     for module in modules:
         module.requires_grad_(True)

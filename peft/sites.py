@@ -145,9 +145,11 @@ def adapt(model: nn.Module, sites: dict[str, nn.Linear], wrap) -> None:
 
 
 def reparameterised(model: nn.Module) -> list[tuple[str, Reparameterised]]:
+    """(path, module) of all modules that compute a parameter from others."""
     return [(path, module) for path, module in model.named_modules() if isinstance(module, Reparameterised)]
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Puts `module` at the path, in place."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)

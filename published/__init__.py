@@ -9,6 +9,8 @@ from run import Run, override
 
 @dataclass(frozen=True)
 class Row:
+    """One line of a published log."""
+
     number: int
     title: str
     run: Run  # only what the row says; everything else is the task's recipe
@@ -54,6 +56,7 @@ class Table:
         return "test" if "test" in self.metrics else self.metrics[0]
 
     def row(self, number: int) -> Row:
+        """Raises UserError for a number that the table doesn't have."""
         for row in self.rows:
             if row.number == number:
                 return row
@@ -61,6 +64,7 @@ class Table:
 
 
 def get_table(name: str) -> Table:
+    """Raises UserError for a name that isn't in TABLES."""
     if name not in TABLES:
         raise UserError(f"unknown table {name!r}; choose {', '.join(TABLES)}")
     return TABLES[name]

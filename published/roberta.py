@@ -9,6 +9,7 @@ from run import Run, override
 
 
 def series(accuracies: str) -> tuple[float, ...]:
+    """Accuracies as the log prints them, evaluation after evaluation."""
     return tuple(map(float, accuracies.split()))
 
 

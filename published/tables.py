@@ -69,10 +69,12 @@ def lines_of(table: Table, rows: list[Row], said: Run, n_seeds: int, folder: Pat
 
 
 def finished_or_not(job: Job) -> dict:
+    """The result of a job that is complete, without running it."""
     return finished(job) or {"interrupted": True}
 
 
 def with_base(table: Table, rows: list[Row]) -> list[Row]:
+    """The rows, behind the one that they are compared with."""
     return [table.base, *rows] if table.base else rows
 
 
@@ -124,6 +126,7 @@ def why_left_out(row: Row, said: Run) -> str:
 
 
 def why_no_model(name: str) -> str:
+    """Empty where the model is on this machine or can be fetched."""
     if hub.local(name) or hub.cached(name) or not (unreachable := hub.why_no_hub()):
         return ""
     return f"{name} isn't in the cache and {unreachable}"
@@ -180,6 +183,7 @@ def result_of(job: Job) -> dict:
 
 
 def seeds_of(table: Table, run: Run, n_seeds: int) -> list[int]:
+    """The log's first `n_seeds`, or from `--seed` on. Raises UserError where the log has fewer."""
     if not table.seeds or run.seed is not None:
         first = prepare(run).run.seed
         return list(range(first, first + n_seeds))

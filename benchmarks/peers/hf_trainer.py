@@ -57,6 +57,7 @@ class Bypass(nn.Module):
 
 
 def make_model(args, kind: str, pad_id: int) -> nn.Module:
+    """The library's classifier from the checkpoint, with what `--method` says attached by the library of that method."""
     changes = dict.fromkeys(NO_DROPOUT[kind], 0.0) if args.no_dropout else {}
     config = AutoConfig.from_pretrained(args.checkpoint, pad_token_id=pad_id, **changes)
     model = MODELS[kind][0].from_pretrained(args.checkpoint, config=config)
@@ -87,6 +88,7 @@ def read_texts(args, tokenizer) -> dict[str, list[dict]]:
 
 
 def accuracy_of(prediction) -> dict[str, float]:
+    """What the Trainer reports of an evaluation."""
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 

@@ -53,6 +53,7 @@ def read_tokenizer(folder: Path) -> tiktoken.Encoding:
 
 
 def make_loaders(args, tokenizer: tiktoken.Encoding) -> dict[str, DataLoader]:
+    """Of the three splits, with the published batches: training shuffled, its last short batch left out."""
     kind = Unpadded if args.no_padding else ch06.SpamDataset
     train = kind(args.data / "train.csv", tokenizer, args.max_length or None, PAD)
     splits = {"train": train}
