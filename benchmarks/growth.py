@@ -1,7 +1,7 @@
 """How ours grows: with the length of the texts, the batch, the model, and the number of texts.
 
-Nothing is run beside it. A step is held against the time that its matrix products alone would take (step.py), a whole job
-against nothing.
+A step is held against the time that its matrix products alone would take (step.py), a job against nothing, and at last LoRA
+against all layers.
 """
 
 import sys
@@ -34,7 +34,8 @@ SHAPES = [  # model, batch, length
 ]
 STEPS = [(method, *shape) for shape in dict.fromkeys(SHAPES) for method in METHODS]
 TEXTS = (1 / 8, 1 / 4, 1 / 2)
-ROWS = dict(enumerate([*STEPS, *TEXTS], start=1))
+SAME_SHAPE = ("gpt2-small", 8, 120)  # where LoRA is run beside all layers
+ROWS = dict(enumerate([*STEPS, *TEXTS, SAME_SHAPE], start=1))
 
 
 def comparisons(rows: list[int], args, folder: Path) -> Iterator[Comparison]:
@@ -43,22 +44,35 @@ def comparisons(rows: list[int], args, folder: Path) -> Iterator[Comparison]:
     for row in rows:
         if isinstance(ROWS[row], float):
             yield compare_texts(row, ROWS[row], args, folder, precision)
+        elif ROWS[row] == SAME_SHAPE:
+            yield compare_methods(row, *SAME_SHAPE, args.amp, precision)
         else:
             yield compare_step(row, *ROWS[row], args.amp, precision)
 
 
 def compare_step(row: int, method: str, model: str, batch: int, length: int, amp: str, precision: str) -> Comparison:
     """A training step against its matrix products; left out where the memory wouldn't do."""
-    words = {"model": model, "trainable_layers": method, "batch_size": batch, "length": length, "amp": amp}
-    flags = [word for name, value in words.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "benchmarks.step", *flags]
     work = f"a step of {model}, {METHODS[method]}, {batch} x {length} tokens"
     extra = {"model": model, "method": method, "batch_size": batch, "length": length}
     needed, there = bytes_needed(model, method), free_bytes(torch.device("cpu"))
     if needed > 0.9 * there:
         note = f"left out: weights, gradients and optimizer take {needed / 1e9:.1f} GB of {there / 1e9:.1f} GB free"
         return Comparison(row, work, PEER, precision, None, extra=extra, note=note)
-    return Comparison(row, work, PEER, precision, Side(command, ROOT, last_line), extra=extra)
+    return Comparison(row, work, PEER, precision, step_side(method, model, batch, length, amp), extra=extra)
+
+
+def compare_methods(row: int, model: str, batch: int, length: int, amp: str, precision: str) -> Comparison:
+    """A training step of LoRA beside one of all layers: what it saves."""
+    work = f"a step of {model}, LoRA on everything, {batch} x {length} tokens"
+    lora, full = (step_side(method, model, batch, length, amp) for method in ("lora", "all"))
+    return Comparison(row, work, "ours, all layers", precision, lora, full)
+
+
+def step_side(method: str, model: str, batch: int, length: int, amp: str) -> Side:
+    """The program that measures a step."""
+    words = {"model": model, "trainable_layers": method, "batch_size": batch, "length": length, "amp": amp}
+    flags = [word for name, value in words.items() for word in (f"--{name}", str(value))]
+    return Side([sys.executable, "-m", "benchmarks.step", *flags], ROOT, last_line)
 
 
 def bytes_needed(name: str, method: str) -> int:
