@@ -3,14 +3,19 @@
 import contextlib
 import io
 import json
+import os
 import shutil
+import signal
 import zipfile
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import load_file, save_file
 
 import experiments
+import stages
+import train
 from data.domains import INTENTS, POLARITIES
 from data.glue import ENTAILMENTS, SENTIMENTS
 from tests.conftest import make_checkpoint, make_encoder, write_messages
@@ -24,6 +29,8 @@ def make_templates(folder: Path) -> None:
     make_dialogues(folder)
     make_checkpoints(folder)
     make_runs(folder)
+    make_interrupted(folder)
+    make_adapters(folder)
 
 
 def write(path: Path, *lines: str) -> None:
@@ -116,6 +123,64 @@ def make_runs(folder: Path) -> None:
         "stages": (*dialogues, "--stages", "layer_by_layer"),
     }
     for name, chosen in flags.items():
-        same = ("--max_steps", 1, "--device", "cpu", "--output_dir", folder / name)
+        assert run(*chosen, "--max_steps", 1, "--output_dir", folder / name) == 0
+
+
+def run(*flags: object) -> int:
+    with contextlib.redirect_stdout(io.StringIO()):
+        return experiments.main([*map(str, flags), "--device", "cpu"])
+
+
+def interrupted_runs(folder: Path) -> dict[str, tuple]:
+    """Their names and flags, `folder` being that of all templates."""
+    same = ("--checkpoint", folder / "gpt2", "--dataset", folder / "list" / "dialogues.json", "--batch_size", 2)
+    lora = ("--trainable_layers", "lora", "--lora_rank", 2, "--lora_target", "attn.q", "--early_stopping_patience", 9)
+    return {
+        "in-a-step": (*same, *lora, "--max_steps", 3, "--save_steps", 1, "--save_total_limit", 2, "--eval_steps", 1),
+        "in-a-stage": (*same, "--stages", "layer_by_layer", "--max_steps", 2),
+        "between-stages": (*same, "--stages", "layer_by_layer", "--max_steps", 1),
+    }
+
+
+def make_interrupted(folder: Path) -> None:
+    """Runs that --resume goes on with: stopped in the second step, in the second stage, in front of it."""
+    score, train_stage, calls = train.score, stages.train_stage, []
+
+    def interrupted(*given):
+        calls.append(given)
+        if len(calls) == 4:  # texts for validation count too
+            os.kill(os.getpid(), signal.SIGINT)
+        return score(*given)
+
+    def killed(model, stage, batches, metrics, keeper):
+        if keeper.stages == 1:
+            raise KeyboardInterrupt
+        return train_stage(model, stage, batches, metrics, keeper)
+
+    for name, flags in interrupted_runs(folder).items():
+        calls.clear()
+        between = name == "between-stages"
+        where = patch.object(stages, "train_stage", killed) if between else patch.object(train, "score", interrupted)
+        with where, contextlib.suppress(KeyboardInterrupt):
+            assert run(*flags, "--output_dir", folder / name) == 130
+        assert (folder / name / "states").is_dir() != between and (folder / name / "trained.safetensors").is_file()
+
+
+def make_adapters(folder: Path) -> None:
+    """Of the Hugging Face library's kind, for the model that stands first in their names."""
+    sentences = ("--dataset", "sst2", "--data_dir", folder / "sst2", "--max_steps", 1)
+    flags = {
+        "gpt2-lora": ("lora", "--lora_rank", 2, "--lora_target", "attn,mlp", "--trainable_token_pos", "flexible"),
+        "distilbert-dora": ("dora", "--lora_rank", 2, "--lora_target", "attn.q,mlp"),
+        "bert-ia3": ("ia3",),
+    }
+    for name, (method, *chosen) in flags.items():
+        base, where = folder / name.split("-")[0], folder / f"run-{name}"
+        assert run("--checkpoint", base, *sentences, "--trainable_layers", method, *chosen, "--output_dir", where) == 0
         with contextlib.redirect_stdout(io.StringIO()):
-            assert experiments.main([*map(str, chosen), *map(str, same)]) == 0
+            assert experiments.main(["--export_peft", str(folder / name), "--run_dir", str(where)]) == 0
+    config = json.loads((folder / "gpt2" / "config.json").read_text(encoding="utf-8"))
+    settings = {"peft_type": "PREFIX_TUNING", "task_type": "SEQ_CLS", "num_virtual_tokens": 3, "prefix_projection": False}
+    write(folder / "gpt2-prefix" / "adapter_config.json", json.dumps(settings))
+    prompt = torch.zeros(3, 2 * config["n_layer"] * config["n_embd"])
+    save_file({"prompt_embeddings": prompt}, folder / "gpt2-prefix" / "adapter_model.safetensors")
