@@ -115,32 +115,19 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
         scores = samples.answer_and_score(model, run, splits, tokenizer, directory) if asked else {}
     metrics.close()
     result = {
-        "model": run.source,
-        "model_reason": job.model_reason,
-        "weights": run.weights,
+        **about(job, argv),
         "tokenizer": str(tokenizer_folder),
-        "dataset": run.dataset,
-        "data_reason": job.data_reason,
-        "method": run.trainable_layers,
-        "seed": run.seed,
+        "notes": notes,
         **{
             f"{split}_{name}": measured.get(split, {}).get(name)
             for name in job.task.measures
             for split in job.task.evaluated
         },
         **scores,
-        "notes": notes,
         **totals(stages),
         "total_seconds": round(time.perf_counter() - started, 3),
         "peak_memory_bytes": peak_memory_bytes(device),
-        "device": device_name(device),
-        "amp": run.amp,
-        "argv": argv if argv is not None else to_flags(run),
-        "config": asdict(run),
-        "processes": distributed.size(),
         **hashes.result(),
-        "versions": versions(),
-        "git": git_state(),
     }
     if not interrupted and distributed.rank() == 0:
         remove_states(directory)  # before the run counts as complete, so that none is ever left over
@@ -150,6 +137,27 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     if run.plot_loss and distributed.rank() == 0:
         print(f"plot     {plots.draw(directory)}")
     return result
+
+
+def about(job: Job, argv: list[str] | None) -> dict:
+    """What of a result doesn't depend on how the run went: what was asked for, of which machine and code."""
+    run = job.run
+    return {
+        "model": run.source,
+        "model_reason": job.model_reason,
+        "weights": run.weights,
+        "dataset": run.dataset,
+        "data_reason": job.data_reason,
+        "method": run.trainable_layers,
+        "seed": run.seed,
+        "amp": run.amp,
+        "argv": argv if argv is not None else to_flags(run),
+        "config": asdict(run),
+        "processes": distributed.size(),
+        "device": device_name(torch.device(run.device)),
+        "versions": versions(),
+        "git": git_state(),
+    }
 
 
 def unfinished(run: Run, finished: list[dict], more: dict) -> dict:
@@ -183,7 +191,13 @@ def resumed(directory: Path, run: Run, n_stages: int) -> tuple[Point | None, lis
     if point is None:
         print("resume   nothing had been saved yet: the run starts anew")
         return forget(directory, run)
-    stage = f"stage {point.stages + (point.step is not None)}" if n_stages > 1 else "training"
+    under_way = point.stages + (point.step is not None)
+    if point.stages > len(earlier["stages"]) or not 0 < under_way <= n_stages:
+        raise UserError(
+            f"--resume: {point.file} is of stage {under_way} of {n_stages}, and {directory}/result.json knows "
+            f"{len(earlier['stages'])}; train anew without --resume"
+        )
+    stage = f"stage {under_way}" if n_stages > 1 else "training"
     where = f"the end of {stage}" if point.step is None else f"step {point.step} of {stage}"
     print(f"resume   from {where}, {point.file}")
     return point, earlier["stages"][: point.stages], earlier.get("total_seconds", 0.0)
@@ -194,9 +208,12 @@ def forget(directory: Path, run: Run) -> tuple[None, list[dict], float]:
 
     def remove() -> None:
         write_json(directory / "result.json", unfinished(run, [], {}))
-        remove_states(directory)
-        for name in (TRAINED, samples.FILE):
-            (directory / name).unlink(missing_ok=True)
+        try:
+            remove_states(directory)
+            for name in (TRAINED, samples.FILE):
+                (directory / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{error.filename}, of an earlier run, can't be removed: {error.strerror}") from None
 
     distributed.gather(None)  # every process has looked at what is there
     distributed.first(remove)

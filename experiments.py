@@ -189,7 +189,7 @@ def run_one(run: Run, argv: list[str]) -> int:
         print(f"interrupted after {result['steps']} steps; what was trained is saved, --resume goes on from there")
         return 130
     print_measures(result, (*prepared.task.metrics, *SCORES), prepared.task.evaluated)
-    rate = f" ({result['tokens_per_second']:,.0f} tokens/s)" if result["tokens_per_second"] else ""
+    rate = f" ({result['tokens_per_second']:,.0f} tokens/s)" if result.get("tokens_per_second") else ""
     print(f"time     {result['train_seconds']:.0f} s training{rate}, {result['total_seconds']:.0f} s in all")
     return 0
 

@@ -6,7 +6,32 @@ import os
 from pathlib import Path
 
 from durable import write_text
-from errors import note
+from errors import UserError, note
+
+
+def read_records(path: Path) -> list[dict]:
+    """The records of a run's log. What stands behind the last newline was cut off, and is none. Raises UserError."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read: {error}") from None
+    records = [parse_record(line) for line in lines]
+    if None in records:
+        number = records.index(None)
+        raise UserError(f"{path}, line {number + 1}: no record of a run: {lines[number][:80]!r}")
+    return records
+
+
+def parse_record(line: str) -> dict | None:
+    """What a line says, or None where no run can have written it."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not {"step", "split", "loss", "accuracy"} <= record.keys():
+        return None
+    numbers = all(isinstance(value, int | float) for name, value in record.items() if name != "split")
+    return record if numbers and isinstance(record["split"], str) else None
 
 
 class Metrics:
@@ -16,10 +41,13 @@ class Metrics:
         self.records: list[dict] = []
         self.stage: int | None = None  # of a run in several stages: the number that each record gets
         self._path, self._file, self._unwritten = path, None, b""
-        if path and not append:
-            path.write_bytes(b"")
-        if path:
-            self._open()
+        try:
+            if path and not append:
+                path.write_bytes(b"")
+            if path:
+                self._open()
+        except OSError as error:
+            raise UserError(f"can't write {path}: {error.strerror}") from None
 
     def _open(self) -> None:
         self._file = self._path.open("ab", buffering=0)
@@ -45,14 +73,12 @@ class Metrics:
         self._size, self._unwritten = self._size + written, b""
 
     def forget_after(self, stage: int | None, step: float) -> None:
-        """Drops what an interrupted run wrote after it had last been saved, and remembers the rest."""
+        """Drops what an interrupted run wrote after it had last been saved, and remembers the rest. Raises UserError."""
         if not self._file:
             return
-        lines = self._path.read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines if line.endswith("}")]  # the last may be cut off
         here = (stage or 0, step)
         self.records = [
-            one for one in records
+            one for one in read_records(self._path)
             if (one.get("stage", 0), one["step"]) <= here and not one["split"].startswith("final ")
         ]  # fmt: skip
         self._file.close()

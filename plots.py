@@ -6,22 +6,18 @@ python plots.py runs/NAME --csv    prints runs/NAME/metrics.jsonl as CSV
 
 import argparse
 import csv
-import json
 import sys
 from pathlib import Path
 
 from errors import UserError, run_program
+from metrics import read_records
 
 
 def read_metrics(directory: Path) -> list[dict]:
     """The records of a run's log. Raises UserError."""
-    path = directory / "metrics.jsonl"
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        raise UserError(f"{directory} is no directory of a run: it has no metrics.jsonl") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read: {error}") from None
+    if not (directory / "metrics.jsonl").exists():
+        raise UserError(f"{directory} is no directory of a run: it has no metrics.jsonl")
+    return read_records(directory / "metrics.jsonl")
 
 
 def write_csv(records: list[dict], file) -> None:

@@ -43,7 +43,32 @@ def read_json(path: Path) -> object:
 def read_result(directory: Path) -> dict | None:
     """The result of a run, or None where there is none that can be read."""
     result = read_json(directory / "result.json")
-    return result if isinstance(result, dict) and isinstance(result.get("config"), dict) else None
+    return result if is_result(result) else None
+
+
+# What is read again of a result: numbers, by the last word of their names; all of a complete run's; of each stage.
+NUMBERS = {"accuracy", "loss", "perplexity", "f1", "bleu4", "rouge1", "rouge2", "rougel"} | {
+    "seconds",
+    "second",
+    "steps",
+    "seed",
+}
+OF_COMPLETE = {"seed", "steps", "train_seconds", "total_seconds"}
+OF_STAGE = {"steps", "seconds", "tokens", "step_seconds", "trainable_parameters", "total_parameters"}
+
+
+def is_result(value: object) -> bool:
+    """Whether a run of ours can have written this, as far as it is read again."""
+    if not isinstance(value, dict) or not isinstance(value.get("config"), dict):
+        return False
+    numbers = [one for name, one in value.items() if name.rpartition("_")[2] in NUMBERS and one is not None]
+    if value.get("interrupted") is False:
+        whole = value.keys() >= OF_COMPLETE
+    else:
+        stages = value.get("stages")
+        whole = isinstance(stages, list) and all(isinstance(one, dict) and one.keys() >= OF_STAGE for one in stages)
+        numbers += [one[name] for one in stages for name in OF_STAGE] if whole else []
+    return whole and all(isinstance(one, int | float) for one in numbers)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

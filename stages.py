@@ -51,12 +51,7 @@ def train_stages(
         model.blocks = whole
         method = peft.method_of(stage)
         if method != attached:
-            changed |= {f"{path}.weight" for path, module in model.named_modules() if hasattr(module, "merged")}
-            biases = {name: one for name, one in model.named_parameters() if name.endswith(".bias")}
-            peft.merge(model)
-            changed |= {name for name, one in model.named_parameters() if one is not biases.get(name, one)}  # as IA3's
-            torch.manual_seed(stage.seed)  # what it adds is drawn alike in a run that is resumed here
-            peft.attach(model, method)
+            changed |= exchange(model, method, stage.seed)
             attached = method
         parameters = dict(model.named_parameters())
         changed = {name for name in parameters if name in changed or parameters[name].requires_grad}
@@ -92,6 +87,18 @@ def train_stages(
         if signalled:  # in its last step
             raise KeyboardInterrupt
     return records, used
+
+
+def exchange(model: nn.Module, method, seed: int) -> set[str]:
+    """Folds in what the attached method added and attaches another, in place. Returns the names of the parameters into
+    which something was folded."""
+    folded = {f"{path}.weight" for path, module in model.named_modules() if hasattr(module, "merged")}
+    biases = {name: one for name, one in model.named_parameters() if name.endswith(".bias")}
+    peft.merge(model)
+    folded |= {name for name, one in model.named_parameters() if one is not biases.get(name, one)}  # as IA3's
+    torch.manual_seed(seed)  # what is added is drawn alike in a run that is resumed here
+    peft.attach(model, method)
+    return folded
 
 
 def keep_stage(tensors: dict, directory: Path, records: list[dict], record_unfinished: Callable, is_last: bool) -> None:

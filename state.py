@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,8 @@ def newest(directory: Path) -> Point | None:
     for stages, step, file in sorted(files, reverse=True):
         try:
             tensors, metadata = read_safetensors(file)
+            if file != trained and metadata.pop("crc32", None) != checksum(tensors, metadata):
+                raise UserError(f"{file} is damaged: its content has another checksum")
         except UserError as error:
             broken.append(error)
             continue
@@ -120,6 +123,15 @@ def newest(directory: Path) -> Point | None:
     if broken:
         raise UserError(f"--resume: {broken[0]}; train anew without --resume")
     return None
+
+
+def checksum(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
+    """CRC-32 of all that a state holds. A disk that lost a bit of it would change the run unnoticed."""
+    found = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), found)
+        found = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), found)
+    return f"{found:08x}"
 
 
 def wholes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -194,13 +206,14 @@ class Keeper:
         seen = {"step": best.step, "loss": best.loss, "waited": best.waited}
         numbers = {name: value for name, value in vars(past).items() if name not in ("loss", "hits")}
         parts = {"past": distributed.gather(numbers), "scaler": scaler.state_dict(), "best": seen}
+        metadata = {name: json.dumps(part) for name, part in parts.items()}
         if distributed.rank():
             return
         try:
             self.record()
             (self.directory / STATES).mkdir(exist_ok=True)
             file = self.directory / STATES / f"{self.prefix}step-{step:06}.safetensors"
-            write_safetensors(tensors, file, {name: json.dumps(part) for name, part in parts.items()})
+            write_safetensors(tensors, file, metadata | {"crc32": checksum(tensors, metadata)})
             write_trained(mine, self.directory, self.stages, step)
         except (UserError, OSError) as error:
             if must:

@@ -1,6 +1,5 @@
 """Running the rows of a table and setting what was measured beside what was published."""
 
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +12,7 @@ from data import get_task
 from errors import UserError
 from execute import execute
 from job import Job, finished, prepare, why_no_data, why_not_resumable
+from metrics import read_records
 from model import canonical_name, hub
 from published import Row, Table
 from record import read_json, write_json, write_text
@@ -93,8 +93,21 @@ def draw(table: Table, lines: list[dict], folder: Path) -> str:
 def earlier_lines(table: Table, said: Run, folder: Path) -> dict[int, dict]:
     """What an earlier call with the same flags measured, by row number."""
     lines = read_json(folder / f"table-{table.name}.json")
+    lines = [line for line in lines if is_line(line)] if isinstance(lines, list) else []
     commands = {row.number: command(choose(table, row, said)[0]) for row in with_base(table, table.rows)}
-    return {line["row"]: line for line in lines or [] if commands.get(line["row"]) == line["command"]}
+    return {line["row"]: line for line in lines if commands.get(line["row"]) == line["command"]}
+
+
+def is_line(line: object) -> bool:
+    """Whether `measure` can have made it, as far as it is read again."""
+    kinds = {"row": int, "title": str, "published": dict, "seeds": list, "command": str, "note": str}
+    if not isinstance(line, dict) or not all(isinstance(line.get(name), kind) for name, kind in kinds.items()):
+        return False
+    if line.get("measured") is None:
+        return True
+    known = isinstance(line.get("std"), dict) and {"model", "dataset"} <= line.keys()
+    values = [*line["measured"].values(), line.get("seconds")] if isinstance(line["measured"], dict) else [None]
+    return known and all(isinstance(value, int | float) for value in values)
 
 
 def choose(table: Table, row: Row, said: Run) -> tuple[Run, str, bool]:
@@ -220,8 +233,7 @@ def groups_of(table: Table) -> dict[str, tuple[str, ...]]:
 
 def evaluations(job: Job) -> list[float]:
     """Validation accuracies of a finished run in per cent, in their order."""
-    lines = (job.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
+    records = read_records(job.directory / "metrics.jsonl")
     return [round(100 * record["accuracy"], 2) for record in records if record["split"] == "validation"]
 
 

@@ -78,6 +78,16 @@ def test_without_matplotlib_the_error_says_how_to_install_it(run_directory, monk
 def test_a_directory_of_no_run(tmp_path):
     with pytest.raises(UserError, match=r"no metrics\.jsonl"):
         plots.read_metrics(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text("{")
+
+
+@pytest.mark.parametrize("line", ["{", "7", '{"step": 1}', json.dumps(RECORDS[0] | {"loss": "low"}), "[" * 100_000])
+def test_what_no_run_writes(tmp_path, line):
+    whole = "".join(json.dumps(record) + "\n" for record in RECORDS)
+    (tmp_path / "metrics.jsonl").write_text(f"{whole}{line}\n{whole}")
+    with pytest.raises(UserError, match=rf"metrics\.jsonl, line {len(RECORDS) + 1}: no record of a run"):
+        plots.read_metrics(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text(whole + line)  # cut off, as in a run that was killed
+    assert plots.read_metrics(tmp_path) == RECORDS
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\n")
     with pytest.raises(UserError, match="can't be read"):
         plots.read_metrics(tmp_path)

@@ -102,19 +102,36 @@ def test_a_second_ctrl_c_stops_at_once():
         fit(model, make_batches(make_examples(14), 2), settings(batch_size=2), Metrics())
 
 
-DAMAGE = [lambda path: path.write_bytes(path.read_bytes()[:200]), lambda path: path.write_bytes(b"")]
+def flip(place: int):
+    """Turns over the lowest bit of a byte."""
+    return lambda raw: raw[:place] + bytes([raw[place] ^ 1]) + raw[place:][1:]
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_state_that_cannot_be_read(tmp_path, damage):
+UNREADABLE, DAMAGED = "can't be read as safetensors", "is damaged"
+DAMAGE = {
+    "cut off": (lambda raw: raw[:200], UNREADABLE),
+    "empty": (lambda raw: b"", UNREADABLE),
+    "a bit of a tensor": (flip(-1), DAMAGED),
+    "a digit of the step": (lambda raw: raw.replace(b'\\"step\\": ', b'\\"step\\":1', 1), DAMAGED),
+}
+
+
+def damage(path: Path, how) -> None:
+    raw = path.read_bytes()
+    path.write_bytes(how(raw))
+    assert path.read_bytes() != raw
+
+
+@pytest.mark.parametrize("how, said", DAMAGE.values(), ids=DAMAGE)
+def test_a_state_that_cannot_be_read(tmp_path, how, said):
     start(0.0, tmp_path, interrupt=4)
-    damage(tmp_path / "states" / "step-000002.safetensors")
-    with pytest.raises(UserError, match=r"step-000002\.safetensors can't be read as safetensors: .* train anew"):
+    damage(tmp_path / "states" / "step-000002.safetensors", how)
+    with pytest.raises(UserError, match=rf"step-000002\.safetensors {said}: .* train anew"):
         newest(tmp_path)
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_the_newest_state_that_can_be_read(tmp_path, damage, capsys):
+@pytest.mark.parametrize("how, said", DAMAGE.values(), ids=DAMAGE)
+def test_the_newest_state_that_can_be_read(tmp_path, how, said, capsys):
     keeper = Keeper(tmp_path, limit=2)
     whole = make_model(dropout=0.2, layers="last_block")
     batches = make_batches(make_examples(14), 2, order=seeded_order(14, 1))
@@ -122,10 +139,10 @@ def test_the_newest_state_that_can_be_read(tmp_path, damage, capsys):
     files = sorted((tmp_path / "states").iterdir())
     assert [file.name for file in files] == ["step-000004.safetensors", "step-000005.safetensors"]
     assert newest(tmp_path).step == 5 and capsys.readouterr().err == ""
-    damage(files[1])
+    damage(files[1], how)
     resumed, _ = start(0.2, tmp_path, resume=True)
     err = capsys.readouterr().err
-    assert "step-000005.safetensors can't be read" in err and "going on from" in err and "step-000004" in err
+    assert f"step-000005.safetensors {said}" in err and "going on from" in err and "step-000004" in err
     assert_equal(weights(resumed), weights(whole))
 
 

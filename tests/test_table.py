@@ -137,3 +137,14 @@ def test_an_interrupted_table_goes_on_where_it_stopped(table, alone, monkeypatch
 
 def test_rows_with_the_same_note_share_it():
     assert [in_ranges(rows) for rows in ([7], [1, 2], [1, 3, 4, 5, 9])] == ["7", "1-2", "1, 3-5, 9"]
+
+
+def test_what_no_table_can_have_left_is_no_line_of_it(table, alone):
+    one, three = table("--rows", "1,3")[1]
+    file = alone / "table" / "table-spam.json"
+    for content in (one | {"measured": 3}, one | {"measured": {"test": "x"}}, one | {"title": None}, {"row": 1}, 7):
+        file.write_text(json.dumps([content]))
+        assert table("--rows", "3")[1] == [three]
+    for content in ("[", '{"row": 1}'):
+        file.write_text(content)
+        assert table("--rows", "3")[1] == [three]
