@@ -34,12 +34,21 @@ def note(text: str) -> None:
 def run_program(main: Callable[[], int]) -> NoReturn:
     """Exits with what `main` returns; with 2 and one line `error: ...` for a UserError or an error of the file system,
     with 130 after Ctrl-C or SIGTERM."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stopped = []
+
+    def stop(number: int, frame) -> NoReturn:
+        stopped.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
         sys.exit(main())
-    except (UserError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+    except (Exception, KeyboardInterrupt) as error:
+        if stopped or isinstance(error, KeyboardInterrupt):  # of which a library's C code may have made another error
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+        if not isinstance(error, UserError | OSError):
+            raise
+        print("error:", one_line(str(error)), file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)

@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -108,10 +109,11 @@ def start(argv: list[str], log: Path, event: int = 0, count: Path | None = None)
     try:
         if event or count:
             die_at(event, count)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         run_program(attempt)
     except SystemExit as end:
         code = end.code
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         os._exit(code)
@@ -153,9 +155,11 @@ def at_moments(kills: int, draw: random.Random, flags: list[str], folder: Path, 
         if code is None:
             number = draw.choice(SIGNALS)
             os.kill(process, number)
-            attempts.append((number.name, round(delay, 3), ends(process)))
+            code = ends(process)
+            attempts.append((number.name, round(delay, 3), code))
             disturbed = True
-            continue
+            if code in (-number, 0, 130):
+                continue
         if code:
             raise SystemExit(f"an attempt ended with {code}: {(folder / 'log').read_text()[-2000:]}")
         seconds = min(seconds, time.perf_counter() - began)  # the first run of a process takes longer

@@ -1,0 +1,44 @@
+"""How a program ends."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+# What `main` does, the exit status, and what the last line on standard error says.
+ENDS = {
+    "it returns": ("return 7", 7, ""),
+    "the user can mend it": (
+        "raise errors.UserError('rank is 0;\\n it must be at least 1')",
+        2,
+        "error: rank is 0; it must",
+    ),
+    "a file": ("open('/nowhere/at/all')", 2, "error: [Errno 2] No such file or directory: '/nowhere/at/all'"),
+    "Ctrl-C": ("signal.raise_signal(signal.SIGINT)", 130, "interrupted"),
+    "SIGTERM": ("signal.raise_signal(signal.SIGTERM)", 130, "interrupted"),
+    "Ctrl-C of which a library made another error": ("in_c_code()", 130, "interrupted"),
+    "a bug": ("return 1 / 0", 1, "ZeroDivisionError: division by zero"),
+}
+PROGRAM = """
+import signal
+import errors
+
+def in_c_code():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        raise ValueError("could not determine the shape of an object") from None
+
+def main():
+    {}
+
+errors.run_program(main)
+"""
+
+
+@pytest.mark.parametrize("done, code, said", ENDS.values(), ids=ENDS)
+def test_exit_status_and_last_line(done, code, said):
+    found = subprocess.run([sys.executable, "-c", PROGRAM.format(done)], cwd=ROOT, capture_output=True, text=True)
+    lines = found.stderr.splitlines() or [""]
+    assert found.returncode == code and lines[-1].startswith(said) and (len(lines) == 1) is (code != 1)
