@@ -65,7 +65,7 @@ WITHOUT = {
         "read = lambda path: pickle.load(path.open('rb')) if is_pickled(path) else data.files.read_text(path)\n"
         "data.domains.read_text = read",
         "records",
-        "Failure: 'unpickles",
+        'Failure: "unpickles',
     ),
     "one line for a message": (
         "import errors\nerrors.UserError.__init__ = ValueError.__init__",
