@@ -11,7 +11,7 @@ from conftest import ROOT
 
 import experiments
 import job
-from benchmarks import measure
+from benchmarks import growth, measure
 from published import get_table
 from published.tables import key_of, scale_of, values_of
 from run import Run, command
@@ -177,8 +177,23 @@ def test_row_10_is_that_of_its_logs():
     assert rows["mean ± std"] == spread and len(results) == 3
 
 
-@pytest.mark.parametrize("suite", ["spam", "encoders"])
+@pytest.mark.parametrize("suite", ["spam", "encoders", "growth"])
 def test_speed_is_what_the_benchmarks_measured(suite):
     records = measure.read_records(ROOT / "benchmarks" / "results" / f"{suite}.json")
-    lines = [line for line in measure.markdown(records, "").splitlines() if re.match(r"\| \d", line)]
+    others = [one for one in records if "method" not in one]
+    lines = [line for line in measure.markdown(others, "").splitlines() if re.match(r"\| \d", line)]
+    lines += growth_lines(records) if suite == "growth" else []
     assert lines and not [line for line in lines if line not in README.splitlines()]
+
+
+def growth_lines(records: list[dict]) -> list[str]:
+    """A line for each shape: seconds, share of the limit and MB of all layers, and of LoRA."""
+    steps = {(one["method"], one["model"], one["batch_size"], one["length"]): one for one in records if "method" in one}
+    lines = []
+    for model, batch, length in dict.fromkeys(growth.SHAPES):
+        cells = [model, f"{batch} x {length}"]
+        for one in (steps[method, model, batch, length] for method in growth.METHODS):
+            share = "-" if one["time_ratio"] is None else f"{one['time_ratio']:.0%}"
+            cells += [measure.number(one["ours_seconds"]), share, measure.number(one["ours_peak_bytes"], 1e6)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
