@@ -1,5 +1,6 @@
 """The one exception for whatever the user can mend, and how a program ends with it."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -33,7 +34,7 @@ def note(text: str) -> None:
 
 def run_program(main: Callable[[], int]) -> NoReturn:
     """Exits with what `main` returns; with 2 and one line `error: ...` for a UserError or an error of the file system,
-    with 130 after Ctrl-C or SIGTERM."""
+    with 130 after Ctrl-C or SIGTERM, with 141 where nobody reads any longer (`| head`)."""
     stopped = []
 
     def stop(number: int, frame) -> NoReturn:
@@ -43,11 +44,16 @@ def run_program(main: Callable[[], int]) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     try:
-        sys.exit(main())
+        code = main()
+        sys.stdout.flush()
+        sys.exit(code)
     except (Exception, KeyboardInterrupt) as error:
         if stopped or isinstance(error, KeyboardInterrupt):  # of which a library's C code may have made another error
             print("interrupted", file=sys.stderr)
             sys.exit(130)
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in its buffer
+            sys.exit(141)
         if not isinstance(error, UserError | OSError):
             raise
         print("error:", one_line(str(error)), file=sys.stderr)

@@ -42,3 +42,12 @@ def test_exit_status_and_last_line(done, code, said):
     found = subprocess.run([sys.executable, "-c", PROGRAM.format(done)], cwd=ROOT, capture_output=True, text=True)
     lines = found.stderr.splitlines() or [""]
     assert found.returncode == code and lines[-1].startswith(said) and (len(lines) == 1) is (code != 1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a Unix shell")
+@pytest.mark.parametrize("lines", [10, 10**6])  # the buffer holds them until the end, or doesn't
+def test_a_reader_that_has_enough(lines):
+    program = PROGRAM.format(f"[print(number) for number in range({lines})]")
+    words = ["bash", "-c", '"$0" -c "$1" | true; echo ${PIPESTATUS[0]}', sys.executable, program]
+    found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert (found.stdout, found.stderr) == ("141\n", "")
