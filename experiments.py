@@ -21,10 +21,10 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from errors import UserError, run_program
+from config import Run, command
+from config import said as run_fields
 from published import TABLES, Row, get_table
-from run import Run, command
-from run import said as run_fields
+from utils.errors import UserError, run_program
 
 # Fields of `Sampling` (model/generate.py), which has their defaults and limits.
 SAMPLING = {
@@ -174,9 +174,9 @@ def print_rows() -> None:
 
 def run_one(run: Run, argv: list[str]) -> int:
     """Trains one configuration, or says that its run is complete. Returns the exit status."""
-    from execute import execute  # brings torch, which --help and --list have no use for
-    from job import finished, prepare
-    from samples import SCORES
+    from pipeline.answers import SCORES
+    from pipeline.execute import execute  # brings torch, which --help and --list have no use for
+    from pipeline.job import finished, prepare
 
     prepared = prepare(run)
     result = finished(prepared) if run.resume else None
@@ -210,8 +210,8 @@ def score(said: Run, options: dict) -> int:
         raise UserError(f"--{useless[0]} doesn't go with --score; what does: --eval_generate, --device")
     if said.eval_generate == 0:
         raise UserError("--eval_generate is 0; with --score it must be at least 1")
-    from samples import FILE, SCORES, SPLITS
-    from saved import evaluate_answers
+    from pipeline.answers import FILE, SCORES, SPLITS
+    from pipeline.reload import evaluate_answers
 
     result = evaluate_answers(options["score"], said.eval_generate or ANSWERED, said.device)
     print_measures(result, SCORES, SPLITS)
@@ -223,7 +223,7 @@ def fetch(said: Run, options: dict) -> int:
     """`--download`."""
     if useless := [name for name in (*options, *run_fields(said)) if name != "download"]:
         raise UserError(f"--{useless[0]} doesn't go with --download")
-    from download import download  # brings torch
+    from pipeline.download import download  # brings torch
 
     download(options["download"])
     return 0
@@ -236,7 +236,7 @@ def export(said: Run, options: dict) -> int:
         raise UserError(f"--{useless[0]} doesn't go with --{what}; what does: --run_dir")
     if not options.get("run_dir") or not options[what]:
         raise UserError(f"--{what} needs the directory to write, and --run_dir with that of an earlier run")
-    from saved import export_adapter, export_model
+    from pipeline.reload import export_adapter, export_model
 
     write = export_adapter if what == "export_peft" else export_model
     print(f"load     {write(options['run_dir'], Path(options[what]))}")
@@ -249,7 +249,7 @@ def answer(said: Run, options: dict) -> int:
     possible = {"generate", "run_dir", *SAMPLING} if "generate" in options else {"chat", *SAMPLING}
     if useless := [name for name in options if name not in possible]:
         raise UserError(f"--{useless[0]} doesn't go with --{'generate' if 'generate' in options else 'chat'}")
-    import chat  # brings torch
+    from pipeline import chat  # brings torch
 
     how = {name: value for name, value in options.items() if name in SAMPLING}
     if "chat" in options:
@@ -268,7 +268,7 @@ def main(argv: list[str]) -> int:
         if name in options:
             raise UserError(f"--{name} needs one process: python experiments.py --{name} ...")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DistributedDataParallel would advise what isn't meant here
-    from distributed import joined  # brings torch
+    from training.distributed import joined  # brings torch
 
     with joined():
         return act(said, options, argv)
@@ -292,7 +292,7 @@ def act(said: Run, options: dict, argv: list[str]) -> int:
             raise UserError("--resume goes with one run; a table goes on by itself where it stopped")
         if "row" in options:
             raise UserError("--row runs one row and --table several; with --table use --rows")
-        from published.tables import run_table
+        from pipeline.tables import run_table
 
         table = get_table(options["table"])
         numbers = parse_rows(options["rows"]) if "rows" in options else [row.number for row in table.rows]

@@ -16,14 +16,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-import distributed
+from config import Run
 from data.batching import IGNORED, Batch, Batches
-from errors import UserError
-from loss import vocabulary_loss
-from metrics import Metrics
 from model.transformer import Reading
-from run import Run
-from state import Best, Diverged, Keeper, Past, check_finite, kept_named
+from model.vocabulary_loss import vocabulary_loss
+from training import distributed
+from training.checkpoints import Best, Diverged, Keeper, Past, check_finite, kept_named
+from training.metrics_log import Metrics
+from utils.errors import UserError
 
 
 def pick_device(wanted: str) -> torch.device:

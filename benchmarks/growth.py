@@ -14,12 +14,12 @@ import peft
 from benchmarks.inputs import spam_texts, write_gpt2
 from benchmarks.measure import ROOT, Comparison, Side, last_line, precision_of
 from benchmarks.spam import LENGTH, N_SPAM, our_run
+from config import Run, resolve
 from data.spam import RECIPE
-from frozen import free_bytes
-from memory import Budget
 from model import from_pretrained
-from record import count_parameters
-from run import Run, resolve
+from pipeline.memory import Budget
+from pipeline.result import count_parameters
+from training.activation_cache import free_bytes
 
 TITLE = "How cost grows"
 PACKAGES: dict[str, str] = {}

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-import job
+from config import Run
 from data import TextExample, get_task
 from data.spam import FILE, LABELS
-from errors import UserError
 from model.distilbert import DistilBert, DistilBertConfig
 from model.gpt2 import GPT2, GPT2Config, init_gpt2
 from model.heads import published_init
 from model.names import architecture_of
 from model.weights import save_pretrained
-from run import Run
+from pipeline import job
+from utils.errors import UserError
 
 SEED = 123
 # What transformers and tiktoken call the files, by what they may be called.

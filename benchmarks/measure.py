@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from durable import write_text
-from errors import UserError
-from record import read_json, versions, write_json
+from pipeline.result import read_json, versions, write_json
 from train import pick_amp
+from utils.errors import UserError
+from utils.files import write_text
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")

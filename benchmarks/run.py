@@ -18,8 +18,8 @@ if __name__ == "__main__":  # the files of this folder are no modules of the top
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks import measure
-from errors import UserError, run_program
 from experiments import parse_rows
+from utils.errors import UserError, run_program
 
 SUITES = ("spam", "encoders", "growth")
 RESULTS = Path(__file__).parent / "results"

@@ -19,14 +19,14 @@ from torch.utils.flop_counter import (
 )
 
 import peft
+from config import Run, resolve
 from data.batching import Batches, Example
 from data.spam import RECIPE
-from metrics import Metrics
 from model import config_of, from_pretrained
-from record import count_parameters, peak_memory_bytes, reset_peak_memory
-from run import Run, resolve
-from state import Past
+from pipeline.result import count_parameters, peak_memory_bytes, reset_peak_memory
 from train import Meter, accumulate, make_optimizer, pick_amp, update, windows
+from training.checkpoints import Past
+from training.metrics_log import Metrics
 
 CPU = torch.device("cpu")
 aten = torch.ops.aten

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from errors import UserError
-from run import DEFAULTS, DIALOGUES_ONLY, Run
+from config import DEFAULTS, DIALOGUES_ONLY, Run
+from utils.errors import UserError
 
 
 class TextExample(NamedTuple):

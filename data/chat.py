@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from config import DEFAULTS, Run
 from data import Task, get_task
 from data.batching import IGNORED, Batches, Example
 from data.dialogues import Dialogue, Turn, read_records, split
 from data.encode import batches_of, draw_training, padded_length
 from data.packing import pack
-from errors import UserError
-from model.sequence import Tokenizer, longest_first
-from run import DEFAULTS, Run
+from model.tokenizers.base import Tokenizer, longest_first
+from utils.errors import UserError
 
 POCKET = Path(__file__).parent / "pocket"
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.files import parse_json, read_text, shown
-from errors import UserError
+from utils.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 SPLIT_OF = {name: name for name in SPLITS} | {"held_out": "test"}  # by what a record says

@@ -14,7 +14,7 @@ from data import Task, TextExample
 from data.download import download_file, find, has_sha256
 from data.files import make_example, parse_json, read_jsonl, read_text, shown
 from data.glue import MODEL_RECIPES, POCKET_MODEL, SENTIMENTS, STAND_IN, TRAINER, read_pocket
-from errors import UserError
+from utils.errors import UserError
 
 RAW = "https://raw.githubusercontent.com"
 

@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from errors import UserError
-from network import any_answers, offline
+from utils.errors import UserError
+from utils.network import any_answers, offline
 
 try:
     import fcntl

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from config import Run
 from data import TextExample, get_task
 from data.batching import Batches, Example, Order, bucketed_order, by_length, published_order, seeded_order
-from errors import UserError
-from model.sequence import Tokenizer
-from run import Run
+from model.tokenizers.base import Tokenizer
+from utils.errors import UserError
 
 
 def padded_length(run: Run, longest: int, limit: int) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data import TextExample
-from errors import UserError
+from utils.errors import UserError
 
 
 def read_text(path: Path) -> str:

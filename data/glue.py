@@ -7,7 +7,7 @@ from pathlib import Path
 from data import Task, TextExample
 from data.download import download_from_zip, find, has_sha256
 from data.files import at_least_one, has_labels, make_example, read_lines, read_tsv, shown
-from errors import UserError
+from utils.errors import UserError
 
 SENTIMENTS = ("negative", "positive")
 ENTAILMENTS = ("entailment", "not_entailment")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from data.batching import IGNORED, Batch, Batches, Example, Order
-from model.sequence import Tokenizer
+from model.tokenizers.base import Tokenizer
 
 PART = 0.15  # of the tokens is to be guessed, unless more is asked for (Wettig et al. 2023: small models learn from more)
 MASKED, RANDOM = 0.8, 0.1  # of those: shown as the mask, as any token; the rest is shown as it is

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.batching import Example
-from errors import UserError
+from utils.errors import UserError
 
 
 def pack(examples: Sequence[Example], length: int) -> list[Example]:

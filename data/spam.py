@@ -10,7 +10,7 @@ import numpy as np
 from data import Task, TextExample
 from data.download import download_from_zip, find, has_sha256
 from data.files import read_text
-from errors import UserError
+from utils.errors import UserError
 
 FILE = Path("sms_spam") / "SMSSpamCollection"  # within a data directory, and within our cache
 SHA256 = "7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d"

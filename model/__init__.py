@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from errors import UserError
 from model import hub, weights
 from model.heads import POSITIONS
 from model.names import PUBLISHED, Architecture, architecture_of
 from model.transformer import Transformer
+from utils.errors import UserError
 
 HEADS = ("lm", "classifier", None)
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from errors import UserError
 from model.transformer import Past, SelfAttention, Transformer, check_heads, take
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars, logging
 
-from errors import UserError
-from model.settings import read_json
-from network import any_answers, offline
+from utils.errors import UserError
+from utils.json_files import read_json
+from utils.network import any_answers, offline
 
 POCKET_DIR = Path(__file__).parent / "pocket"
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from errors import UserError
 from model.heads import listen
+from utils.errors import UserError
 
 
 class SelfAttention(nn.Module):

@@ -11,12 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from durable import whole
-from errors import UserError
 from model.hub import PICKLED
 from model.names import ARCHITECTURES, Architecture, Entry, architecture_of, entries_of
-from model.settings import read_json
 from model.transformer import Transformer
+from utils.errors import UserError
+from utils.files import whole
+from utils.json_files import read_json
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # what weights are stored as
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from errors import UserError
 from model.weights import FLOATS
+from utils.errors import UserError
 
 METHODS: dict[str, type] = {}  # what --trainable_layers accepts -> the class of the method
 
@@ -144,7 +144,7 @@ def fill(parameters: dict[str, nn.Parameter], tensors: dict[str, torch.Tensor]) 
         parameters[name].copy_(tensor)
 
 
-from peft.sites import reparameterised, replace_module  # noqa: E402  (the methods' files need `method` from above)
+from peft.targets import reparameterised, replace_module  # noqa: E402  (the methods' files need `method` from above)
 
 for _file in pkgutil.iter_modules(__path__):
     importlib.import_module(f"peft.{_file.name}")

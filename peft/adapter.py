@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from errors import UserError
 from peft import method, train_head
-from peft.sites import AdaptedLinear, Added, adapt, find_sites
+from peft.targets import AdaptedLinear, Added, adapt, find_sites
+from utils.errors import UserError
 
 PLACEMENTS = {"pfeiffer": "mlp.down", "houlsby": "attn.out,mlp.down"}  # the last Linear layer of the sublayers meant
 

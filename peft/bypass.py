@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from errors import UserError
 from peft import method, train_head
-from peft.sites import Added
+from peft.targets import Added
+from utils.errors import UserError
 
 INTO = ("classifier", "dense")
 HEADS = ("own", "linear")

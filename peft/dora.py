@@ -7,7 +7,7 @@ from torch import nn
 
 from peft import method, train_head
 from peft.lora import LoRA, LoRALinear
-from peft.sites import adapt, find_sites
+from peft.targets import adapt, find_sites
 
 
 class DoRALinear(LoRALinear):

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from errors import UserError
 from peft import method, train_head
-from peft.sites import find_parts
+from peft.targets import find_parts
+from utils.errors import UserError
 
 BLOCKS = {"last_layer": 0, "last_block": 1, "last_two_blocks": 2, "all": None}  # how many blocks train, from the top
 

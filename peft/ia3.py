@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from peft import method, train_head
-from peft.sites import AdaptedLinear, adapt, find_sites, plain_linear
+from peft.targets import AdaptedLinear, adapt, find_sites, plain_linear
 
 # the paper's: keys, values, and what enters the second feed-forward layer
 OUTPUTS, INPUTS = "attn.k,attn.v", "mlp.down"

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from errors import UserError
 from peft import method, train_head
-from peft.sites import AdaptedLinear, adapt, find_sites, plain_linear
+from peft.targets import AdaptedLinear, adapt, find_sites, plain_linear
+from utils.errors import UserError
 
 SCALINGS = {
     "alpha/r": lambda alpha, rank: alpha / rank,  # the paper

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from errors import UserError
 from model.transformer import SelfAttention, causal_mask
 from peft import method, train_head
-from peft.sites import Added, Reparameterised, parse_layers, replace_module
+from peft.targets import Added, Reparameterised, parse_layers, replace_module
+from utils.errors import UserError
 
 
 class Prefix(Added):

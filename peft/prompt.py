@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from errors import UserError
 from model.transformer import Cache
 from peft import method, train_head
-from peft.sites import Added
+from peft.targets import Added
+from utils.errors import UserError
 
 
 class Prompt(Added):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import peft
-from errors import UserError
+from utils.errors import UserError
 
 
 def share(model: nn.Module) -> nn.Module:

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from errors import UserError
-from run import Run, override
+from config import Run, override
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)

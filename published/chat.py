@@ -9,8 +9,8 @@ results; of its runs the log prints the mean training loss.
 from dataclasses import replace
 from pathlib import Path
 
+from config import Run, override
 from published import Row, Table
-from run import Run, override
 
 LAYERS = {"25-27": "last3", "0-2": "first3", "0-27": "all", "-": None}
 QKV = "attn.q,attn.k,attn.v"
@@ -89,7 +89,7 @@ GENERAL = Path("chat_sft") / "alpaca_en_demo.json"  # in --data_dir
 def choose(run: Run, wanted: Run) -> tuple[Run, list[str]]:
     """What is run for a row's `run` where `wanted` was said, and what there is to say about it."""
     from data.chat import training_dialogues  # these bring torch
-    from job import prepare
+    from pipeline.job import prepare
 
     notes, general = [], Path(wanted.data_dir or "") / GENERAL
     auxiliary = {"auxiliary_dataset": wanted.auxiliary_dataset, "auxiliary_samples": wanted.auxiliary_samples}

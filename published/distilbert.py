@@ -4,8 +4,8 @@ The log names no learning rate; it is the trainer's of that time, AdamW 5e-5 wit
 from its steps per second. Accuracies are those on the 872 sentences of the development set.
 """
 
+from config import Run, override
 from published import Row, Table
-from run import Run, override
 
 # Three labels, in the order positive, neutral, negative; of them SST-2 has two.
 BASE = Run(

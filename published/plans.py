@@ -6,8 +6,8 @@ A plan depends on nothing but the number of the model's blocks.
 from collections.abc import Callable
 from dataclasses import replace
 
-from errors import UserError
-from run import Run, override
+from config import Run, override
+from utils.errors import UserError
 
 
 def layer_by_layer(n_blocks: int) -> list[Run]:

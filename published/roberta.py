@@ -4,8 +4,8 @@ The trainer's defaults of that time: AdamW 5e-5, linear decay to zero, no weight
 come out for batches of 8 with two accumulated, and an epoch's last, odd batch left out; here that one makes a step.
 """
 
+from config import Run, override
 from published import Row, Table
-from run import Run, override
 
 
 def series(accuracies: str) -> tuple[float, ...]:

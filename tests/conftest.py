@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 import experiments
 import train
 from model import from_pretrained, hub
-from model.bpe import learn_merges, learn_vocabulary, save_tokenizer, save_vocabulary
 from model.gpt2 import GPT2, GPT2Config
 from model.names import ARCHITECTURES
 from model.weights import save_pretrained
+from tools.learn_vocabulary import learn_merges, learn_vocabulary, save_tokenizer, save_vocabulary
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(

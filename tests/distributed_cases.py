@@ -12,15 +12,15 @@ import torch
 from test_train import make_batches, make_examples, make_model, settings
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import distributed
 import experiments
 import peft
 import train
 from data.batching import seeded_order
-from frozen import reuse
-from metrics import Metrics
-from state import Keeper, newest
 from train import evaluate, fit
+from training import distributed
+from training.activation_cache import reuse
+from training.checkpoints import Keeper, newest
+from training.metrics_log import Metrics
 
 CPU = torch.device("cpu")
 LORA = peft.LoRA(rank=4, alpha=8)

@@ -41,23 +41,23 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": f"{EMPTY}/hf", "PEFT_FROM_SCRAT
 
 import torch  # noqa: E402
 
-import chat  # noqa: E402
 import data.download  # noqa: E402
 import experiments  # noqa: E402
 import model.weights  # noqa: E402
 import peft  # noqa: E402
+from config import Run, resolve  # noqa: E402
 from data import get_task  # noqa: E402
 from data.glue import read_sentences  # noqa: E402
 from data.spam import read_collection  # noqa: E402
-from errors import UserError  # noqa: E402
-from job import find_tokenizer  # noqa: E402
 from model import architecture, from_pretrained  # noqa: E402
-from peft.exchange import FromPeft  # noqa: E402
-from run import Run, resolve  # noqa: E402
-from samples import scores_of, why_no_scores  # noqa: E402
-from saved import evaluate_answers, load_run  # noqa: E402
+from peft.huggingface.read import FromPeft  # noqa: E402
+from pipeline import chat  # noqa: E402
+from pipeline.answers import scores_of, why_no_scores  # noqa: E402
+from pipeline.job import find_tokenizer  # noqa: E402
+from pipeline.reload import evaluate_answers, load_run  # noqa: E402
 from tests import mutations as m  # noqa: E402
 from tests.templates import interrupted_runs, make_templates  # noqa: E402
+from utils.errors import UserError  # noqa: E402
 
 # --- what is watched while a case runs
 

@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 import torch._dynamo  # the first optimizer step brings it: that takes longer than all of a small run
 
-import execute  # noqa: F401 (brings all that a run needs)
 import experiments
-import metrics
-from errors import run_program
+from pipeline import execute  # noqa: F401 (brings all that a run needs)
+from training import metrics_log
+from utils.errors import run_program
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, *STOPPING)
@@ -73,7 +73,7 @@ def die_at(event: int, count: Path | None) -> None:
 
         return call
 
-    write = metrics.Metrics._flush
+    write = metrics_log.Metrics._flush
 
     def half(self) -> None:
         events[0] += 1
@@ -82,7 +82,7 @@ def die_at(event: int, count: Path | None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         write(self)
 
-    metrics.Metrics._flush = half
+    metrics_log.Metrics._flush = half
     os.replace, Path.unlink, os.fsync = watched(os.replace), watched(Path.unlink), watched(os.fsync)
 
 

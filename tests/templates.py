@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import experiments
-import stages
 import train
 from data.domains import INTENTS, POLARITIES
 from data.glue import ENTAILMENTS, SENTIMENTS
+from pipeline import stages
 from tests.conftest import make_checkpoint, make_encoder, write_messages
 
 QUESTIONS = ("Who are you?", "Where do you live?", "What do you like?", "Why, naïve 海?")

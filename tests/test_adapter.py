@@ -5,12 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from errors import UserError
 from model import from_pretrained
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead
 from peft import Adapter, BitFit, Bypass, LoRA, attach
 from peft.adapter import AdapterLinear
+from utils.errors import UserError
 
 
 def tiny(dim: int = 32, n_layers: int = 2) -> GPT2:

@@ -12,13 +12,12 @@ import pytest
 import torch
 from conftest import ROOT
 
-import chat
-import execute
 import experiments
-from errors import UserError
-from model.generate import generate
-from run import Run
-from saved import load_run
+from config import Run
+from model.generation import generate
+from pipeline import chat, execute
+from pipeline.reload import load_run
+from utils.errors import UserError
 
 QUESTIONS = {"Who are you?": "I am Ada.", "What do you like?": "Tea and old maps.", "Where do you live?": "By the sea, 海."}
 METHODS = {

@@ -10,10 +10,10 @@ from conftest import ROOT
 
 from benchmarks import encoders, growth, inputs, measure, spam, step
 from benchmarks import run as benchmark
+from config import Run, resolve
 from data import TextExample, get_task
 from data.spam import RECIPE
-from errors import UserError
-from run import Run, resolve
+from utils.errors import UserError
 
 SHOWN = {"/somewhere": "INPUTS", "/shared/data": "../data"}
 OURS, THEIRS = (measure.Side([name], ROOT, json.loads) for name in ("ours", "theirs"))

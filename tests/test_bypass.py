@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from errors import UserError
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead, LanguageModelHead
 from peft import Bypass, Joined, LoRA, attach, export, restore
 from peft.bypass import parse_taps
+from utils.errors import UserError
 
 IDS = torch.randint(50, (6, 9), generator=torch.Generator().manual_seed(5))  # [B, T]
 LENGTHS = torch.tensor([9, 3, 5, 1, 9, 2])

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 import train
+from config import DEFAULTS, Run
 from data import get_task
 from data.batching import IGNORED
 from data.chat import TEMPLATES, Encoder
 from data.dialogues import Dialogue, Turn
-from errors import UserError
-from model.tokenizer import GPT2Tokenizer
-from run import DEFAULTS, Run
+from model.tokenizers.bpe import GPT2Tokenizer
+from utils.errors import UserError
 
 EOT = "¶"  # how the end of the text is shown here
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from test_gpt2_parity import TOLERANCE, distance, gradients_by_their_names
 
+from config import Run, resolve
 from data import spam
 from data.batching import IGNORED, Batches, seeded_order
 from data.chat import Encoder
 from data.dialogues import Dialogue, Turn
-from metrics import Metrics
-from model.tokenizer import GPT2Tokenizer
-from run import Run, resolve
+from model.tokenizers.bpe import GPT2Tokenizer
 from train import fit, score
+from training.metrics_log import Metrics
 
 WORDS = ("home", "later", "see", "you", "tonight", "lunch", "free", "prize", "好", "吗")
 RUN = {"learning_rate": 1e-3, "weight_decay": 0.1, "lr_scheduler_type": "constant", "amp": "off", "device": "cpu"}

@@ -8,11 +8,10 @@ from chat_checks import write_dialogues
 from conftest import make_checkpoint
 
 import experiments
-import plots
-import samples
-from errors import UserError
+from config import Run
+from pipeline import answers, plots
 from published import chat, get_table
-from run import Run
+from utils.errors import UserError
 
 TABLE = get_table("chat")
 PLANNED, LOGGED = TABLE.rows[:22], TABLE.rows[22:]
@@ -151,7 +150,7 @@ def test_without_the_libraries_losses_are_there_and_scores_come_later(table, alo
         raise UserError("plots need matplotlib: pip install matplotlib")
 
     with monkeypatch.context() as patch:
-        patch.setattr(samples, "find_spec", lambda name: None)
+        patch.setattr(answers, "find_spec", lambda name: None)
         patch.setattr(plots, "need_matplotlib", no_matplotlib)
         out, lines, text = table("--rows", "1-2")
     losses = [line["measured"] for line in lines]

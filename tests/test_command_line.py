@@ -18,20 +18,18 @@ from conftest import ROOT, Outcome, write_messages
 from safetensors.torch import load_file, save_file
 
 import data
-import execute
 import experiments
-import job
 import model.weights
 import peft
-import stages
 import train
+from config import Run
 from data import get_task
 from data.encode import make_batches
-from errors import UserError
 from model import hub
-from model.tokenizer import GPT2Tokenizer
-from run import Run
+from model.tokenizers.bpe import GPT2Tokenizer
+from pipeline import execute, job, stages
 from train import evaluate
+from utils.errors import UserError
 
 # --- in a process of its own
 

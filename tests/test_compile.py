@@ -7,8 +7,8 @@ import torch
 from test_train import make_batches, make_examples, make_model, settings
 
 import peft
-from metrics import Metrics
 from train import evaluate, fit
+from training.metrics_log import Metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")]
 

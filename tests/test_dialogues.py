@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from config import Run, resolve
 from data import get_task
 from data.dialogues import Dialogue, Records, Turn, read_records, split
-from errors import UserError
-from run import Run, resolve
+from utils.errors import UserError
 
 USER, ASSISTANT = "user", "assistant"
 

@@ -13,11 +13,11 @@ from conftest import ROOT
 from distributed_cases import BASE, CASES, COMMANDS, learn
 from safetensors.torch import load_file
 
-import distributed
 import experiments
+from config import Run
 from data.batching import Batches, Example
-from errors import UserError
-from run import Run
+from training import distributed
+from utils.errors import UserError
 
 
 def environment(**more) -> dict[str, str]:

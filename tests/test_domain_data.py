@@ -9,8 +9,8 @@ import pytest
 
 from data import TASKS, TextExample, few_shot_sample, get_task
 from data.spam import read_pocket
-from errors import UserError
-from record import data_sha256
+from pipeline.result import data_sha256
+from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 FULL = ("restaurant_sup", "acl_sup", "agnews_sup")

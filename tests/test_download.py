@@ -15,7 +15,7 @@ import pytest
 from data import domains, download, get_task, glue
 from data.download import LARGEST, cache_dir, download_file, download_from_zip, has_sha256
 from data.spam import FILE, read_spam
-from errors import UserError
+from utils.errors import UserError
 
 MEMBER = "SMSSpamCollection"
 CONTENT = b"ham\thello\n" * 1000

@@ -13,8 +13,8 @@ from test_hub import NOWHERE, FakeHub
 
 import experiments
 from data import TASKS
-from errors import UserError
 from model import hub
+from utils.errors import UserError
 
 # The command line with another address of the messages, and with the hash of what lies there.
 SCRIPT = """
@@ -96,7 +96,7 @@ def test_every_published_task_names_its_folder(tmp_path):
 
 
 def test_every_published_model_is_a_choice():
-    from download import how_to_fetch
+    from pipeline.download import how_to_fetch
 
     for name in (*hub.REPOSITORIES, "owner/name", "owner/name@refs/pr/1"):
         assert how_to_fetch(name).args == (name,)

@@ -13,7 +13,7 @@ import pytest
 
 from data import download
 from data.download import download_file, has_sha256
-from errors import UserError
+from utils.errors import UserError
 
 CONTENT = bytes(range(256)) * 300
 CHECK = has_sha256(hashlib.sha256(CONTENT).hexdigest())

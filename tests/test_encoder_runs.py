@@ -8,11 +8,11 @@ from conftest import make_encoder
 from safetensors.torch import load_file
 
 import experiments
-from errors import UserError
-from execute import build_model
-from job import prepare
+from config import Run
 from model import from_pretrained
-from run import Run
+from pipeline.execute import build_model
+from pipeline.job import prepare
+from utils.errors import UserError
 
 METHODS = ["all", "last_block", "last_layer", "freeze", "bitfit", "adapter", "bypass", "lora", "lora+bypass"]
 

@@ -8,13 +8,13 @@ import torch
 from test_encoders_parity import KINDS, MASK, MASKS, SUFFIXES, TYPES
 from test_gpt2_parity import TOLERANCE, distance
 
-from errors import UserError
 from model import from_pretrained, make_head
 from model.bert import Bert, BertConfig, Roberta, RobertaConfig
-from model.convert import bert_to_distilbert
 from model.distilbert import DistilBert, DistilBertConfig
 from model.names import ARCHITECTURES, PUBLISHED, architecture_of
 from model.weights import save_pretrained
+from tools.bert_to_distilbert import bert_to_distilbert
+from utils.errors import UserError
 
 transformers = pytest.importorskip("transformers")
 

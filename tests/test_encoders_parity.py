@@ -15,10 +15,10 @@ from test_gpt2_parity import TOLERANCE, distance, gradients_by_their_names
 from torch import nn
 from torch.nn import functional as F
 
-from errors import UserError
 from model import from_pretrained
 from model.distilbert import DistilBert
 from model.weights import save_pretrained
+from utils.errors import UserError
 
 transformers = pytest.importorskip("transformers")
 
@@ -364,7 +364,7 @@ def test_a_pretrained_bert_equals_theirs(minilm, sentences):
 
 
 def test_a_bert_becomes_a_distilbert(minilm, sentences, tmp_path):
-    command = [sys.executable, "-m", "model.convert", minilm, tmp_path / "distil"]
+    command = [sys.executable, "-m", "tools.bert_to_distilbert", minilm, tmp_path / "distil"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "distil/vocab.txt").is_file()

@@ -22,7 +22,7 @@ ENDS = {
 }
 PROGRAM = """
 import signal
-import errors
+from utils import errors
 
 def in_c_code():
     try:

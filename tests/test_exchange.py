@@ -12,14 +12,14 @@ from conftest import make_encoder
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from errors import UserError
 from model import from_pretrained, make_head
 from model.gpt2 import GPT2, GPT2Config
 from model.names import ARCHITECTURES
 from model.weights import save_pretrained
 from peft import IA3, Adapter, BitFit, DoRA, FreezeBlocks, Joined, LoRA, PrefixTuning, attach, merge
-from peft.exchange import FromPeft, read_adapter
-from peft.exchange_out import check_expressible, fold_bias, write_adapter
+from peft.huggingface.read import FromPeft, read_adapter
+from peft.huggingface.write import check_expressible, fold_bias, write_adapter
+from utils.errors import UserError
 
 PAD, LABELS, LAYERS = 0, 3, 2
 KINDS = ("distilbert", "bert", "roberta", "gpt2")

@@ -15,12 +15,12 @@ from test_bypass import DenseHead
 
 import model as models
 import train
-from errors import UserError
+from config import Run
 from model import hub
 from model.weights import save_pretrained
-from run import Run
-from state import Keeper
 from train import Meter
+from training.checkpoints import Keeper
+from utils.errors import UserError
 
 CHECKS = dict(chat_checks.CHECKS)
 LORA = ("--trainable_layers", "lora", "--lora_rank", 4)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from errors import LONGEST, UserError
+from utils.errors import LONGEST, UserError
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limits on memory are read from /proc")
 
@@ -68,7 +68,7 @@ WITHOUT = {
         'Failure: "unpickles',
     ),
     "one line for a message": (
-        "import errors\nerrors.UserError.__init__ = ValueError.__init__",
+        "from utils import errors\nerrors.UserError.__init__ = ValueError.__init__",
         "run",
         "Failure: 'says",
     ),

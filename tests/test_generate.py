@@ -5,13 +5,13 @@ import itertools
 import pytest
 import torch
 
-from errors import UserError
 from model.bert import Bert, BertConfig
-from model.generate import NOTHING, Sampling, generate, left_padded, pick, scores, stream
+from model.generation import NOTHING, Sampling, generate, left_padded, pick, scores, stream
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead, LanguageModelHead, MaskedLanguageModelHead
 from model.transformer import Cache
 from peft import LoRA, attach
+from utils.errors import UserError
 
 VOCAB, CONTEXT = 500, 64  # of `reference`
 SAMPLED = {"temperature": 0.7, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.2}

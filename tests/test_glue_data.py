@@ -7,7 +7,7 @@ import pytest
 
 from data import get_task
 from data.glue import ENTAILMENTS, SENTIMENT_FILE, SENTIMENTS, read_pocket, read_rte, read_sentences, read_sst2
-from errors import UserError
+from utils.errors import UserError
 
 GOOD = {
     "sst2": ["sentence\tlabel", "hide new secretions \t0", 'a "charming film\t1', "dull\t0"],

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from errors import UserError
 from model import from_pretrained, weights
 from model.gpt2 import GPT2, GPT2_SIZES, GPT2Config, init_gpt2
 from model.heads import ClassifierHead, LanguageModelHead
+from utils.errors import UserError
 
 TOLERANCE = 1e-5  # times the largest absolute value of the reference
 LAYERS, DIM, HEADS, VOCAB, CONTEXT = 3, 96, 4, 500, 64

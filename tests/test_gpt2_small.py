@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import execute
 import experiments
-import job
 from data.encode import make_batches
+from pipeline import execute, job
 
 pytestmark = pytest.mark.slow
 

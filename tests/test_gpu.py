@@ -3,14 +3,14 @@
 import pytest
 import torch
 
+from config import Run, resolve
 from data.batching import Batches, Example, seeded_order
 from data.spam import RECIPE
-from metrics import Metrics
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead
 from peft import LoRA, attach
-from run import Run, resolve
 from train import evaluate, fit, pick_amp, pick_device
+from training.metrics_log import Metrics
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 

@@ -29,7 +29,7 @@ SCRIPT = """
 import json, sys, time, types
 sys.modules["model"] = package = types.ModuleType("model")
 package.__path__ = ["model"]
-from errors import UserError
+from utils.errors import UserError
 from model import hub
 started, result = time.time(), dict(value=None, error=None)
 try:

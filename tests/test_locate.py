@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import TINY
 
-from errors import UserError
 from model import from_pretrained, hub
+from utils.errors import UserError
 
 
 def test_unknown_names_list_the_choices(monkeypatch, tmp_path, checkpoint):

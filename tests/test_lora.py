@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from config import Run, resolve
 from data.spam import SPAM
-from errors import UserError
 from model.gpt2 import GPT2, GPT2_SIZES, GPT2Config
 from model.heads import ClassifierHead, LanguageModelHead
 from peft import LoRA, attach, method_of
 from peft.lora import LoRALinear, draw_a
-from peft.sites import find_sites
-from run import Run, resolve
+from peft.targets import find_sites
+from utils.errors import UserError
 
 IDS = torch.randint(50, (6, 9), generator=torch.Generator().manual_seed(5))  # [B, T]
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0])

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from config import Run
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead
 from peft import IA3, DoRA, LoRA, attach
 from peft.dora import DoRALinear
 from peft.ia3 import IA3Linear
 from peft.lora import LoRALinear
-from run import Run
 from train import make_optimizer
 
 LARGE = torch.float64

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import loss
-from loss import VocabularyLoss
+from model import vocabulary_loss
+from model.vocabulary_loss import VocabularyLoss
 
 IGNORED = -100
 
@@ -34,7 +34,7 @@ def gradients(compute, tensors: tuple, labels: torch.Tensor, trained: tuple[bool
 @pytest.mark.parametrize("trained", [(True, True, True), (True, False, False), (False, True, False)], ids=str)
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_loss_and_gradients(at_once, trained, with_bias, monkeypatch):
-    monkeypatch.setattr(loss, "SCORES_AT_ONCE", at_once)
+    monkeypatch.setattr(vocabulary_loss, "SCORES_AT_ONCE", at_once)
     hidden, weight, bias, labels = data()
     tensors = (hidden, weight, bias if with_bias else None)
     expected = gradients(plain, tensors, labels, trained)
@@ -76,7 +76,7 @@ def test_the_scores_of_all_targets_are_never_there_at_once(monkeypatch):
         return linear(*inputs)
 
     hidden, weight, bias, labels = data(n=100)
-    monkeypatch.setattr(loss, "SCORES_AT_ONCE", 10 * len(weight))
+    monkeypatch.setattr(vocabulary_loss, "SCORES_AT_ONCE", 10 * len(weight))
     monkeypatch.setattr(F, "linear", spy)
     VocabularyLoss.apply(hidden, weight, bias, labels, IGNORED)
     assert sizes == [10 * len(weight)] * 10

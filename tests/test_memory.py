@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-import memory
 import peft
-from memory import Budget
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead
+from pipeline import memory
+from pipeline.memory import Budget
 from train import checkpointed
 
 CONFIG = GPT2Config(vocab_size=40, context_length=16, dim=32, n_heads=4, n_layers=3, dropout=0.1)

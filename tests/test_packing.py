@@ -6,12 +6,12 @@ from test_gpt2_parity import TOLERANCE, distance
 
 from data.batching import IGNORED, Batches, Example, collate
 from data.packing import pack
-from errors import UserError
-from frozen import reuse
 from model.bert import Bert, BertConfig, Roberta, RobertaConfig
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import LanguageModelHead, MaskedLanguageModelHead
 from train import score
+from training.activation_cache import reuse
+from utils.errors import UserError
 
 PAD = 59
 CPU = torch.device("cpu")

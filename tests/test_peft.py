@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import peft
+from config import Run, resolve
 from data.spam import RECIPE
-from errors import UserError
 from model.gpt2 import GPT2Config
 from model.heads import LanguageModelHead
 from model.names import ARCHITECTURES
@@ -34,7 +34,7 @@ from peft import (
     method_of,
     restore,
 )
-from run import Run, resolve
+from utils.errors import UserError
 
 CONFIG = GPT2Config(vocab_size=50, context_length=16, dim=32, n_heads=4, n_layers=3)
 IDS = torch.randint(50, (6, 9), generator=torch.Generator().manual_seed(5))  # [B, T]

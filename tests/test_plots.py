@@ -9,8 +9,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-import plots
-from errors import UserError
+from pipeline import plots
+from utils.errors import UserError
 
 RECORDS = [
     {

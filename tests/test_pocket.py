@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import experiments
-import pretrain
 from data.batching import IGNORED, Batches, by_length
 from data.masking import MaskedBatches
 from model import from_pretrained, hub
-from model.tokenizer import load_tokenizer
+from model.tokenizers.bpe import load_tokenizer
+from tools import pretrain
 
 
 def card(name: str) -> dict:

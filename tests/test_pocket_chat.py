@@ -8,7 +8,7 @@ import pytest
 
 import experiments
 from model import hub
-from model.tokenizer import GPT2Tokenizer
+from model.tokenizers.bpe import GPT2Tokenizer
 
 FILES = {
     name: Path(__file__).parent.parent / "data" / "pocket" / name / "dialogues.jsonl" for name in ("persona", "general")

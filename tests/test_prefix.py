@@ -12,14 +12,14 @@ from torch.nn import functional as F
 
 import peft
 import train
-from errors import UserError
-from frozen import frozen_blocks
+from config import Run, resolve
 from model.bert import Bert, BertConfig
-from model.generate import generate, left_padded
+from model.generation import generate, left_padded
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead, LanguageModelHead
 from peft import PrefixTuning, attach, export, merge, method_of, restore
-from run import Run, resolve
+from training.activation_cache import frozen_blocks
+from utils.errors import UserError
 
 P = 5
 METHODS = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import pretrain
 from model.transformer import SelfAttention
+from tools import pretrain
 
 
 @pytest.mark.parametrize("size_of_words, least", [(0.0, 0.95), (1.0, 0.3)])

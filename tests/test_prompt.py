@@ -9,14 +9,14 @@ from test_gpt2_parity import TOLERANCE, distance, padding_mask
 from test_prefix import tiny, trained_names
 from torch.nn import functional as F
 
-from errors import UserError
-from frozen import frozen_blocks
-from model.generate import generate, left_padded
+from config import Run, resolve
+from model.generation import generate, left_padded
 from model.names import ARCHITECTURES
 from model.transformer import Cache
 from model.weights import to_hugging_face
 from peft import Bypass, LoRA, PromptTuning, attach, export, merge, method_of, restore
-from run import Run, resolve
+from training.activation_cache import frozen_blocks
+from utils.errors import UserError
 
 P = 5
 

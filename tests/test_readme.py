@@ -10,13 +10,13 @@ import pytest
 from conftest import ROOT
 
 import experiments
-import job
 from benchmarks import growth, measure
+from config import Run, command
+from pipeline import job
+from pipeline.tables import key_of, scale_of, values_of
 from published import get_table
-from published.tables import key_of, scale_of, values_of
-from run import Run, command
 
-RESULTS = ROOT / "published" / "results"
+RESULTS = ROOT / "results"
 SPLITS = ("train", "validation", "test")
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(set(re.findall(r"python experiments\.py[^\n`|&]*", README)))
@@ -52,7 +52,7 @@ def test_run_time_dependencies_are_the_five_and_pinned():
     assert all("==" in line for line in lines) and "torch==2.13.0" in lines
 
 
-# Each table of the README: its measured columns, as folders of published/results and what is shown of them.
+# Each table of the README: its measured columns, as folders of results and what is shown of them.
 SCORES = ("loss", "bleu4", "rougel")
 TABLES = {
     "spam": [("spam-shipped", ("test",)), ("spam-real", ("test",))],

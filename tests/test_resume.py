@@ -11,11 +11,11 @@ import torch
 from test_train import CONFIG, WIDTH, assert_equal, differ, make_batches, make_examples, make_model, settings, weights
 
 from data.batching import Batches, seeded_order
-from errors import UserError
-from metrics import Metrics
 from model import weights as model_weights
-from state import Keeper, Past, newest
 from train import Meter, fit, update
+from training.checkpoints import Keeper, Past, newest
+from training.metrics_log import Metrics
+from utils.errors import UserError
 
 
 def interrupt_at(model, forward):

@@ -7,12 +7,12 @@ from dataclasses import asdict, fields
 import pytest
 
 import experiments
+from config import DEFAULTS, Run, command, override, resolve, said, to_flags
 from data import TASKS
-from errors import UserError
 from experiments import find_row, mend_misprints, parse, parse_rows
 from model import canonical_name
 from published import TABLES, Row, get_table
-from run import DEFAULTS, Run, command, override, resolve, said, to_flags
+from utils.errors import UserError
 
 # As printed (seeds/4_*), misprints of rows 9 and 19 included; only the script's name is ours.
 PUBLISHED = {
@@ -121,7 +121,7 @@ def test_the_published_recipe():
 @pytest.fixture
 def prepared(monkeypatch):
     """main(argv) up to the training: the resolved run."""
-    import job
+    from pipeline import job
 
     found = []
     monkeypatch.setattr(experiments, "run_one", lambda run, argv: found.append(job.prepare(run).run) or 0)

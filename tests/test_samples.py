@@ -9,13 +9,13 @@ import torch
 from chat_checks import write_dialogues
 
 import experiments
-import samples
+from config import DEFAULTS, Run
 from data.chat import Encoder
 from data.dialogues import Dialogue, Turn
-from errors import UserError
-from model.tokenizer import GPT2Tokenizer
-from run import DEFAULTS, Run
-from saved import load_run
+from model.tokenizers.bpe import GPT2Tokenizer
+from pipeline import answers
+from pipeline.reload import load_run
+from utils.errors import UserError
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def scorers():
 
 @pytest.fixture
 def without_scorers(monkeypatch):
-    monkeypatch.setattr(samples, "find_spec", lambda name: None)
+    monkeypatch.setattr(answers, "find_spec", lambda name: None)
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def answered(experiment, alone, scorers):
 
 
 def read(directory):
-    return [json.loads(line) for line in (directory / samples.FILE).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (directory / answers.FILE).read_text(encoding="utf-8").splitlines()]
 
 
 # --- scores, by hand
@@ -49,30 +49,30 @@ def sample(answer, reference):
 
 
 def test_the_same_words_score_one_and_others_nought(scorers):
-    assert samples.scores_of([sample("a b c d e", "a b c d e")]) == pytest.approx(dict.fromkeys(samples.SCORES, 1.0))
-    assert samples.scores_of([sample("", "a b c d e")]) == dict.fromkeys(samples.SCORES, 0.0)
+    assert answers.scores_of([sample("a b c d e", "a b c d e")]) == pytest.approx(dict.fromkeys(answers.SCORES, 1.0))
+    assert answers.scores_of([sample("", "a b c d e")]) == dict.fromkeys(answers.SCORES, 0.0)
 
 
 def test_scores_of_english_by_hand(scorers):
-    found = samples.scores_of([sample("a b c d e", "a b c d f")])
+    found = answers.scores_of([sample("a b c d e", "a b c d f")])
     assert found["bleu4"] == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
     assert (found["rouge1"], found["rouge2"], found["rougel"]) == pytest.approx((4 / 5, 3 / 4, 4 / 5))
-    found = samples.scores_of([sample("The cat sat on the mat.", "the cat is on the mat")])
+    found = answers.scores_of([sample("The cat sat on the mat.", "the cat is on the mat")])
     assert (found["rouge1"], found["rouge2"], found["rougel"]) == pytest.approx((5 / 6, 3 / 5, 5 / 6))
     # In another order the longest common subsequence is shorter; an answer too short pays BLEU's brevity penalty.
-    assert samples.scores_of([sample("on the mat the cat", "the cat on the mat")])["rougel"] == pytest.approx(3 / 5)
-    assert samples.bleu4(["a b c d e"], ["a b c d e f"]) == pytest.approx(math.exp(1 - 6 / 5))
+    assert answers.scores_of([sample("on the mat the cat", "the cat on the mat")])["rougel"] == pytest.approx(3 / 5)
+    assert answers.bleu4(["a b c d e"], ["a b c d e f"]) == pytest.approx(math.exp(1 - 6 / 5))
 
 
 def test_bleu_counts_over_all_answers_and_rouge_is_their_mean(scorers):
     some = [sample("a b c d e", "a b c d f"), sample("g h i j", "g h i j")]
-    found = samples.scores_of(some)
+    found = answers.scores_of(some)
     assert found["bleu4"] == pytest.approx((8 / 9 * 6 / 7 * 4 / 5 * 2 / 3) ** 0.25)
     assert found["rouge1"] == pytest.approx((4 / 5 + 1) / 2)
 
 
 def test_scores_of_chinese_count_characters(scorers):
-    found = samples.scores_of([sample("今天天气好", "今天天气坏")])
+    found = answers.scores_of([sample("今天天气好", "今天天气坏")])
     assert found["bleu4"] == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
     assert (found["rouge1"], found["rouge2"], found["rougel"]) == pytest.approx((4 / 5, 3 / 4, 4 / 5))
 
@@ -81,8 +81,8 @@ def test_words_are_those_of_the_library_in_english_and_characters_in_chinese(sco
     from rouge_score.tokenizers import DefaultTokenizer
 
     text = "It's 3 o'clock: the Cat_sat, twice-over!"
-    assert samples.Words().tokenize(text) == DefaultTokenizer(use_stemmer=False).tokenize(text)
-    assert samples.Words().tokenize("我用 GPT-2。Été") == ["我", "用", "gpt", "2", "été"]
+    assert answers.Words().tokenize(text) == DefaultTokenizer(use_stemmer=False).tokenize(text)
+    assert answers.Words().tokenize("我用 GPT-2。Été") == ["我", "用", "gpt", "2", "été"]
 
 
 # --- answers
@@ -91,8 +91,8 @@ def test_words_are_those_of_the_library_in_english_and_characters_in_chinese(sco
 def test_a_run_writes_its_answers_and_scores(answered):
     found = read(answered.directory)
     assert [one["split"] for one in found] == ["test"] * 3 + ["general"] * 2  # all there are
-    for split in samples.SPLITS:
-        scores = samples.scores_of([one for one in found if one["split"] == split])
+    for split in answers.SPLITS:
+        scores = answers.scores_of([one for one in found if one["split"] == split])
         assert scores == pytest.approx({name: answered.result[f"{split}_{name}"] for name in scores})
     assert answered.result["test_rouge1"] > 0.3  # it learned to say "prize", at least
     assert all(re.fullmatch(r"prize \d", one["reference"]) for one in found[:3])
@@ -108,7 +108,7 @@ def test_answers_in_a_batch_are_those_one_by_one(answered):
             parts = [saved.tokenizer.encode(part) for part in one["prompt"].split("<|endoftext|>")]
             ids = torch.tensor([[*parts[0], saved.tokenizer.end_of_text, *parts[1]]])
         answer = []
-        for _ in range(samples.LONGEST_ANSWER):
+        for _ in range(answers.LONGEST_ANSWER):
             token = int(saved.model(ids)[0, -1].argmax())
             if token == saved.tokenizer.end_of_text:
                 break
@@ -119,7 +119,7 @@ def test_answers_in_a_batch_are_those_one_by_one(answered):
 
 def test_a_finished_run_is_scored_later(answered, capsys):
     before = read(answered.directory)
-    (answered.directory / samples.FILE).unlink()
+    (answered.directory / answers.FILE).unlink()
     assert experiments.main(["--score", str(answered.directory), "--eval_generate", "2"]) == 0
     assert "bleu4    test " in capsys.readouterr().out
     assert read(answered.directory) == before[:2] + before[3:5]
@@ -163,13 +163,13 @@ def test_without_the_libraries_the_error_says_how_to_install_them(experiment, al
     ],
 )
 def test_what_is_refused(argv, what, alone, monkeypatch):
-    monkeypatch.setattr(samples, "find_spec", lambda name: True)
+    monkeypatch.setattr(answers, "find_spec", lambda name: True)
     with pytest.raises(UserError, match=re.escape(what)):
         experiments.main(argv)
 
 
 def test_a_classifier_has_no_answers(experiment, monkeypatch):
-    monkeypatch.setattr(samples, "find_spec", lambda name: True)
+    monkeypatch.setattr(answers, "find_spec", lambda name: True)
     found = experiment()
     with pytest.raises(UserError, match="which has no dialogues to answer"):
         experiments.main(["--score", str(found.directory)])

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 import experiments
-import frozen
-import job
 import peft
-from frozen import frozen_blocks
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead
+from pipeline import job
+from training import activation_cache
+from training.activation_cache import frozen_blocks
 
 CONFIG = GPT2Config(vocab_size=40, context_length=16, dim=32, n_heads=4, n_layers=4)
 
@@ -161,11 +161,11 @@ def test_no_frozen_block_runs_twice(experiment, monkeypatch):
 
 
 def test_texts_are_computed_together_with_others_of_their_length(monkeypatch):
-    monkeypatch.setattr(frozen, "FEWEST_TOKENS", 20)
-    monkeypatch.setattr(frozen, "MOST_TOKENS", 100)
+    monkeypatch.setattr(activation_cache, "FEWEST_TOKENS", 20)
+    monkeypatch.setattr(activation_cache, "MOST_TOKENS", 100)
 
     def batches(*lengths) -> list[tuple[int, ...]]:
-        return [lengths[part] for part in frozen.cut(list(lengths))]
+        return [lengths[part] for part in activation_cache.cut(list(lengths))]
 
     assert batches() == [] and batches(300) == [(300,)]
     assert batches(5, 9, 10, 11, 30) == [(5, 9, 10), (11, 30)]  # short ones wait until they are 20 tokens
@@ -180,6 +180,6 @@ def test_nothing_is_kept_of_what_is_random(experiment):
 
 
 def test_what_would_not_fit_is_computed_anew(experiment, monkeypatch):
-    monkeypatch.setattr(frozen, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(activation_cache, "free_bytes", lambda device: 1000)
     found = experiment()
     assert "of 0 free: it is computed anew" in found.out and found.code == 0

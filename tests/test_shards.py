@@ -6,11 +6,11 @@ import random
 import pytest
 
 import experiments
-import published.tables
-from errors import UserError
+from config import Run
+from pipeline import tables
+from pipeline.tables import in_shard, write_table
 from published import get_table
-from published.tables import in_shard, write_table
-from run import Run
+from utils.errors import UserError
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_shard_is_one_of_a_table():
 def test_two_writers_lose_nothing(seed, tmp_path, monkeypatch):
     """Two machines end a row each at about the same time: whichever way their reading and writing falls, both are there."""
     table, draw, done = get_table("spam"), random.Random(seed), {}
-    write_json = published.tables.write_json
+    write_json = tables.write_json
 
     def line(number):
         row = {"row": number, "title": "", "published": {}, "measured": None, "std": None, "command": "", "note": ""}
@@ -89,7 +89,7 @@ def test_two_writers_lose_nothing(seed, tmp_path, monkeypatch):
         if draw.random() < 0.5 and pending:
             pending.pop(0)()
 
-    monkeypatch.setattr(published.tables, "write_json", meanwhile)
+    monkeypatch.setattr(tables, "write_json", meanwhile)
     done |= line(1)
     write_table(table, line(1), tmp_path, others)
     written = {one["row"] for one in json.loads((tmp_path / "table-spam.json").read_text())}

@@ -5,11 +5,11 @@ import torch
 from safetensors.torch import save_file
 from test_peft import ALL, CONFIG, every_method, kind, logits, snapshot, tiny, train, trained_names  # noqa: F401 (a fixture)
 
-from errors import UserError
 from model.gpt2 import GPT2
 from model.heads import LanguageModelHead
 from peft import Adapters, attach, export, merge, share
-from peft.exchange import FromPeft
+from peft.huggingface.read import FromPeft
+from utils.errors import UserError
 
 
 @every_method

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from errors import UserError
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead
 from model.names import ARCHITECTURES
 from peft import Adapter, Bypass, LoRA, attach
-from peft.sites import find_parts, find_sites, parse_layers, their_names
+from peft.targets import find_parts, find_sites, parse_layers, their_names
+from utils.errors import UserError
 
 
 def tiny(n_layers: int = 21) -> GPT2:

@@ -9,8 +9,8 @@ import pytest
 
 from data import TASKS, get_task
 from data.spam import FILE, LABELS, read_collection, read_pocket, read_spam
-from errors import UserError
-from model.tokenizer import GPT2Tokenizer
+from model.tokenizers.bpe import GPT2Tokenizer
+from utils.errors import UserError
 
 POCKET = Path(__file__).parent.parent / "data" / "pocket" / FILE
 GOOD = [f"ham\thello number {i}" for i in range(6)] + [f"spam\tprize number {i}" for i in range(5)]

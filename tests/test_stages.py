@@ -7,13 +7,12 @@ import pytest
 import torch
 from test_train import assert_equal
 
-import execute
-import stages
 import train
-from errors import UserError
+from config import Run
 from model import from_pretrained
+from pipeline import execute, stages
 from published.plans import PLANS, stages_of
-from run import Run
+from utils.errors import UserError
 
 SETTINGS = {"max_steps": 3, "num_epochs": 1}
 

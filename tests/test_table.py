@@ -6,13 +6,12 @@ import signal
 import pytest
 
 import experiments
-import job
-import published.tables
 import train
-from errors import UserError
+from config import Run, command
+from pipeline import job, tables
+from pipeline.tables import in_ranges, run_table
 from published import get_table
-from published.tables import in_ranges, run_table
-from run import Run, command
+from utils.errors import UserError
 
 KEYS = {"row", "published", "measured", "std", "seeds", "seconds", "command", "note"}
 
@@ -72,7 +71,7 @@ def test_mean_deviation_and_the_text(alone, monkeypatch, capsys):
         values = dict(zip(keys, made_up[job.run.seed], strict=True))
         return {"seed": job.run.seed, "model": "m", "dataset": "d", "interrupted": False, **values}
 
-    monkeypatch.setattr(published.tables, "execute", execute)
+    monkeypatch.setattr(tables, "execute", execute)
     spam = get_table("spam")
     said = Run(seed=5, output_dir=str(alone / "new" / "folder"), dataset="spam-pocket", model="gpt2-pocket")
     assert run_table(spam, [spam.row(1), spam.row(6)], said, 3) == 0

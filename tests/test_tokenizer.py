@@ -11,9 +11,7 @@ import pytest
 import regex
 from texts import ODD_TEXTS, generated_texts, real_texts, rte_pairs
 
-from errors import UserError
-from model.bpe import learn_merges, save_tokenizer
-from model.tokenizer import (
+from model.tokenizers.bpe import (
     END_OF_TEXT,
     FILE_SETS,
     GPT2_PATTERN,
@@ -23,7 +21,9 @@ from model.tokenizer import (
     has_tokenizer_files,
     load_tokenizer,
 )
-from model.wordpiece import SPECIAL_TOKENS, WordPieceTokenizer
+from model.tokenizers.wordpiece import SPECIAL_TOKENS, WordPieceTokenizer
+from tools.learn_vocabulary import learn_merges, save_tokenizer
+from utils.errors import UserError
 
 
 def theirs_from(directory: Path):

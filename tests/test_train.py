@@ -12,14 +12,14 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import peft
 import train
+from config import Run, resolve
 from data import spam
 from data.batching import IGNORED, Batches, Example, seeded_order
-from errors import UserError
-from metrics import Metrics
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead, LanguageModelHead
-from run import Run, resolve
 from train import evaluate, fit, macro_f1, pick_amp, pick_device, schedule
+from training.metrics_log import Metrics
+from utils.errors import UserError
 
 CONFIG = GPT2Config(vocab_size=40, context_length=16, dim=32, n_heads=4, n_layers=2)
 WIDTH = 12

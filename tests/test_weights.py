@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from errors import UserError
 from model import from_pretrained, weights
 from model.gpt2 import GPT2, GPT2Config, init_gpt2
 from model.heads import LanguageModelHead
+from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 CONFIG = GPT2Config(vocab_size=60, context_length=16, dim=32, n_heads=4, n_layers=2)

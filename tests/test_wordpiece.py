@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from texts import ODD_TEXTS, generated_texts, real_texts, rte_pairs, sst2, unchanged_since_2002
 
-from errors import UserError
-from model.bpe import learn_vocabulary, save_vocabulary
-from model.sequence import longest_first
-from model.tokenizer import has_tokenizer_files, load_tokenizer
-from model.wordpiece import MAX_WORD, SPECIAL_TOKENS, BasicTokenizer, WordPieceTokenizer
+from model.tokenizers.base import longest_first
+from model.tokenizers.bpe import has_tokenizer_files, load_tokenizer
+from model.tokenizers.wordpiece import MAX_WORD, SPECIAL_TOKENS, BasicTokenizer, WordPieceTokenizer
+from tools.learn_vocabulary import learn_vocabulary, save_vocabulary
+from utils.errors import UserError
 
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from errors import UserError
 from model.transformer import Cache, Transformer
+from utils.errors import UserError
 
 NOTHING = -1  # in the place of a token, for a text that has ended
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from errors import UserError
-from model.sequence import Tokenizer
-from model.settings import read_json
+from model.tokenizers.base import Tokenizer
+from utils.errors import UserError
+from utils.json_files import read_json
 
 PAD, UNKNOWN, START, SEPARATOR, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUES = "##"  # a piece that doesn't begin its word

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import regex  # comes with tiktoken; the pattern needs \p{L}, which the standard library's `re` lacks
 
-from durable import write_text
-from errors import UserError
-from model.tokenizer import END_OF_TEXT, GPT2_PATTERN, byte_alphabet
-from model.wordpiece import CONTINUES, MAX_WORD, SPECIAL_TOKENS, BasicTokenizer
+from model.tokenizers.bpe import END_OF_TEXT, GPT2_PATTERN, byte_alphabet
+from model.tokenizers.wordpiece import CONTINUES, MAX_WORD, SPECIAL_TOKENS, BasicTokenizer
+from utils.errors import UserError
+from utils.files import write_text
 
 Pair = tuple[str, str]
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from errors import UserError
 from model.gpt2 import GPT2
 from model.weights import write_safetensors
 from peft import merge
 from peft.dora import DoRALinear
-from peft.exchange import BEFORE, Tables
+from peft.huggingface.read import BEFORE, Tables
 from peft.ia3 import IA3Linear
 from peft.lora import LoRALinear, principal_parts
 from peft.prefix import PrefixAttention
-from peft.sites import AdaptedLinear, Added
+from peft.targets import AdaptedLinear, Added
+from utils.errors import UserError
 
 
 @torch.no_grad()

@@ -5,8 +5,8 @@ import json
 import os
 from pathlib import Path
 
-from durable import write_text
-from errors import UserError, note
+from utils.errors import UserError, note
+from utils.files import write_text
 
 
 def read_records(path: Path) -> list[dict]:

@@ -9,21 +9,21 @@ import torch
 from torch import nn
 
 import peft
-import samples
+from config import Run, resolve
 from data import get_task
 from data.chat import ChatTask
-from errors import UserError
-from execute import build_model
-from job import adapter_fingerprint, find_tokenizer, weights_fingerprint
 from model.hub import REPOSITORIES, TOKENIZER_FILES, local
-from model.sequence import Tokenizer
+from model.tokenizers.base import Tokenizer
 from model.weights import read_safetensors, save_pretrained
-from peft.exchange_out import check_expressible, fold_bias, write_adapter
-from peft.sites import Added
+from peft.huggingface.write import check_expressible, fold_bias, write_adapter
+from peft.targets import Added
+from pipeline import answers
+from pipeline.execute import build_model
+from pipeline.job import adapter_fingerprint, find_tokenizer, weights_fingerprint
+from pipeline.result import read_result, write_json
 from published.plans import stages_of
-from record import read_result, write_json
-from run import Run, resolve
 from train import pick_device
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def how_to_read(saved: Saved) -> str:
 
 def evaluate_answers(directory: str | Path, count: int, device: str | None = None) -> dict:
     """What `--eval_generate count` adds to a run, for one that has ended. Returns its `result.json` with the scores."""
-    samples.need_scorers()
+    answers.need_scorers()
     saved, directory = load_run(directory), Path(directory)
     task, result = get_task(saved.run.dataset), read_result(directory)
     if not isinstance(task, ChatTask):
@@ -176,7 +176,7 @@ def evaluate_answers(directory: str | Path, count: int, device: str | None = Non
         raise UserError(f"{directory} holds an interrupted run; end it with --resume first")
     run = replace(saved.run, eval_generate=count)
     model = saved.model.to(pick_device(device or "auto"))
-    scores = samples.answer_and_score(model, run, task.splits(run), saved.tokenizer, directory)
+    scores = answers.answer_and_score(model, run, task.splits(run), saved.tokenizer, directory)
     result |= scores | {"config": asdict(run)}
     write_json(directory / "result.json", result)
     return result

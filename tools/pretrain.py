@@ -1,7 +1,7 @@
 """Makes the shipped models: a vocabulary, then pretraining through the same `fit` as everything else.
 
-    python pretrain.py gpt2-pocket --data_dir ../shared/data         next-token prediction, about an hour on 2 cores
-    python pretrain.py distilbert-pocket --data_dir ../shared/data   masked tokens
+    python -m tools.pretrain gpt2-pocket --data_dir ../shared/data         next-token prediction, about an hour on 2 cores
+    python -m tools.pretrain distilbert-pocket --data_dir ../shared/data   masked tokens
 
 Writes config.json, model.safetensors (fp16), the vocabulary and pretraining.json (tokens seen, held-out loss).
 """
@@ -17,22 +17,22 @@ from pathlib import Path
 
 import torch
 
+from config import Run, resolve
 from data import get_task
 from data.batching import IGNORED, Batches, Example, bucketed_order, by_length, seeded_order
 from data.masking import MaskedBatches
-from errors import run_program
-from metrics import Metrics
-from model.bpe import learn_merges, learn_vocabulary, save_tokenizer, save_vocabulary
 from model.distilbert import DistilBert, DistilBertConfig
 from model.gpt2 import GPT2, GPT2Config, init_gpt2
 from model.heads import LanguageModelHead, MaskedLanguageModelHead
 from model.hub import POCKET_DIR
-from model.sequence import Tokenizer
-from model.tokenizer import load_tokenizer
+from model.tokenizers.base import Tokenizer
+from model.tokenizers.bpe import load_tokenizer
 from model.transformer import SelfAttention, Transformer
 from model.weights import save_pretrained
-from run import Run, resolve
+from tools.learn_vocabulary import learn_merges, learn_vocabulary, save_tokenizer, save_vocabulary
 from train import evaluate, fit, pick_amp, pick_device
+from training.metrics_log import Metrics
+from utils.errors import run_program
 
 HELD_OUT_EVERY = 50  # each 50th document is held out
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from errors import UserError
 from model.names import entries_of
 from model.transformer import Transformer
+from utils.errors import UserError
 
 PARTS = {"qkv": "q,k,v", "norm": "attn_norm,mlp_norm"}  # names for several modules of a block
 

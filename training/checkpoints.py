@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import distributed
 from data.batching import Batches
-from errors import UserError, note
 from model.weights import read_metadata, read_safetensors, write_safetensors
+from training import distributed
+from utils.errors import UserError, note
 
 STATES = "states"  # a folder of the run's: the stage under way, the newest --save_total_limit of them
 TRAINED = "trained.safetensors"  # between two stages, and after the last, it is all that is needed to go on

@@ -7,20 +7,20 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import distributed
 import model as models
+from config import DEFAULTS, Run, resolve
 from data import Task, get_task
 from data.chat import task_of_file
-from durable import sweep
-from errors import UserError
 from model import hub
-from model.sequence import Tokenizer
-from model.tokenizer import KIND_OF_MODEL, has_tokenizer_files, load_tokenizer
-from peft.exchange import adapter_folder
-from record import data_sha256, files_sha256, read_result, weights_sha256
-from run import DEFAULTS, Run, resolve
-from state import STATES
+from model.tokenizers.base import Tokenizer
+from model.tokenizers.bpe import KIND_OF_MODEL, has_tokenizer_files, load_tokenizer
+from peft.huggingface.read import adapter_folder
+from pipeline.result import data_sha256, files_sha256, read_result, weights_sha256
 from train import pick_amp, pick_device
+from training import distributed
+from training.checkpoints import STATES
+from utils.errors import UserError
+from utils.files import sweep
 
 DEFAULT_DATASET = {"gpt2": "spam", "distilbert": "sst2", "bert": "sst2", "roberta": "sst2"}  # by the kind of model
 # By the kind of model: whose vocabulary a checkpoint without one gets, and its folder in `tokenizers/`, see find_tokenizer.

@@ -10,18 +10,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import distributed
-import memory
 import model as models
 import peft
-import plots
-import samples
+from config import Run, to_flags
 from data.batching import Batches
-from errors import UserError
-from job import Job, find_tokenizer, fingerprint, prepare_directory
-from metrics import Metrics
-from published.plans import stages_of
-from record import (
+from pipeline import answers, memory, plots
+from pipeline.job import Job, find_tokenizer, fingerprint, prepare_directory
+from pipeline.result import (
     count_parameters,
     device_name,
     git_state,
@@ -31,10 +26,13 @@ from record import (
     versions,
     write_json,
 )
-from run import Run, to_flags
-from stages import train_stages
-from state import TRAINED, Point, newest, remove_states
+from pipeline.stages import train_stages
+from published.plans import stages_of
 from train import evaluate
+from training import distributed
+from training.checkpoints import TRAINED, Point, newest, remove_states
+from training.metrics_log import Metrics
+from utils.errors import UserError
 
 TO = {"train": "train", "validation": "validate", "test": "test", "general": "test what is kept"}
 
@@ -94,7 +92,7 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     if run.plot_loss:  # these two before any time is spent
         plots.need_matplotlib()
     if run.eval_generate:
-        samples.need_scorers()
+        answers.need_scorers()
     batches = distributed.share(batches, run.ignore_index)
     point, finished, earlier = resumed(directory, run, len(plan)) if run.resume else forget(directory, run)
     started -= earlier
@@ -112,7 +110,7 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
         interrupted = stages[-1]["interrupted"]
         measured = {} if interrupted else final_measures(model if run.fsdp else peft.merge(model), used, job, metrics)
         asked = run.eval_generate and not interrupted
-        scores = samples.answer_and_score(model, run, splits, tokenizer, directory) if asked else {}
+        scores = answers.answer_and_score(model, run, splits, tokenizer, directory) if asked else {}
     metrics.close()
     result = {
         **about(job, argv),
@@ -210,7 +208,7 @@ def forget(directory: Path, run: Run) -> tuple[None, list[dict], float]:
         write_json(directory / "result.json", unfinished(run, [], {}))
         try:
             remove_states(directory)
-            for name in (TRAINED, samples.FILE):
+            for name in (TRAINED, answers.FILE):
                 (directory / name).unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"{error.filename}, of an earlier run, can't be removed: {error.strerror}") from None

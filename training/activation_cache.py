@@ -10,9 +10,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-import distributed
 from data.batching import Batch, Batches, Example, Kept, collate
 from train import autocast
+from training import distributed
 
 PART_OF_MEMORY = 0.5  # of what is free: more than this is never kept
 FEWEST_TOKENS, MOST_TOKENS = 256, 4096  # that are computed at once

@@ -28,17 +28,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from errors import UserError
 from model import hub
 from model.names import Entry, architecture_of, entries_of
-from model.settings import read_json
 from model.weights import read_safetensors
 from peft import method, train_head
 from peft.dora import DoRALinear
 from peft.ia3 import IA3Linear
 from peft.lora import LoRA, LoRALinear
 from peft.prefix import Prefix, PrefixAttention
-from peft.sites import adapt, replace_module
+from peft.targets import adapt, replace_module
+from utils.errors import UserError
+from utils.json_files import read_json
 
 BEFORE = {"LORA": "base_model.model.", "IA3": "base_model.model.", "PREFIX_TUNING": "base_model."}  # their names
 # Settings of a LORA that change what is computed and have no counterpart here: the values that mean "not used".

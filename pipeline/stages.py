@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import distributed
 import peft
+from config import Run
 from data.batching import Batches
-from errors import UserError, note
-from frozen import reuse
-from metrics import Metrics
-from record import count_parameters
-from run import Run
-from state import Keeper, Point, wholes, write_trained
+from pipeline.result import count_parameters
 from train import fit, score, steps_of
+from training import distributed
+from training.activation_cache import reuse
+from training.checkpoints import Keeper, Point, wholes, write_trained
+from training.metrics_log import Metrics
+from utils.errors import UserError, note
 
 
 def train_stages(

@@ -16,9 +16,9 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
+from config import Run
 from data.batching import IGNORED, Batches, Example, Order
-from errors import UserError
-from run import Run
+from utils.errors import UserError
 
 LONGEST_WAIT = datetime.timedelta(days=1)  # one process may evaluate, load or write while the others wait
 

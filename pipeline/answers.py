@@ -14,16 +14,16 @@ from pathlib import Path
 
 from torch import nn
 
-import distributed
+from config import Run
 from data.batching import by_length
 from data.chat import Encoder
 from data.dialogues import Dialogue
 from data.encode import padded_length
-from errors import UserError
-from model.generate import generate, left_padded
-from model.sequence import Tokenizer
-from record import write_text
-from run import Run
+from model.generation import generate, left_padded
+from model.tokenizers.base import Tokenizer
+from pipeline.result import write_text
+from training import distributed
+from utils.errors import UserError
 
 SCORES = ("bleu4", "rouge1", "rouge2", "rougel")
 SPLITS = ("test", "general")  # whose dialogues are answered

@@ -6,19 +6,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import distributed
-import plots
+from config import Run, command
 from data import get_task
-from errors import UserError
-from execute import execute
-from job import Job, finished, prepare, why_no_data, why_not_resumable
-from metrics import read_records
 from model import canonical_name, hub
+from pipeline import plots
+from pipeline.answers import why_no_scores
+from pipeline.execute import execute
+from pipeline.job import Job, finished, prepare, why_no_data, why_not_resumable
+from pipeline.reload import evaluate_answers
+from pipeline.result import read_json, write_json, write_text
 from published import Row, Table
-from record import read_json, write_json, write_text
-from run import Run, command
-from samples import why_no_scores
-from saved import evaluate_answers
+from training import distributed
+from training.metrics_log import read_records
+from utils.errors import UserError
 
 
 def run_table(table: Table, rows: list[Row], said: Run, n_seeds: int, shard: tuple[int, int] = (1, 1)) -> int:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import tiktoken
 
-from errors import UserError
-from model.sequence import Tokenizer
-from model.settings import read_json
-from model.wordpiece import FILES as WORDPIECE_FILES
-from model.wordpiece import WordPieceTokenizer
+from model.tokenizers.base import Tokenizer
+from model.tokenizers.wordpiece import FILES as WORDPIECE_FILES
+from model.tokenizers.wordpiece import WordPieceTokenizer
+from utils.errors import UserError
+from utils.json_files import read_json
 
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's one special token
 START = "<s>"  # RoBERTa's first

@@ -7,15 +7,15 @@ from dataclasses import asdict, replace
 import torch
 
 import model as models
+from config import Run, override, resolve, said
 from data import get_task
 from data.chat import Encoder
 from data.dialogues import Dialogue, Turn
-from errors import UserError
-from job import DEFAULT_DATASET, choose_model, find_tokenizer
-from model.generate import NOTHING, Sampling, stream
-from run import Run, override, resolve, said
-from saved import Saved, load_run
+from model.generation import NOTHING, Sampling, stream
+from pipeline.job import DEFAULT_DATASET, choose_model, find_tokenizer
+from pipeline.reload import Saved, load_run
 from train import pick_device
+from utils.errors import UserError
 
 OF_THE_MODEL = ("model", "checkpoint", "tokenizer", "data_dir", "weights")
 OF_THE_ANSWER = ("template", "source_prefix", "device", "seed")  # with a trained model too

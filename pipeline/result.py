@@ -14,11 +14,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import distributed
-import durable
 from data import TextExample
 from data.dialogues import Dialogue
-from model import settings
+from training import distributed
+from utils import files, json_files
 
 
 def write_json(path: Path, content: object) -> None:
@@ -29,13 +28,13 @@ def write_json(path: Path, content: object) -> None:
 def write_text(path: Path, text: str) -> None:
     """`path` never holds half of it. Of several processes, the first one writes."""
     if distributed.rank() == 0:
-        durable.write_text(path, text)
+        files.write_text(path, text)
 
 
 def read_json(path: Path) -> object:
     """The content of an earlier file of ours, or None where there is none to be read."""
     try:
-        return settings.read_json(path)
+        return json_files.read_json(path)
     except (OSError, ValueError):
         return None
 

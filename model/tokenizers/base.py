@@ -1,6 +1,6 @@
 """What every tokenizer shares: from the ids of one text, or of two, to the sequence that the model reads."""
 
-from errors import UserError
+from utils.errors import UserError
 
 
 class Tokenizer:

@@ -8,7 +8,7 @@ import shlex
 import sys
 from dataclasses import dataclass, field, fields, replace
 
-from errors import UserError
+from utils.errors import UserError
 
 
 def flag(

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import peft
-from record import count_parameters
+from pipeline.result import count_parameters
 from train import checkpointed
 
 BYTES = 4  # of a float32; trained tensors and their moments are float32 under AMP too

@@ -1,6 +1,6 @@
 """A BERT checkpoint as a DistilBERT's, computing the same for single texts.
 
-    python -m model.convert BERT_DIR OUT_DIR
+    python -m tools.bert_to_distilbert BERT_DIR OUT_DIR
 
 DistilBERT is BERT's encoder without token types. Where every token is of the first text, BERT adds row 0 of its token-type
 table at every position, so that row can be added to the position table instead. Only the body is written (a classifier's
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from errors import UserError, run_program
 from model import from_pretrained, hub
 from model.bert import Bert, BertConfig
 from model.distilbert import DistilBert, DistilBertConfig
 from model.weights import save_pretrained
+from utils.errors import UserError, run_program
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ from pathlib import Path
 import model as models
 from data import TASKS, Task
 from data.download import cache_dir
-from errors import UserError
 from model import hub
+from utils.errors import UserError
 
 
 def download(names: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Curves of a run, and its metrics as CSV:
 
-python plots.py runs/NAME          draws runs/NAME/curves.png (needs matplotlib)
-python plots.py runs/NAME --csv    prints runs/NAME/metrics.jsonl as CSV
+python -m pipeline.plots runs/NAME          draws runs/NAME/curves.png (needs matplotlib)
+python -m pipeline.plots runs/NAME --csv    prints runs/NAME/metrics.jsonl as CSV
 """
 
 import argparse
@@ -9,8 +9,8 @@ import csv
 import sys
 from pathlib import Path
 
-from errors import UserError, run_program
-from metrics import read_records
+from training.metrics_log import read_records
+from utils.errors import UserError, run_program
 
 
 def read_metrics(directory: Path) -> list[dict]:
