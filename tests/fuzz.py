@@ -55,8 +55,8 @@ from pipeline import chat  # noqa: E402
 from pipeline.answers import scores_of, why_no_scores  # noqa: E402
 from pipeline.job import find_tokenizer  # noqa: E402
 from pipeline.reload import evaluate_answers, load_run  # noqa: E402
-from tests import mutations as m  # noqa: E402
-from tests.templates import interrupted_runs, make_templates  # noqa: E402
+from tests.helpers import mutations as m  # noqa: E402
+from tests.helpers.templates import interrupted_runs, make_templates  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
 # --- what is watched while a case runs

@@ -15,7 +15,7 @@ PLANS = {"one stage": (), "layer by layer": ("--stages", "layer_by_layer")}
 
 
 def kill(how: str, kills: int, seed: int, plan: str, checkpoint, data, folder) -> dict:
-    words = [sys.executable, ROOT / "tests/killing.py", how, kills, seed, folder, *FLAGS.split(), *PLANS[plan]]
+    words = [sys.executable, ROOT / "tests/helpers/killing.py", how, kills, seed, folder, *FLAGS.split(), *PLANS[plan]]
     words += ["--checkpoint", checkpoint, "--data_dir", data]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, env=environment)

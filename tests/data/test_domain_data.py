@@ -12,7 +12,7 @@ from data.spam import read_pocket
 from pipeline.result import data_sha256
 from utils.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 FULL = ("restaurant_sup", "acl_sup", "agnews_sup")
 
 

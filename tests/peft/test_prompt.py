@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_generate import plainly, texts
+from test_generation import plainly, texts
 from test_gpt2_parity import TOLERANCE, distance, padding_mask
 from test_prefix import tiny, trained_names
 from torch.nn import functional as F

@@ -152,7 +152,7 @@ def sentences(folder: Path, lines: list[str]) -> Path:
 
 
 def test_the_shipped_sentences():
-    if not (Path(__file__).parent.parent / "data" / "pocket" / SENTIMENT_FILE).is_file():
+    if not (Path(__file__).parent.parent.parent / "data" / "pocket" / SENTIMENT_FILE).is_file():
         pytest.skip(f"data/pocket/{SENTIMENT_FILE} isn't written yet")
     splits = read_pocket(None)
     assert all({example.label for example in examples} == {0, 1} for examples in splits.values())

@@ -33,7 +33,7 @@ def pair(tmp_path_factory, small_checkpoint, small_data) -> list[dict]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": probe.getsockname()[1], "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    command = [sys.executable, str(Path(__file__).parent / "distributed_cases.py"), str(folder), *given]
+    command = [sys.executable, str(ROOT / "tests/helpers/distributed_cases.py"), str(folder), *given]
     both = [
         subprocess.Popen(
             command, env=environment(**where, RANK=rank, LOCAL_RANK=rank), stdout=subprocess.PIPE, stderr=subprocess.PIPE

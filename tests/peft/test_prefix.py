@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from test_generate import plainly, texts
+from test_generation import plainly, texts
 from test_gpt2_parity import LAYERS, TOLERANCE, distance, padding_mask
 from torch.nn import functional as F
 

@@ -12,7 +12,7 @@ from data.spam import FILE, LABELS, read_collection, read_pocket, read_spam
 from model.tokenizers.bpe import GPT2Tokenizer
 from utils.errors import UserError
 
-POCKET = Path(__file__).parent.parent / "data" / "pocket" / FILE
+POCKET = Path(__file__).parent.parent.parent / "data" / "pocket" / FILE
 GOOD = [f"ham\thello number {i}" for i in range(6)] + [f"spam\tprize number {i}" for i in range(5)]
 
 

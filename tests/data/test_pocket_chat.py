@@ -11,7 +11,8 @@ from model import hub
 from model.tokenizers.bpe import GPT2Tokenizer
 
 FILES = {
-    name: Path(__file__).parent.parent / "data" / "pocket" / name / "dialogues.jsonl" for name in ("persona", "general")
+    name: Path(__file__).parent.parent.parent / "data" / "pocket" / name / "dialogues.jsonl"
+    for name in ("persona", "general")
 }
 KEYS = ["split", "instruction", "input", "output", "history"]
 COUNTS = {  # records, those with a history, those with an input

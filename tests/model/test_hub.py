@@ -20,7 +20,7 @@ import pytest
 
 from model import from_pretrained
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NOWHERE = "http://127.0.0.1:9"  # nothing listens on the port of the discard service
 
