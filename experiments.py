@@ -23,7 +23,8 @@ from pathlib import Path
 
 from config import Run, command
 from config import said as run_fields
-from published import TABLES, Row, get_table
+from published import TABLES, get_table
+from published.table import Row
 from utils.errors import UserError, run_program
 
 # Fields of `Sampling` (model/generate.py), which has their defaults and limits.

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from config import Run
-from data import TextExample, get_task
+from data.files import TextExample
+from data.registry import get_task
 from data.spam import FILE, LABELS
 from model.distilbert import DistilBert, DistilBertConfig
 from model.gpt2 import GPT2, GPT2Config, init_gpt2

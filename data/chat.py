@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from config import DEFAULTS, Run
-from data import Task, get_task
 from data.batching import IGNORED, Batches, Example
 from data.dialogues import Dialogue, Turn, read_records, split
 from data.encode import batches_of, draw_training, padded_length
 from data.packing import pack
+from data.task import Task
 from model.tokenizers.base import Tokenizer, longest_first
 from utils.errors import UserError
 
@@ -203,7 +203,7 @@ class ChatTask(Task):
             raise UserError(f"{self.name} needs a model that writes, such as GPT-2; the tokenizer has no end-of-text token")
         length = padded_length(run, config.context_length, config.context_length)
         encoder = Encoder(tokenizer, run, length)
-        chosen = splits | {"train": draw_training(splits["train"], run)}
+        chosen = splits | {"train": draw_training(self, splits["train"], run)}
         examples = {name: [encoder.encode(one) for one in dialogues] for name, dialogues in chosen.items()}
         notes = [note for path in self.files(run) if (note := read_records(path).report())]
         notes += [f"too long: {n} dialogues lost {what}" for what, n in encoder.counts.items() if n]
@@ -247,8 +247,8 @@ def training_dialogues(flag: str, name: str, test_share: float) -> list[Dialogue
 
 def dialogues_of(flag: str, name: str) -> "ChatTask":
     """The task of the set that a flag names. Raises UserError where it has no dialogues."""
-    task = get_task(name)
-    if not isinstance(task, ChatTask):
+    task = next((one for one in TASKS if one.name == name), None) or task_of_file(name)
+    if task is None:
         names = ", ".join(one.name for one in TASKS)
         raise UserError(
             f"--{flag} is {name!r}, which has no dialogues; choose {names} or the path of a .json or .jsonl file"

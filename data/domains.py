@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data import Task, TextExample
 from data.download import download_file, find, has_sha256
-from data.files import make_example, parse_json, read_jsonl, read_text, shown
+from data.files import TextExample, make_example, parse_json, read_jsonl, read_text, shown
 from data.glue import MODEL_RECIPES, POCKET_MODEL, SENTIMENTS, STAND_IN, TRAINER, read_pocket
+from data.task import Task
 from utils.errors import UserError
 
 RAW = "https://raw.githubusercontent.com"

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from config import Run
-from data import TextExample, get_task
 from data.batching import Batches, Example, Order, bucketed_order, by_length, published_order, seeded_order
+from data.files import TextExample
 from model.tokenizers.base import Tokenizer
 from utils.errors import UserError
 
@@ -37,9 +37,9 @@ def padded_length(run: Run, longest: int, limit: int) -> int:
     return length
 
 
-def draw_training(examples: list[TextExample], run: Run) -> list[TextExample]:
+def draw_training(task, examples: list, run: Run) -> list:
     """What the run trains on: a few-shot task's draw, of that `--train_samples` (all for 0), both from the run's seed."""
-    examples = get_task(run.dataset).sample_training(examples, run.seed)
+    examples = task.sample_training(examples, run.seed)
     if not run.train_samples:
         return examples
     if run.train_samples > len(examples):
@@ -58,12 +58,12 @@ def unread_tail(run: Run, causal: bool) -> str:
     return {"first": "all but the first token", "flexible": "padding"}.get(run.trainable_token_pos, "")
 
 
-def make_batches(run: Run, texts: dict[str, list[TextExample]], tokenizer: Tokenizer, config) -> dict[str, Batches]:
+def make_batches(task, run: Run, texts: dict[str, list[TextExample]], tokenizer: Tokenizer, config) -> dict[str, Batches]:
     """The splits as batches: "train" in its training order, "train_in_order" and what else there is for evaluation.
 
     config   the model's, for its `context_length` and whether it is `causal`
     """
-    texts = texts | {"train": draw_training(texts["train"], run)}
+    texts = texts | {"train": draw_training(task, texts["train"], run)}
     words = {
         name: [(tokenizer.encode(one.text), None if one.pair is None else tokenizer.encode(one.pair)) for one in examples]
         for name, examples in texts.items()

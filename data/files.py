@@ -3,9 +3,21 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from data import TextExample
 from utils.errors import UserError
+
+
+class TextExample(NamedTuple):
+    """A text, or a pair of them, with the number of its class in the task's `labels`."""
+
+    text: str
+    label: int
+    pair: str | None = None  # the second text of a task about two
+
+    def content(self) -> tuple:
+        """What a hash of the data depends on."""
+        return self[:2] if self.pair is None else self
 
 
 def read_text(path: Path) -> str:

@@ -4,9 +4,9 @@ shipped stand-in for SST-2. GLUE keeps the labels of its test sets to itself: bo
 from functools import partial
 from pathlib import Path
 
-from data import Task, TextExample
 from data.download import download_from_zip, find, has_sha256
-from data.files import at_least_one, has_labels, make_example, read_lines, read_tsv, shown
+from data.files import TextExample, at_least_one, has_labels, make_example, read_lines, read_tsv, shown
+from data.task import Task
 from utils.errors import UserError
 
 SENTIMENTS = ("negative", "positive")

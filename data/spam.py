@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data import Task, TextExample
 from data.download import download_from_zip, find, has_sha256
-from data.files import read_text
+from data.files import TextExample, read_text
+from data.task import Task
 from utils.errors import UserError
 
 FILE = Path("sms_spam") / "SMSSpamCollection"  # within a data directory, and within our cache

@@ -10,155 +10,18 @@ A method is one file of this package: a frozen dataclass decorated with `@method
 joined with + attach one after the other, so `attach` of a method only ever adds to what trains.
 """
 
-import importlib
-import pkgutil
-from dataclasses import dataclass
-
-import torch
-from torch import nn
-
-from model.weights import FLOATS
-from utils.errors import UserError
-
-METHODS: dict[str, type] = {}  # what --trainable_layers accepts -> the class of the method
-
-
-def method(*names: str):
-    """Class decorator: makes a method known under these names."""
-
-    def register(cls: type) -> type:
-        METHODS.update(dict.fromkeys(names, cls))
-        return cls
-
-    return register
-
-
-@dataclass(frozen=True)
-class Joined:
-    """Several methods on one model, attached in this order."""
-
-    methods: tuple
-
-    def attach(self, model: nn.Module) -> None:
-        for one in self.methods:
-            one.attach(model)
-
-    def __str__(self) -> str:
-        return " + ".join(map(str, self.methods))
-
-
-def method_of(run):
-    """The method that a run asks for (`run.trainable_layers` and whatever else the method reads)."""
-    names = str(run.trainable_layers).split("+")
-    for name in names:
-        if name not in METHODS:
-            choices = f"choose {', '.join(METHODS)}, or several joined with +"
-            raise UserError(f"unknown --trainable_layers {name!r}: {choices}")
-    methods = tuple(METHODS[name].from_run(name, run) for name in names)
-    return Joined(methods) if len(methods) > 1 else methods[0]
-
-
-def attach(model: nn.Module, method) -> nn.Module:
-    """Freezes the whole model, then lets the method pick or add what trains. The function computed stays the same, except
-    with what is put in front of a text, a prefix or a prompt, and with an adapter that was read, which brings its values.
-
-    New parameters are drawn from torch's global generator.
-    """
-    model.requires_grad_(False)
-    method.attach(model)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError(f"{method} leaves nothing to train: {_why_the_head_does_not(model)}; choose another method")
-    return model
-
-
-def _why_the_head_does_not(model: nn.Module) -> str:
-    has_parameters = any(name.split(".")[0] == "head" for name, _ in model.named_parameters())
-    return "--train_head is no" if has_parameters else "a language model's head is its token embedding"
-
-
-def train_head(model: nn.Module, yes: bool) -> None:
-    """Every method has this switch: the head trains in full, or nothing of it beyond what the methods pick or add.
-
-    A language-model head has nothing of its own: its tied weight goes by the name of the token embedding.
-    """
-    for name, parameter in model.named_parameters():
-        if yes and name.split(".")[0] == "head":
-            parameter.requires_grad_(True)
-
-
-def merge(model: nn.Module) -> nn.Module:
-    """Replaces every layer that has a `merged` form by it: a plain layer that computes the same.
-
-    What no plain layer can compute stays as it is: an adapter with its activation, the branches of a bypass, a prefix.
-    """
-    for path, module in list(model.named_modules()):
-        if hasattr(module, "merged"):
-            replace_module(model, path, module.merged())
-    return model
-
-
-def export(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The trained tensors, detached and on the CPU, under their names in the model; of what is reparameterised for
-    training only what it comes down to, under its names in the merged model."""
-    return fold(model, {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad})
-
-
-def fold(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies of the model's tensors on the CPU, with those of a reparameterisation replaced by what it comes down to."""
-    tensors = dict(tensors)
-    for path, module in reparameterised(model):
-        own = {f"{path}.{name}" for name, _ in module.named_parameters()}
-        if own & tensors.keys():
-            tensors = {name: tensor for name, tensor in tensors.items() if name not in own}
-            tensors |= {f"{path}.{name}": parameter for name, parameter in module.merged().named_parameters()}
-    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-
-
-def restore(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
-    """Copies exported tensors into a model with the same method attached. Raises UserError unless all of them fit.
-
-    What was reparameterised for training is so no more, unless the tensors are those of the reparameterisation itself.
-    """
-    for path, module in reparameterised(model):
-        merged = module.merged()
-        if all(f"{path}.{name}" in tensors for name, _ in merged.named_parameters()):
-            replace_module(model, path, merged)
-    fill({name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}, tensors)
-    return model
-
-
-@torch.no_grad()
-def fill(parameters: dict[str, nn.Parameter], tensors: dict[str, torch.Tensor]) -> None:
-    """Copies tensors into the parameters of the same names. Raises UserError unless both are the same set."""
-    problems = [f"missing {name}" for name in parameters if name not in tensors]
-    problems += [f"unknown {name}" for name in tensors if name not in parameters]
-    problems += [
-        f"{name} has shape {list(tensor.shape)}, expected {list(parameters[name].shape)}"
-        for name, tensor in tensors.items()
-        if name in parameters and tensor.shape != parameters[name].shape
-    ]
-    problems += [f"{name} is of type {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
-    if problems:
-        raise UserError(f"the tensors don't fit what this method trains: {'; '.join(problems[:12])}")
-    for name, tensor in tensors.items():
-        parameters[name].copy_(tensor)
-
-
-from peft.targets import reparameterised, replace_module  # noqa: E402  (the methods' files need `method` from above)
-
-for _file in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"peft.{_file.name}")
-
-from peft.adapter import Adapter  # noqa: E402
-from peft.bitfit import BitFit  # noqa: E402
-from peft.bypass import Bypass  # noqa: E402
-from peft.dora import DoRA  # noqa: E402
-from peft.freeze import Freeze, FreezeBlocks  # noqa: E402
-from peft.ia3 import IA3  # noqa: E402
-from peft.lora import LoRA  # noqa: E402
-from peft.prefix import PrefixTuning  # noqa: E402
-from peft.prompt import PromptTuning  # noqa: E402
-from peft.sharing import Adapters, share  # noqa: E402
+from peft.adapter import Adapter
+from peft.attach import attach, export, fill, fold, merge, restore, train_head
+from peft.bitfit import BitFit
+from peft.bypass import Bypass
+from peft.dora import DoRA
+from peft.freeze import Freeze, FreezeBlocks
+from peft.ia3 import IA3
+from peft.lora import LoRA
+from peft.prefix import PrefixTuning
+from peft.prompt import PromptTuning
+from peft.registry import METHODS, Joined, find_methods, method, method_of
+from peft.sharing import Adapters, share
 
 __all__ = [
     "IA3",
@@ -176,6 +39,9 @@ __all__ = [
     "PromptTuning",
     "attach",
     "export",
+    "fill",
+    "find_methods",
+    "fold",
     "merge",
     "method",
     "method_of",

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from peft import method, train_head
+from peft.attach import train_head
+from peft.registry import method
 
 
 @method("bitfit")

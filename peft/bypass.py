@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from peft import method, train_head
+from peft.attach import train_head
+from peft.registry import method
 from peft.targets import Added
 from utils.errors import UserError
 

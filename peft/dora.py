@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from peft import method, train_head
+from peft.attach import train_head
 from peft.lora import LoRA, LoRALinear
+from peft.registry import method
 from peft.targets import adapt, find_sites
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from peft import method, train_head
+from peft.attach import train_head
+from peft.registry import method
 from peft.targets import find_parts
 from utils.errors import UserError
 

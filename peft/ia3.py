@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from peft import method, train_head
+from peft.attach import train_head
+from peft.registry import method
 from peft.targets import AdaptedLinear, adapt, find_sites, plain_linear
 
 # the paper's: keys, values, and what enters the second feed-forward layer

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from model.transformer import SelfAttention, causal_mask
-from peft import method, train_head
+from peft.attach import train_head
+from peft.registry import method
 from peft.targets import Added, Reparameterised, parse_layers, replace_module
 from utils.errors import UserError
 

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-import peft
+from peft.attach import attach, restore
 from utils.errors import UserError
 
 
@@ -36,12 +36,12 @@ class Adapters:
     def add(self, name: str, method, tensors: dict[str, torch.Tensor] | None = None) -> nn.Module:
         """A model with the method attached, and with these tensors where some are given; else as it is before training."""
         model = share(self.base)
-        peft.attach(model, method)
+        attach(model, method)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.clone()  # such as the head's: each adapter has its own
         if tensors is not None:
-            peft.restore(model, tensors)
+            restore(model, tensors)
         self.models[name] = model
         return model
 

@@ -8,9 +8,9 @@ import torch
 
 import model as models
 from config import Run, override, resolve, said
-from data import get_task
 from data.chat import Encoder
 from data.dialogues import Dialogue, Turn
+from data.registry import get_task
 from model.generation import NOTHING, Sampling, stream
 from pipeline.job import DEFAULT_DATASET, choose_model, find_tokenizer
 from pipeline.reload import Saved, load_run

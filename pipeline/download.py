@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 
 import model as models
-from data import TASKS, Task
 from data.download import cache_dir
+from data.registry import TASKS
+from data.task import Task
 from model import hub
 from utils.errors import UserError
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import model as models
 from config import DEFAULTS, Run, resolve
-from data import Task, get_task
 from data.chat import task_of_file
+from data.registry import get_task
+from data.task import Task
 from model import hub
 from model.tokenizers.base import Tokenizer
 from model.tokenizers.bpe import KIND_OF_MODEL, has_tokenizer_files, load_tokenizer

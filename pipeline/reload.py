@@ -10,8 +10,8 @@ from torch import nn
 
 import peft
 from config import Run, resolve
-from data import get_task
 from data.chat import ChatTask
+from data.registry import get_task
 from model.hub import REPOSITORIES, TOKENIZER_FILES, local
 from model.tokenizers.base import Tokenizer
 from model.weights import read_safetensors, save_pretrained

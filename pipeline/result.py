@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from data import TextExample
 from data.dialogues import Dialogue
+from data.files import TextExample
 from training import distributed
 from utils import files, json_files
 

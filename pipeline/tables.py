@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from config import Run, command
-from data import get_task
+from data.registry import get_task
 from model import canonical_name, hub
 from pipeline import plots
 from pipeline.answers import why_no_scores
@@ -15,7 +15,7 @@ from pipeline.execute import execute
 from pipeline.job import Job, finished, prepare, why_no_data, why_not_resumable
 from pipeline.reload import evaluate_answers
 from pipeline.result import read_json, write_json, write_text
-from published import Row, Table
+from published.table import Row, Table
 from training import distributed
 from training.metrics_log import read_records
 from utils.errors import UserError

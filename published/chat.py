@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from config import Run, override
-from published import Row, Table
+from published.table import Row, Table
 
 LAYERS = {"25-27": "last3", "0-2": "first3", "0-27": "all", "-": None}
 QKV = "attn.q,attn.k,attn.v"

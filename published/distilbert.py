@@ -5,7 +5,7 @@ from its steps per second. Accuracies are those on the 872 sentences of the deve
 """
 
 from config import Run, override
-from published import Row, Table
+from published.table import Row, Table
 
 # Three labels, in the order positive, neutral, negative; of them SST-2 has two.
 BASE = Run(

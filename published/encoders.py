@@ -1,7 +1,7 @@
 """BERT, RoBERTa and SciBERT on three small tasks, in full and with adapters; five seeds, mean and standard deviation."""
 
 from config import Run, override
-from published import Row, Table
+from published.table import Row, Table
 
 SEEDS = (347913, 594729, 162850, 95842, 43288)
 BERT, ROBERTA, SCIBERT = "bert-base-uncased", "roberta-base", "allenai/scibert_scivocab_uncased"

@@ -5,7 +5,7 @@ come out for batches of 8 with two accumulated, and an epoch's last, odd batch l
 """
 
 from config import Run, override
-from published import Row, Table
+from published.table import Row, Table
 
 
 def series(accuracies: str) -> tuple[float, ...]:

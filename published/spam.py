@@ -1,7 +1,7 @@
 """The 19 rows of "Additional classification fine-tuning experiments" (S. Raschka, LLMs-from-scratch, chapter 6)."""
 
 from config import Run
-from published import Row, Table
+from published.table import Row, Table
 
 
 def _row(number: int, title: str, run: Run, train: float, validation: float, test: float, minutes: float, note: str = ""):

@@ -46,8 +46,8 @@ import experiments  # noqa: E402
 import model.weights  # noqa: E402
 import peft  # noqa: E402
 from config import Run, resolve  # noqa: E402
-from data import get_task  # noqa: E402
 from data.glue import read_sentences  # noqa: E402
+from data.registry import get_task  # noqa: E402
 from data.spam import read_collection  # noqa: E402
 from model import architecture, from_pretrained  # noqa: E402
 from peft.huggingface.read import FromPeft  # noqa: E402

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 from config import Run, resolve
-from data import get_task
 from data.batching import IGNORED, Batches, Example, bucketed_order, by_length, seeded_order
 from data.masking import MaskedBatches
+from data.registry import get_task
 from model.distilbert import DistilBert, DistilBertConfig
 from model.gpt2 import GPT2, GPT2Config, init_gpt2
 from model.heads import LanguageModelHead, MaskedLanguageModelHead

@@ -31,11 +31,12 @@ from torch import nn
 from model import hub
 from model.names import Entry, architecture_of, entries_of
 from model.weights import read_safetensors
-from peft import method, train_head
+from peft.attach import train_head
 from peft.dora import DoRALinear
 from peft.ia3 import IA3Linear
 from peft.lora import LoRA, LoRALinear
 from peft.prefix import Prefix, PrefixAttention
+from peft.registry import method
 from peft.targets import adapt, replace_module
 from utils.errors import UserError
 from utils.json_files import read_json

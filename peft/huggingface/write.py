@@ -10,7 +10,7 @@ from torch import nn
 
 from model.gpt2 import GPT2
 from model.weights import write_safetensors
-from peft import merge
+from peft.attach import merge
 from peft.dora import DoRALinear
 from peft.huggingface.read import BEFORE, Tables
 from peft.ia3 import IA3Linear

@@ -11,7 +11,8 @@ from conftest import ROOT
 from benchmarks import encoders, growth, inputs, measure, spam, step
 from benchmarks import run as benchmark
 from config import Run, resolve
-from data import TextExample, get_task
+from data.files import TextExample
+from data.registry import get_task
 from data.spam import RECIPE
 from utils.errors import UserError
 

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 import train
 from config import DEFAULTS, Run
-from data import get_task
 from data.batching import IGNORED
 from data.chat import TEMPLATES, Encoder
 from data.dialogues import Dialogue, Turn
+from data.registry import get_task
 from model.tokenizers.bpe import GPT2Tokenizer
 from utils.errors import UserError
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from config import Run, resolve
-from data import get_task
 from data.dialogues import Dialogue, Records, Turn, read_records, split
+from data.registry import get_task
 from utils.errors import UserError
 
 USER, ASSISTANT = "user", "assistant"

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from data import TASKS, TextExample, few_shot_sample, get_task
+from data.files import TextExample
+from data.registry import TASKS, get_task
 from data.spam import read_pocket
+from data.task import few_shot_sample
 from pipeline.result import data_sha256
 from utils.errors import UserError
 

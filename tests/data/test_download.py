@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from data import domains, download, get_task, glue
+from data import domains, download, glue
 from data.download import LARGEST, cache_dir, download_file, download_from_zip, has_sha256
+from data.registry import get_task
 from data.spam import FILE, read_spam
 from utils.errors import UserError
 

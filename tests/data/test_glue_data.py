@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data import get_task
 from data.glue import ENTAILMENTS, SENTIMENT_FILE, SENTIMENTS, read_pocket, read_rte, read_sentences, read_sst2
+from data.registry import get_task
 from utils.errors import UserError
 
 GOOD = {

@@ -5,15 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import experiments
 from model import hub
 from model.tokenizers.bpe import GPT2Tokenizer
 
-FILES = {
-    name: Path(__file__).parent.parent.parent / "data" / "pocket" / name / "dialogues.jsonl"
-    for name in ("persona", "general")
-}
+POCKET = ROOT / "data" / "pocket"
+FILES = {name: POCKET / name / "dialogues.jsonl" for name in ("persona", "general")}
 KEYS = ["split", "instruction", "input", "output", "history"]
 COUNTS = {  # records, those with a history, those with an input
     ("persona", "train"): (324, 46, 10),

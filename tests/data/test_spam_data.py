@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data import TASKS, get_task
+from data.registry import TASKS, get_task
 from data.spam import FILE, LABELS, read_collection, read_pocket, read_spam
 from model.tokenizers.bpe import GPT2Tokenizer
 from utils.errors import UserError

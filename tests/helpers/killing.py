@@ -1,8 +1,8 @@
 """Kills a run again and again, resumes it each time until it is complete, and compares it with one that nobody disturbed.
 
 python tests/helpers/killing.py moments 30 SEED FOLDER FLAGS...    signals at random moments, 30 in all
-python tests/helpers/killing.py writes 30 SEED FOLDER FLAGS...     SIGKILL at 30 of the moments just before or after something is
-                                                           written, moved or removed (0: at each of them)
+python tests/helpers/killing.py writes 30 SEED FOLDER FLAGS...     SIGKILL just before or after a file is written,
+                                                           moved or removed, 30 times (0: at each of them)
 
 A process that has imported everything forks for each attempt, so that an attempt costs no start of Python.
 """

@@ -23,8 +23,8 @@ import model.weights
 import peft
 import train
 from config import Run
-from data import get_task
 from data.encode import make_batches
+from data.registry import get_task
 from model import hub
 from model.tokenizers.bpe import GPT2Tokenizer
 from pipeline import execute, job, stages

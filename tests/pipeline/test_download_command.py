@@ -12,7 +12,7 @@ from test_download import Server, zipped
 from test_hub import NOWHERE, FakeHub
 
 import experiments
-from data import TASKS
+from data.registry import TASKS
 from model import hub
 from utils.errors import UserError
 

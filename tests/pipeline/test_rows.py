@@ -8,10 +8,11 @@ import pytest
 
 import experiments
 from config import DEFAULTS, Run, command, override, resolve, said, to_flags
-from data import TASKS
+from data.registry import TASKS
 from experiments import find_row, mend_misprints, parse, parse_rows
 from model import canonical_name
-from published import TABLES, Row, get_table
+from published import TABLES, get_table
+from published.table import Row
 from utils.errors import UserError
 
 # As printed (seeds/4_*), misprints of rows 9 and 19 included; only the script's name is ours.

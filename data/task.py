@@ -1,0 +1,86 @@
+"""What a task is: where its texts come from, how they are split, and the recipe that was published for it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from config import DEFAULTS, DIALOGUES_ONLY, Run
+from data.encode import make_batches, unread_tail
+from data.files import TextExample
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification task, and what every other kind of task has too (`data/chat.py`: answering).
+
+    read     (data_dir or None) -> {"train": [...], "validation": [...], "test": [...]}; None means our cache, filled from
+             the official address if need be. A split without published labels is missing; one of the two is always there
+    recipe   fields of `Run` as published; `model_recipes` holds what differs for a model (a small one wants larger steps)
+    folder   where its files lie, within a data directory and our cache; None: it is shipped, or the user's own
+    shipped  the name of the task that stands in where this one can't be had and wasn't asked for by name
+    models   the published default, and the shipped one that stands in where that can't be had and none was named
+    metrics  what was published for it: "accuracy", "macro_f1"
+    few_shot train on a small draw from the training split, see `few_shot_sample`
+    measures what `result.json` has of each split of `evaluated`
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    read: Callable[[Path | None], dict[str, list[TextExample]]]
+    recipe: dict
+    model_recipes: dict[str, dict] = field(default_factory=dict)
+    folder: str | None = None
+    shipped: str | None = None
+    models: tuple[str, str] = ("gpt2-small", "gpt2-pocket")
+    metrics: tuple[str, ...] = ("accuracy",)
+    few_shot: bool = False
+    measures: tuple[str, ...] = ("accuracy", "macro_f1")
+    evaluated: tuple[str, ...] = ("train", "validation", "test")
+
+    def splits(self, run: Run) -> dict[str, list]:
+        """All that a run reads. Raises UserError."""
+        return self.read(Path(run.data_dir) if run.data_dir else None)
+
+    def check(self, run: Run) -> None:
+        """Raises UserError where a (resolved) run says what this kind of task has no use for."""
+        for name in DIALOGUES_ONLY:
+            if getattr(run, name) != DEFAULTS.get(name):
+                raise UserError(f"--{name} is about dialogues, and {self.name} has none")
+
+    def make_batches(self, run: Run, splits: dict[str, list], tokenizer, config):
+        """(the batches of each split, "train" in its training order and "train_in_order"; what there is to say of them).
+
+        config   the model's
+        """
+        unread = unread_tail(run, config.causal)
+        notes = [f"{unread} is left out, which no position that is read can see (--trim no: computed all the same)"]
+        return make_batches(self, run, splits, tokenizer, config), notes if unread else []
+
+    def recipe_for(self, model: str) -> dict:
+        """The published recipe with what was chosen for this model."""
+        return self.recipe | self.model_recipes.get(model, {})
+
+    def sample_training(self, examples: list[TextExample], seed: int) -> list[TextExample]:
+        """The training examples of the run with this seed: all of the split, unless the task is a few-shot one."""
+        return few_shot_sample(examples, len(self.labels), seed) if self.few_shot else examples
+
+
+FEW, FEW_PER_CLASS = 32, 8
+
+
+def few_shot_sample(examples: list[TextExample], n_labels: int, seed: int) -> list[TextExample]:
+    """32 examples at random, whatever their classes; 8 of each class where there are more than 4. In their old order."""
+    rng = np.random.default_rng(seed)
+    if n_labels > 4:
+        pools = [[i for i, example in enumerate(examples) if example.label == label] for label in range(n_labels)]
+        size = FEW_PER_CLASS
+    else:
+        pools, size = [list(range(len(examples)))], FEW
+    if (fewest := min(map(len, pools))) < size:
+        of = "a class" if n_labels > 4 else "the training split"
+        raise UserError(f"few-shot training draws {size} examples of {of}, which has only {fewest}; choose the full task")
+    chosen = [i for pool in pools for i in rng.choice(pool, size, replace=False).tolist()]
+    return [examples[i] for i in sorted(chosen)]

@@ -1,0 +1,56 @@
+"""The methods by the names that --trainable_layers accepts. A method registers itself with `@method("name", ...)`."""
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from utils.errors import UserError
+
+METHODS: dict[str, type] = {}  # what --trainable_layers accepts -> the class of the method
+
+
+def method(*names: str):
+    """Class decorator: makes a method known under these names."""
+
+    def register(cls: type) -> type:
+        METHODS.update(dict.fromkeys(names, cls))
+        return cls
+
+    return register
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Several methods on one model, attached in this order."""
+
+    methods: tuple
+
+    def attach(self, model: nn.Module) -> None:
+        for one in self.methods:
+            one.attach(model)
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.methods))
+
+
+def method_of(run):
+    """The method that a run asks for (`run.trainable_layers` and whatever else the method reads)."""
+    find_methods()
+    names = str(run.trainable_layers).split("+")
+    for name in names:
+        if name not in METHODS:
+            choices = f"choose {', '.join(METHODS)}, or several joined with +"
+            raise UserError(f"unknown --trainable_layers {name!r}: {choices}")
+    methods = tuple(METHODS[name].from_run(name, run) for name in names)
+    return Joined(methods) if len(methods) > 1 else methods[0]
+
+
+def find_methods() -> dict[str, type]:
+    """Import every file of this package, so that each method is known. A file that is dropped here is found."""
+    for file in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"peft.{file.name}")
+    importlib.import_module("peft.huggingface.read")
+    return METHODS
