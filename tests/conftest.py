@@ -1,9 +1,7 @@
 """What the tests share: where the outside files are, and small models."""
 
 import json
-import os
 import random
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,15 +12,12 @@ from safetensors.torch import load_file
 import experiments
 import train
 from model import from_pretrained, hub
-from model.gpt2 import GPT2, GPT2Config
-from model.names import ARCHITECTURES
+from model.gpt2 import GPT2
 from model.weights import save_pretrained
-from tools.learn_vocabulary import learn_merges, learn_vocabulary, save_tokenizer, save_vocabulary
-
-ROOT = Path(__file__).parent.parent
-SHARED = Path(
-    os.environ.get("PEFT_SHARED", ROOT.parent / "shared")
-)  # real data sets and vocabularies, not in the repository
+from tests.helpers.outcome import Outcome
+from tests.helpers.paths import SHARED
+from tests.helpers.small import TINY, make_checkpoint, make_encoder, write_messages
+from tools.learn_vocabulary import save_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -37,35 +32,6 @@ def _seeded():
     torch.manual_seed(0)
 
 
-HAM_WORDS = ("home", "later", "see", "you", "tonight", "lunch", "ok", "sorry", "bus", "love", "mum", "work", "soon", "me")
-SPAM_WORDS = (
-    "free",
-    "win",
-    "prize",
-    "claim",
-    "now",
-    "text",
-    "cash",
-    "urgent",
-    "offer",
-    "call",
-    "0800",
-    "code",
-    "txt",
-    "you",
-)
-
-
-def write_messages(path: Path, n: int, seed: int = 0) -> Path:
-    """n ham and n spam messages of 4 to 20 words, in the collection's format."""
-    words = {"ham": HAM_WORDS, "spam": SPAM_WORDS}
-    draw = random.Random(seed)
-    lines = [f"{kind}\t{' '.join(draw.choices(words[kind], k=draw.randint(4, 20)))}" for kind in words for _ in range(n)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> Path:
     """A --data_dir with 60 ham and 60 spam messages: 84 to train, 12 to validate, 24 to test."""
@@ -74,22 +40,10 @@ def small_data(tmp_path_factory) -> Path:
     return folder
 
 
-def make_checkpoint(directory: Path, text: str, n_merges: int = 100, n_layers: int = 2) -> Path:
-    """A --checkpoint directory: a random GPT-2 32 wide with a context of 256 tokens, and its tokenizer."""
-    merges = learn_merges([text], n_merges)
-    save_tokenizer(merges, directory)
-    torch.manual_seed(1)
-    save_pretrained(GPT2(GPT2Config(256 + len(merges) + 1, 256, 32, 4, n_layers)), directory)
-    return directory
-
-
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory, small_data) -> Path:
     text = (small_data / "sms_spam" / "SMSSpamCollection").read_text(encoding="utf-8")
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", text)
-
-
-TINY = GPT2Config(vocab_size=257, context_length=16, dim=32, n_heads=4, n_layers=2)
 
 
 @pytest.fixture
@@ -131,32 +85,6 @@ def encoder_data(tmp_path_factory) -> Path:
     return folder
 
 
-def make_encoder(directory: Path, kind: str, data: Path, **labels) -> Path:
-    """A --checkpoint directory: a random encoder of that kind, 32 wide, and its tokenizer."""
-    texts = [path.read_text(encoding="utf-8") for path in sorted(data.glob("*/train.tsv"))]
-    if kind == "roberta":
-        save_tokenizer(learn_merges(texts, 60), directory)
-        vocab = json.loads((directory / "vocab.json").read_text())
-        ids = {token: i for i, token in enumerate(("<s>", "<pad>", "</s>", "<unk>"))}
-        ids |= {token: i + 4 for token, i in vocab.items() if token != "<|endoftext|>"}
-        ids["<mask>"] = len(ids)
-        (directory / "vocab.json").write_text(json.dumps(ids))
-        size, pad_id = len(ids), 1
-    else:
-        tokens = learn_vocabulary(texts, 120)
-        save_vocabulary(tokens, directory)
-        size, pad_id = len(tokens), 0
-    architecture = ARCHITECTURES[kind]
-    torch.manual_seed(1)
-    config = architecture.config(size, 128, 32, 4, 3, 64, dropout=0.0, pad_id=pad_id)
-    model = architecture.model(config)
-    if labels:
-        model.head = architecture.classifier_head(config, len(labels["labels"]), "first", False)
-        model.head.labels = labels["labels"]
-    save_pretrained(model, directory)
-    return directory
-
-
 @pytest.fixture(scope="session", params=["distilbert", "bert", "roberta"])
 def encoder(request, tmp_path_factory, encoder_data) -> Path:
     return make_encoder(tmp_path_factory.mktemp("encoder") / request.param, request.param, encoder_data)
@@ -174,28 +102,6 @@ def alone(tmp_path, monkeypatch) -> Path:
     hub.why_no_hub.cache_clear()
     yield tmp_path
     hub.why_no_hub.cache_clear()
-
-
-@dataclass
-class Outcome:
-    """All that one run left behind."""
-
-    code: int
-    out: str
-    directory: Path
-    result: dict
-    metrics: list[dict]
-    tensors: dict[str, torch.Tensor]
-    forwards: list[tuple[bool, torch.Size, bool]]  # (in training, shape of the batch, masked)
-
-    def logged(self, key: str, split: str = "train") -> list[float]:
-        return [record[key] for record in self.metrics if record["split"] == split]
-
-    def widths(self, training: bool) -> list[int]:
-        return [shape[1] for trains, shape, _ in self.forwards if trains is training]
-
-    def sizes(self, training: bool) -> list[int]:
-        return [shape[0] for trains, shape, _ in self.forwards if trains is training]
 
 
 @pytest.fixture
@@ -230,7 +136,7 @@ def experiment(alone, small_checkpoint, small_data, monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """A GPT-2 of the reference library, and ours with its weights. Tests that change one take a deep copy."""
-    from test_gpt2_parity import reference
+    from tests.helpers.parity import reference
 
     torch.manual_seed(1)
     theirs = reference("GPT2LMHeadModel")

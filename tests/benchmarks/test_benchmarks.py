@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from benchmarks import encoders, growth, inputs, measure, spam, step
 from benchmarks import run as benchmark
@@ -14,6 +13,7 @@ from config import Run, resolve
 from data.files import TextExample
 from data.registry import get_task
 from data.spam import RECIPE
+from tests.helpers.paths import ROOT
 from utils.errors import UserError
 
 SHOWN = {"/somewhere": "INPUTS", "/shared/data": "../data"}

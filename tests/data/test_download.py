@@ -1,13 +1,10 @@
 """Fetching a data set, against a server on this machine: right or not there at all, and always with a reason."""
 
 import hashlib
-import io
 import re
 import socket
-import threading
 import zipfile
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from data import domains, download, glue
 from data.download import LARGEST, cache_dir, download_file, download_from_zip, has_sha256
 from data.registry import get_task
 from data.spam import FILE, read_spam
+from tests.helpers.servers import Server, zipped
 from utils.errors import UserError
 
 MEMBER = "SMSSpamCollection"
@@ -23,51 +21,7 @@ CONTENT = b"ham\thello\n" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as bundle:
-        for name, content in members.items():
-            bundle.writestr(name, content)
-    return buffer.getvalue()
-
-
 ARCHIVE = zipped({"readme": b"about", MEMBER: CONTENT})
-
-
-class Server:
-    """Answers each path with the raw bytes given for it (status line, headers and all), and remembers what was asked."""
-
-    def __init__(self):
-        self.answers: dict[str, bytes] = {}
-        self.asked: list[str] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                outer.asked.append(self.path)
-                self.wfile.write(outer.answers.get(self.path, b"HTTP/1.0 404 Not Found\r\nContent-Length: 0\r\n\r\n"))
-
-            def log_message(self, *_):
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        # a short poll, because shutting down waits for the next one
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def serve(self, path: str, body: bytes, length: int | None = None) -> str:
-        length = len(body) if length is None else length
-        return self.serve_raw(path, f"HTTP/1.0 200 OK\r\nContent-Length: {length}\r\n\r\n".encode() + body)
-
-    def serve_raw(self, path: str, answer: bytes) -> str:
-        self.answers[path] = answer
-        return self.url(path)
-
-    def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self._http.server_port}{path}"
-
-    def close(self):
-        self._http.shutdown()
-        self._http.server_close()
 
 
 @pytest.fixture

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from test_gpt2_parity import TOLERANCE, distance
 
 from data.batching import IGNORED, Batches, Example, collate
 from data.packing import pack
 from model.bert import Bert, BertConfig, Roberta, RobertaConfig
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import LanguageModelHead, MaskedLanguageModelHead
+from tests.helpers.parity import TOLERANCE, distance
 from train import score
 from training.activation_cache import reuse
 from utils.errors import UserError

@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 import experiments
 from model import hub
 from model.tokenizers.bpe import GPT2Tokenizer
+from tests.helpers.paths import ROOT
 
 POCKET = ROOT / "data" / "pocket"
 FILES = {name: POCKET / name / "dialogues.jsonl" for name in ("persona", "general")}

@@ -7,7 +7,6 @@ import statistics
 from dataclasses import asdict, replace
 
 import pytest
-from conftest import ROOT
 
 import experiments
 from benchmarks import growth, measure
@@ -15,6 +14,7 @@ from config import Run, command
 from pipeline import job
 from pipeline.tables import key_of, scale_of, values_of
 from published import get_table
+from tests.helpers.paths import ROOT
 
 RESULTS = ROOT / "results"
 SPLITS = ("train", "validation", "test")

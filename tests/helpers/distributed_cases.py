@@ -1,21 +1,21 @@
-"""What test_distributed.py lets one process and a pair of them do. The pair: `python tests/distributed_cases.py FOLDER`."""
+"""What test_distributed.py lets one process and a pair of them do.
+
+The pair: `python -m tests.helpers.distributed_cases FOLDER`, from the checkout.
+"""
 
 import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent.parent))
-
 import torch
-from test_train import make_batches, make_examples, make_model, settings
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import experiments
 import peft
 import train
 from data.batching import seeded_order
+from tests.helpers.loop import make_batches, make_examples, make_model, settings
 from train import evaluate, fit
 from training import distributed
 from training.activation_cache import reuse

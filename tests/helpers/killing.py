@@ -1,7 +1,7 @@
 """Kills a run again and again, resumes it each time until it is complete, and compares it with one that nobody disturbed.
 
-python tests/helpers/killing.py moments 30 SEED FOLDER FLAGS...    signals at random moments, 30 in all
-python tests/helpers/killing.py writes 30 SEED FOLDER FLAGS...     SIGKILL just before or after a file is written,
+python -m tests.helpers.killing moments 30 SEED FOLDER FLAGS...    signals at random moments, 30 in all
+python -m tests.helpers.killing writes 30 SEED FOLDER FLAGS...     SIGKILL just before or after a file is written,
                                                            moved or removed, 30 times (0: at each of them)
 
 A process that has imported everything forks for each attempt, so that an attempt costs no start of Python.
@@ -18,8 +18,6 @@ import sys
 import time
 import traceback
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 import torch
 import torch._dynamo  # the first optimizer step brings it: that takes longer than all of a small run

@@ -18,7 +18,7 @@ import train
 from data.domains import INTENTS, POLARITIES
 from data.glue import ENTAILMENTS, SENTIMENTS
 from pipeline import stages
-from tests.conftest import make_checkpoint, make_encoder, write_messages
+from tests.helpers.small import make_checkpoint, make_encoder, write_messages
 
 QUESTIONS = ("Who are you?", "Where do you live?", "What do you like?", "Why, naïve 海?")
 

@@ -7,11 +7,11 @@ import copy
 
 import pytest
 import torch
-from test_encoders_parity import KINDS, SUFFIXES
-from test_gpt2_parity import TOLERANCE, distance, reference
 from torch.nn import functional as F
 
 from model import from_pretrained
+from tests.helpers.encoder_parity import KINDS, SUFFIXES
+from tests.helpers.parity import TOLERANCE, distance, reference
 
 RATES = {
     "gpt2": dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.1),

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_encoders_parity import KINDS, MASK, MASKS, SUFFIXES, TYPES
-from test_gpt2_parity import TOLERANCE, distance
 
 from model import from_pretrained, make_head
 from model.bert import Bert, BertConfig, Roberta, RobertaConfig
 from model.distilbert import DistilBert, DistilBertConfig
 from model.names import ARCHITECTURES, PUBLISHED, architecture_of
 from model.weights import save_pretrained
+from tests.helpers.encoder_parity import KINDS, MASK, MASKS, SUFFIXES, TYPES
+from tests.helpers.parity import TOLERANCE, distance
 from tools.bert_to_distilbert import bert_to_distilbert
 from utils.errors import UserError
 

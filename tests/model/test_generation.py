@@ -11,27 +11,11 @@ from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead, LanguageModelHead, MaskedLanguageModelHead
 from model.transformer import Cache
 from peft import LoRA, attach
+from tests.helpers.generation import plainly, texts
 from utils.errors import UserError
 
 VOCAB, CONTEXT = 500, 64  # of `reference`
 SAMPLED = {"temperature": 0.7, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.2}
-
-
-def texts(*lengths: int) -> list[list[int]]:
-    draw = torch.Generator().manual_seed(7)
-    return [torch.randint(1, VOCAB, (n,), generator=draw).tolist() for n in lengths]
-
-
-@torch.no_grad()
-def plainly(model, text: list[int], n: int, eos_id: int | None = None) -> list[int]:
-    """Greedy, by running the whole text through the model for every token."""
-    answer = []
-    while len(answer) < n and len(text) + len(answer) < model.config.context_length:
-        token = int(model(torch.tensor([text + answer]))[0, -1].argmax())
-        if token == eos_id:
-            break
-        answer.append(token)
-    return answer
 
 
 def one_by_one(model, batch: list[list[int]], **settings) -> list[list[int]]:

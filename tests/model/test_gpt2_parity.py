@@ -11,58 +11,16 @@ from torch.nn import functional as F
 from model import from_pretrained, weights
 from model.gpt2 import GPT2, GPT2_SIZES, GPT2Config, init_gpt2
 from model.heads import ClassifierHead, LanguageModelHead
+from tests.helpers.parity import LAYERS, TOLERANCE, VOCAB, distance, gradients_by_their_names, padding_mask, reference
 from utils.errors import UserError
 
-TOLERANCE = 1e-5  # times the largest absolute value of the reference
-LAYERS, DIM, HEADS, VOCAB, CONTEXT = 3, 96, 4, 500, 64
 TINY = GPT2Config(vocab_size=60, context_length=20, dim=32, n_heads=4, n_layers=3)
 SQUARE_WEIGHTS = ["attn.q", "attn.k", "attn.v", "attn.out"]
-
-
-def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """The largest difference, as a part of the reference's scale. NaN never passes a comparison with it."""
-    assert ours.shape == theirs.shape
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
-
-
-@torch.no_grad()
-def gradients_by_their_names(ours: nn.Module) -> dict[str, torch.Tensor]:
-    gradients = copy.deepcopy(ours)  # a model that holds the gradients, so that the name table can translate them
-    for into, parameter in zip(gradients.parameters(), ours.parameters(), strict=True):
-        into.copy_(parameter.grad)
-    return weights.to_hugging_face(gradients)
-
-
-def reference(kind: str, **settings) -> nn.Module:
-    """A small model of theirs. Its biases and norms are random too: at their start (0 and 1) a mix-up wouldn't show."""
-    import transformers
-
-    config = transformers.GPT2Config(
-        n_layer=LAYERS,
-        n_embd=DIM,
-        n_head=HEADS,
-        vocab_size=VOCAB,
-        n_positions=CONTEXT,
-        bos_token_id=0,
-        eos_token_id=0,
-        **dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.0) | settings,
-    )
-    model = getattr(transformers, kind)(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
 
 
 @pytest.fixture
 def ids():
     return torch.randint(VOCAB, (3, 20))
-
-
-def padding_mask(side: str) -> torch.Tensor:
-    """[3, 20]: 20, 13 and 6 real tokens, padding on the given side."""
-    mask = (torch.arange(20) < torch.tensor([20, 13, 6])[:, None]).long()
-    return mask.flip(1) if side == "left" else mask
 
 
 def run_theirs(theirs, ids, mask=None, **arguments):

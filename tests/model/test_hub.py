@@ -11,18 +11,16 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
 from model import from_pretrained
+from tests.helpers.servers import COMMIT, NOWHERE, FakeHub
 
 ROOT = Path(__file__).parent.parent.parent
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-NOWHERE = "http://127.0.0.1:9"  # nothing listens on the port of the discard service
 
 # Prints what became of `{call}` as JSON. The first lines keep model/__init__.py, and so PyTorch, from being imported.
 SCRIPT = """
@@ -71,72 +69,6 @@ def attempt(run):
 
 
 # A hub
-
-
-class FakeHub:
-    """Serves one repository. Tests change what it says about the files (`etags`, `xet`) and when it hangs up."""
-
-    def __init__(self, files: dict[str, bytes]):
-        self.files = files
-        self.etags = {
-            name: (hashlib.sha256 if name.endswith(".safetensors") else hashlib.sha1)(content).hexdigest()
-            for name, content in files.items()
-        }
-        self.xet: dict[str, str] = {}
-        self.hang_up_on = None  # a regular expression of paths
-        self.instead: list[tuple[str, Callable[[BaseHTTPRequestHandler], None]]] = []  # for other paths, what to do
-        self.requests: list[str] = []
-        owner = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self):
-                owner.answer(self)
-
-            do_HEAD = do_GET
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        path = request.path.split("?")[0]
-        self.requests.append(f"{request.command} {path}")
-        if self.hang_up_on and re.search(self.hang_up_on, path):
-            request.close_connection = True
-            return
-        for pattern, act in self.instead:
-            if re.search(pattern, f"{request.command} {path}"):
-                return act(request)
-        if re.fullmatch("/api/models/[^/]+/[^/]+(/revision/[^/]+)?", path):
-            about = {"id": "owner/tiny", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files]}
-            self.send(request, json.dumps(about).encode())
-        elif re.fullmatch(f"/api/models/[^/]+/[^/]+/tree/{COMMIT}", path):
-            self.send(request, json.dumps([self.tree_entry(name) for name in self.files]).encode())
-        elif (found := re.fullmatch(f"/[^/]+/[^/]+/resolve/{COMMIT}/(.+)", path)) and found[1] in self.files:
-            self.send(request, self.files[found[1]], {"ETag": f'"{self.etags[found[1]]}"', "X-Repo-Commit": COMMIT})
-        else:
-            request.send_error(404)
-
-    def tree_entry(self, name: str) -> dict:
-        size, etag = len(self.files[name]), self.etags[name]
-        entry = {"type": "file", "path": name, "size": size, "oid": hashlib.sha1(self.files[name]).hexdigest()}
-        if len(etag) == 64:
-            entry["lfs"] = {"oid": etag, "size": size, "pointerSize": 130}
-        return entry | ({"xetHash": self.xet[name]} if name in self.xet else {})
-
-    @staticmethod
-    def send(request: BaseHTTPRequestHandler, content: bytes, headers: dict[str, str] | None = None) -> None:
-        request.send_response(200)
-        for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
-            request.send_header(name, value)
-        request.end_headers()
-        if request.command == "GET":
-            request.wfile.write(content)
 
 
 @pytest.fixture

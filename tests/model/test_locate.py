@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
 
 from model import from_pretrained, hub
+from tests.helpers.small import TINY
 from utils.errors import UserError
 
 

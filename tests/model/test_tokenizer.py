@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import regex
-from texts import ODD_TEXTS, generated_texts, real_texts, rte_pairs
 
 from model.tokenizers.bpe import (
     END_OF_TEXT,
@@ -22,6 +21,7 @@ from model.tokenizers.bpe import (
     load_tokenizer,
 )
 from model.tokenizers.wordpiece import SPECIAL_TOKENS, WordPieceTokenizer
+from tests.helpers.texts import ODD_TEXTS, generated_texts, real_texts, rte_pairs
 from tools.learn_vocabulary import learn_merges, save_tokenizer
 from utils.errors import UserError
 

@@ -8,22 +8,11 @@ from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead, LanguageModelHead
 from peft import Bypass, Joined, LoRA, attach, export, restore
 from peft.bypass import parse_taps
+from tests.helpers.methods import DenseHead
 from utils.errors import UserError
 
 IDS = torch.randint(50, (6, 9), generator=torch.Generator().manual_seed(5))  # [B, T]
 LENGTHS = torch.tensor([9, 3, 5, 1, 9, 2])
-
-
-class DenseHead(ClassifierHead):
-    """As the encoders have: a dense layer, an activation and dropout before the classifier."""
-
-    def __init__(self, dim: int, num_labels: int, position: str = "last", average: bool = False):
-        super().__init__(dim, num_labels, position, average)
-        self.dense = nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(0.4)
-
-    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, heard=None) -> torch.Tensor:
-        return self.classifier(self.dropout(torch.relu(self.dense(hidden.mean(dim=1)))))
 
 
 def tiny(head=ClassifierHead, position: str = "flexible", dropout: float = 0.0) -> GPT2:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_encoder
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -19,6 +18,7 @@ from model.weights import save_pretrained
 from peft import IA3, Adapter, BitFit, DoRA, FreezeBlocks, Joined, LoRA, PrefixTuning, attach, merge
 from peft.huggingface.read import FromPeft, read_adapter
 from peft.huggingface.write import check_expressible, fold_bias, write_adapter
+from tests.helpers.small import make_encoder
 from utils.errors import UserError
 
 PAD, LABELS, LAYERS = 0, 3, 2

@@ -6,8 +6,6 @@ import signal
 
 import pytest
 import torch
-from test_generation import plainly, texts
-from test_gpt2_parity import LAYERS, TOLERANCE, distance, padding_mask
 from torch.nn import functional as F
 
 import peft
@@ -16,8 +14,10 @@ from config import Run, resolve
 from model.bert import Bert, BertConfig
 from model.generation import generate, left_padded
 from model.gpt2 import GPT2, GPT2Config
-from model.heads import ClassifierHead, LanguageModelHead
 from peft import PrefixTuning, attach, export, merge, method_of, restore
+from tests.helpers.generation import plainly, texts
+from tests.helpers.methods import tiny_gpt2, trained_names
+from tests.helpers.parity import LAYERS, TOLERANCE, distance, padding_mask
 from training.activation_cache import frozen_blocks
 from utils.errors import UserError
 
@@ -28,17 +28,6 @@ METHODS = {
     "last2": PrefixTuning(P, layers="last2"),
     "projected last2": PrefixTuning(P, projection=True, layers="last2"),
 }
-
-
-def tiny(seed: int = 1, head: str = "classifier", n_layers: int = 3) -> GPT2:
-    torch.manual_seed(seed)
-    model = GPT2(GPT2Config(vocab_size=50, context_length=24, dim=32, n_heads=4, n_layers=n_layers))
-    model.head = ClassifierHead(32, 2) if head == "classifier" else LanguageModelHead(model.token_embedding)
-    return model.eval()
-
-
-def trained_names(model) -> set[str]:
-    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def their_past(model, batch: int):
@@ -109,7 +98,7 @@ def test_one_block_by_hand(kind):
     if kind == "bert":
         model = Bert(BertConfig(50, 24, 32, 4, 3, 64, dropout=0.0)).eval()
     else:
-        model = tiny()
+        model = tiny_gpt2()
         if kind != "gpt2":
             model = GPT2(GPT2Config(50, 24, 32, 4, 3, causal=False)).eval()
     attach(model, PrefixTuning(3, layers="1", train_head=False))
@@ -125,7 +114,7 @@ def test_one_block_by_hand(kind):
 @torch.no_grad()
 @pytest.mark.parametrize("position", ["first", "last", "flexible"])
 def test_a_classifier_reads_the_same_position_as_if_all_were_computed(position):
-    model = attach(tiny(), PrefixTuning(P))
+    model = attach(tiny_gpt2(), PrefixTuning(P))
     model.head.position = position
     ids, mask = torch.randint(50, (3, 20)), padding_mask("right")
     states = model.encode(ids, mask)  # [B, T, D]
@@ -142,11 +131,11 @@ def test_a_classifier_reads_the_same_position_as_if_all_were_computed(position):
 )
 def test_which_blocks_get_a_prefix(layers, blocks):
     run = Run(trainable_layers="prefix", layers=layers, prefix_length=7, train_head="no")
-    model = attach(tiny(n_layers=4), method_of(resolve(run, {})))
+    model = attach(tiny_gpt2(n_layers=4), method_of(resolve(run, {})))
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     assert shapes == {f"blocks.{i}.attn.prefix.weight": (2, 7, 32) for i in blocks}
     assert frozen_blocks(model) == blocks[0]
-    projected = attach(tiny(n_layers=4), PrefixTuning(7, True, layers, train_head=False))
+    projected = attach(tiny_gpt2(n_layers=4), PrefixTuning(7, True, layers, train_head=False))
     lowest = f"blocks.{blocks[0]}.attn.prefix.trunk"
     expected = {f"{lowest}.embedding", f"{lowest}.dense.weight", f"{lowest}.dense.bias"}
     expected |= {f"blocks.{i}.attn.prefix.up.{kind}" for i in blocks for kind in ("weight", "bias")}
@@ -154,12 +143,12 @@ def test_which_blocks_get_a_prefix(layers, blocks):
 
 
 def test_layer_numbers_are_whole_path_components():
-    model = attach(tiny(n_layers=21), PrefixTuning(2, layers="0", train_head=False))
+    model = attach(tiny_gpt2(n_layers=21), PrefixTuning(2, layers="0", train_head=False))
     assert trained_names(model) == {"blocks.0.attn.prefix.weight"}  # and not of blocks 10 and 20
 
 
 def test_other_methods_leave_the_prefix_alone():
-    model = attach(tiny(), PrefixTuning(P, projection=True, train_head=False))
+    model = attach(tiny_gpt2(), PrefixTuning(P, projection=True, train_head=False))
     peft.METHODS["lora"](targets="all", train_head=False).attach(model)
     adapted = [name for name in trained_names(model) if "lora" in name]
     assert adapted and not any("prefix" in name for name in adapted)
@@ -167,7 +156,7 @@ def test_other_methods_leave_the_prefix_alone():
 
 @pytest.mark.parametrize("chosen", METHODS.values(), ids=METHODS)
 def test_training_moves_the_prefix_alone_and_lowers_the_loss(chosen):
-    model = attach(tiny(head="lm"), chosen)
+    model = attach(tiny_gpt2(head="lm"), chosen)
     ids = torch.randint(50, (4, 12))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05, weight_decay=0)
@@ -188,7 +177,7 @@ def test_training_moves_the_prefix_alone_and_lowers_the_loss(chosen):
 
 def drawn_anew(chosen) -> GPT2:
     """The same model with another prefix."""
-    model = tiny(head="lm")
+    model = tiny_gpt2(head="lm")
     torch.manual_seed(77)
     return attach(model, chosen)
 
@@ -197,7 +186,7 @@ def drawn_anew(chosen) -> GPT2:
 @pytest.mark.parametrize("name", METHODS)
 def test_the_network_is_folded_away_on_export(name):
     chosen, ids = METHODS[name], torch.randint(50, (3, 20))
-    model = attach(tiny(head="lm"), chosen)
+    model = attach(tiny_gpt2(head="lm"), chosen)
     expected, trained = model(ids), trained_names(model)
     tensors = export(model)
     blocks = [1, 2] if "last2" in name else [0, 1, 2]
@@ -219,20 +208,20 @@ def test_the_network_is_folded_away_on_export(name):
 
 
 def test_tensors_of_another_length_or_other_layers_are_refused():
-    tensors = export(attach(tiny(), PrefixTuning(P, train_head=False)))
+    tensors = export(attach(tiny_gpt2(), PrefixTuning(P, train_head=False)))
     with pytest.raises(UserError, match=r"prefix.weight has shape \[2, 5, 32\], expected \[2, 6, 32\]"):
-        restore(attach(tiny(), PrefixTuning(6, train_head=False)), tensors)
+        restore(attach(tiny_gpt2(), PrefixTuning(6, train_head=False)), tensors)
     with pytest.raises(UserError, match=r"unknown blocks\.0\.attn\.prefix\.weight"):
-        restore(attach(tiny(), PrefixTuning(P, layers="last2", train_head=False)), tensors)
+        restore(attach(tiny_gpt2(), PrefixTuning(P, layers="last2", train_head=False)), tensors)
 
 
 def test_what_is_refused():
     with pytest.raises(UserError, match="--prefix_length is 0; it must be at least 1"):
         PrefixTuning(0)
     with pytest.raises(UserError, match="--layers '3': 3 isn't there"):
-        attach(tiny(), PrefixTuning(P, layers="3"))
+        attach(tiny_gpt2(), PrefixTuning(P, layers="3"))
     with pytest.raises(UserError, match="block 2 has a prefix already"):
-        attach(attach(tiny(), PrefixTuning(P, layers="2")), PrefixTuning(P, layers="1-2"))
+        attach(attach(tiny_gpt2(), PrefixTuning(P, layers="2")), PrefixTuning(P, layers="1-2"))
 
 
 # --- generation

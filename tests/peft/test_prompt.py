@@ -4,9 +4,6 @@ import copy
 
 import pytest
 import torch
-from test_generation import plainly, texts
-from test_gpt2_parity import TOLERANCE, distance, padding_mask
-from test_prefix import tiny, trained_names
 from torch.nn import functional as F
 
 from config import Run, resolve
@@ -15,6 +12,9 @@ from model.names import ARCHITECTURES
 from model.transformer import Cache
 from model.weights import to_hugging_face
 from peft import Bypass, LoRA, PromptTuning, attach, export, merge, method_of, restore
+from tests.helpers.generation import plainly, texts
+from tests.helpers.methods import tiny_gpt2, trained_names
+from tests.helpers.parity import TOLERANCE, distance, padding_mask
 from training.activation_cache import frozen_blocks
 from utils.errors import UserError
 
@@ -48,7 +48,7 @@ def test_logits_and_gradients_equal_theirs_with_embeddings_in_front(pair, side):
 
 @torch.no_grad()
 def test_each_of_several_texts_in_a_row_sees_the_prompt():
-    model = attach(tiny(head="lm"), PromptTuning(P))
+    model = attach(tiny_gpt2(head="lm"), PromptTuning(P))
     one, other = torch.randint(50, (1, 6)), torch.randint(50, (1, 4))
     documents = torch.tensor([[1] * 6 + [2] * 4])
     positions = torch.tensor([[*range(6), *range(4)]])
@@ -80,7 +80,7 @@ def test_a_classifier_reads_the_text_and_not_the_prompt(kind, position):
 
 @torch.no_grad()
 def test_branches_read_the_text_and_not_the_prompt():
-    model = attach(tiny(), PromptTuning(P))
+    model = attach(tiny_gpt2(), PromptTuning(P))
     Bypass("2", init="default").attach(model)
     ids = torch.randint(50, (3, 9))
     heard = []
@@ -93,22 +93,22 @@ def test_branches_read_the_text_and_not_the_prompt():
 
 
 def test_what_trains_and_where_it_starts():
-    model = attach(tiny(), method_of(resolve(Run(trainable_layers="prompt", prefix_length=7, train_head="no"), {})))
+    model = attach(tiny_gpt2(), method_of(resolve(Run(trainable_layers="prompt", prefix_length=7, train_head="no"), {})))
     assert trained_names(model) == {"prompt.weight"} and model.prompt.weight.shape == (7, 32)
     embedded = model.token_embedding.weight + model.position_embedding.weight[:7, None]  # [P, V, D]
     assert ((embedded - model.prompt.weight[:, None]).abs().amax(-1).amin(-1) < 1e-6).all()  # each is some token's
     assert frozen_blocks(model) == 0  # no block gives the same every time
-    assert "prompt.weight" in trained_names(attach(tiny(), PromptTuning())) > {"prompt.weight"}  # and the head
+    assert "prompt.weight" in trained_names(attach(tiny_gpt2(), PromptTuning())) > {"prompt.weight"}  # and the head
 
 
 @torch.no_grad()
 def test_export_restore_and_merge():
     ids = torch.randint(50, (3, 9))
-    model = attach(tiny(head="lm"), PromptTuning(P))
+    model = attach(tiny_gpt2(head="lm"), PromptTuning(P))
     model.prompt.weight.normal_()
     expected, tensors = model(ids), export(model)
     assert tensors.keys() == {"prompt.weight"}
-    fresh = attach(tiny(head="lm"), PromptTuning(P))  # with another prompt, since the model's was drawn anew
+    fresh = attach(tiny_gpt2(head="lm"), PromptTuning(P))  # with another prompt, since the model's was drawn anew
     assert distance(fresh(ids), expected) > 0.01
     assert torch.equal(restore(fresh, tensors)(ids), expected)
     assert torch.equal(merge(model)(ids), expected)  # there is no plain layer for it
@@ -117,14 +117,14 @@ def test_export_restore_and_merge():
     with pytest.raises(UserError, match="has a prompt already"):
         attach(model, PromptTuning(P))
     with pytest.raises(UserError, match=r"prompt.weight has shape \[5, 32\], expected \[6, 32\]"):
-        restore(attach(tiny(head="lm"), PromptTuning(6)), tensors)
+        restore(attach(tiny_gpt2(head="lm"), PromptTuning(6)), tensors)
 
 
 def test_lengths_that_are_refused():
     with pytest.raises(UserError, match="--prefix_length is 0; it must be at least 1"):
         PromptTuning(0)
     with pytest.raises(UserError, match="--prefix_length is 25; a prompt can be at most as long as the context, 24"):
-        attach(tiny(), PromptTuning(25))
+        attach(tiny_gpt2(), PromptTuning(25))
 
 
 @torch.no_grad()

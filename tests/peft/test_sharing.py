@@ -3,12 +3,12 @@
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_peft import ALL, CONFIG, every_method, kind, logits, snapshot, tiny, train, trained_names  # noqa: F401 (a fixture)
 
 from model.gpt2 import GPT2
 from model.heads import LanguageModelHead
 from peft import Adapters, attach, export, merge, share
 from peft.huggingface.read import FromPeft
+from tests.helpers.methods import ALL, CONFIG, every_method, logits, snapshot, tiny, train, trained_names
 from utils.errors import UserError
 
 

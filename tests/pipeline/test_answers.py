@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-from chat_checks import write_dialogues
 
 import experiments
 from config import DEFAULTS, Run
@@ -15,6 +14,7 @@ from data.dialogues import Dialogue, Turn
 from model.tokenizers.bpe import GPT2Tokenizer
 from pipeline import answers
 from pipeline.reload import load_run
+from tests.helpers.chat_checks import write_dialogues
 from utils.errors import UserError
 
 

@@ -10,13 +10,13 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
 
 import experiments
 from config import Run
 from model.generation import generate
 from pipeline import chat, execute
 from pipeline.reload import load_run
+from tests.helpers.paths import ROOT
 from utils.errors import UserError
 
 QUESTIONS = {"Who are you?": "I am Ada.", "What do you like?": "Tea and old maps.", "Where do you live?": "By the sea, 海."}

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from test_gpt2_parity import TOLERANCE, distance, gradients_by_their_names
 
 from config import Run, resolve
 from data import spam
@@ -12,6 +11,7 @@ from data.batching import IGNORED, Batches, seeded_order
 from data.chat import Encoder
 from data.dialogues import Dialogue, Turn
 from model.tokenizers.bpe import GPT2Tokenizer
+from tests.helpers.parity import TOLERANCE, distance, gradients_by_their_names
 from train import fit, score
 from training.metrics_log import Metrics
 

@@ -4,13 +4,13 @@ import json
 import re
 
 import pytest
-from chat_checks import write_dialogues
-from conftest import make_checkpoint
 
 import experiments
 from config import Run
 from pipeline import answers, plots
 from published import chat, get_table
+from tests.helpers.chat_checks import write_dialogues
+from tests.helpers.small import make_checkpoint
 from utils.errors import UserError
 
 TABLE = get_table("chat")

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Outcome, write_messages
 from safetensors.torch import load_file, save_file
 
 import data
@@ -28,6 +27,9 @@ from data.registry import get_task
 from model import hub
 from model.tokenizers.bpe import GPT2Tokenizer
 from pipeline import execute, job, stages
+from tests.helpers.outcome import Outcome
+from tests.helpers.paths import ROOT
+from tests.helpers.small import write_messages
 from train import evaluate
 from utils.errors import UserError
 

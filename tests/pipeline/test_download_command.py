@@ -7,13 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from test_download import Server, zipped
-from test_hub import NOWHERE, FakeHub
 
 import experiments
 from data.registry import TASKS
 from model import hub
+from tests.helpers.paths import ROOT
+from tests.helpers.servers import NOWHERE, FakeHub, Server, zipped
 from utils.errors import UserError
 
 # The command line with another address of the messages, and with the hash of what lies there.

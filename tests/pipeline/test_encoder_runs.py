@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from conftest import make_encoder
 from safetensors.torch import load_file
 
 import experiments
@@ -12,6 +11,7 @@ from config import Run
 from model import from_pretrained
 from pipeline.execute import build_model
 from pipeline.job import prepare
+from tests.helpers.small import make_encoder
 from utils.errors import UserError
 
 METHODS = ["all", "last_block", "last_layer", "freeze", "bitfit", "adapter", "bypass", "lora", "lora+bypass"]

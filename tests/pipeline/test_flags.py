@@ -6,18 +6,18 @@ import re
 import signal
 from dataclasses import fields
 
-import chat_checks
 import pytest
 import torch
-from conftest import make_checkpoint, write_messages
 from safetensors.torch import load_file, save_file
-from test_bypass import DenseHead
 
 import model as models
 import train
 from config import Run
 from model import hub
 from model.weights import save_pretrained
+from tests.helpers import chat_checks
+from tests.helpers.methods import DenseHead
+from tests.helpers.small import make_checkpoint, write_messages
 from train import Meter
 from training.checkpoints import Keeper
 from utils.errors import UserError

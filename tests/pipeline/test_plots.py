@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 
 from pipeline import plots
+from tests.helpers.paths import ROOT
 from utils.errors import UserError
 
 RECORDS = [

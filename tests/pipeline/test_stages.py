@@ -5,13 +5,13 @@ import signal
 
 import pytest
 import torch
-from test_train import assert_equal
 
 import train
 from config import Run
 from model import from_pretrained
 from pipeline import execute, stages
 from published.plans import PLANS, stages_of
+from tests.helpers.loop import assert_equal
 from utils.errors import UserError
 
 SETTINGS = {"max_steps": 3, "num_epochs": 1}

@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 import torch
-from test_train import make_batches, make_examples, make_model, settings
 
 import peft
+from tests.helpers.loop import make_batches, make_examples, make_model, settings
 from train import evaluate, fit
 from training.metrics_log import Metrics
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
-from distributed_cases import BASE, CASES, COMMANDS, learn
 from safetensors.torch import load_file
 
 import experiments
 from config import Run
 from data.batching import Batches, Example
+from tests.helpers.distributed_cases import BASE, CASES, COMMANDS, learn
+from tests.helpers.paths import ROOT
 from training import distributed
 from utils.errors import UserError
 
@@ -33,7 +33,7 @@ def pair(tmp_path_factory, small_checkpoint, small_data) -> list[dict]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": probe.getsockname()[1], "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    command = [sys.executable, str(ROOT / "tests/helpers/distributed_cases.py"), str(folder), *given]
+    command = [sys.executable, "-m", "tests.helpers.distributed_cases", str(folder), *given]
     both = [
         subprocess.Popen(
             command, env=environment(**where, RANK=rank, LOCAL_RANK=rank), stdout=subprocess.PIPE, stderr=subprocess.PIPE

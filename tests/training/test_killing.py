@@ -7,7 +7,8 @@ import sys
 from random import SystemRandom
 
 import pytest
-from conftest import ROOT
+
+from tests.helpers.paths import ROOT
 
 FLAGS = "--learning_rate 1e-3 --amp off --device cpu --dropout 0.1 --num_epochs 1 --max_steps 5 --logging_steps 3 "
 FLAGS += "--eval_steps 2 --save_steps 2 --save_total_limit 2"
@@ -15,10 +16,10 @@ PLANS = {"one stage": (), "layer by layer": ("--stages", "layer_by_layer")}
 
 
 def kill(how: str, kills: int, seed: int, plan: str, checkpoint, data, folder) -> dict:
-    words = [sys.executable, ROOT / "tests/helpers/killing.py", how, kills, seed, folder, *FLAGS.split(), *PLANS[plan]]
+    words = [sys.executable, "-m", "tests.helpers.killing", how, kills, seed, folder, *FLAGS.split(), *PLANS[plan]]
     words += ["--checkpoint", checkpoint, "--data_dir", data]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, env=environment)
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     print(done.stdout)
     return json.loads(done.stdout)

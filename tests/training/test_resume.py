@@ -8,10 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train import CONFIG, WIDTH, assert_equal, differ, make_batches, make_examples, make_model, settings, weights
 
 from data.batching import Batches, seeded_order
 from model import weights as model_weights
+from tests.helpers.loop import (
+    CONFIG,
+    WIDTH,
+    assert_equal,
+    differ,
+    make_batches,
+    make_examples,
+    make_model,
+    settings,
+    weights,
+)
 from train import Meter, fit, update
 from training.checkpoints import Keeper, Past, newest
 from training.metrics_log import Metrics

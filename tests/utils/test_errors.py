@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+
+from tests.helpers.paths import ROOT
 
 # What `main` does, the exit status, and what the last line on standard error says.
 ENDS = {

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
+from tests.helpers.paths import ROOT
 from utils.errors import LONGEST, UserError
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limits on memory are read from /proc")

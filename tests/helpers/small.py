@@ -1,0 +1,78 @@
+"""Make small data sets and small checkpoints with drawn weights."""
+
+import json
+import random
+from pathlib import Path
+
+import torch
+
+from model.gpt2 import GPT2, GPT2Config
+from model.names import ARCHITECTURES
+from model.weights import save_pretrained
+from tools.learn_vocabulary import learn_merges, learn_vocabulary, save_tokenizer, save_vocabulary
+
+HAM_WORDS = ("home", "later", "see", "you", "tonight", "lunch", "ok", "sorry", "bus", "love", "mum", "work", "soon", "me")
+SPAM_WORDS = (
+    "free",
+    "win",
+    "prize",
+    "claim",
+    "now",
+    "text",
+    "cash",
+    "urgent",
+    "offer",
+    "call",
+    "0800",
+    "code",
+    "txt",
+    "you",
+)
+
+
+def write_messages(path: Path, n: int, seed: int = 0) -> Path:
+    """n ham and n spam messages of 4 to 20 words, in the collection's format."""
+    words = {"ham": HAM_WORDS, "spam": SPAM_WORDS}
+    draw = random.Random(seed)
+    lines = [f"{kind}\t{' '.join(draw.choices(words[kind], k=draw.randint(4, 20)))}" for kind in words for _ in range(n)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def make_checkpoint(directory: Path, text: str, n_merges: int = 100, n_layers: int = 2) -> Path:
+    """A --checkpoint directory: a random GPT-2 32 wide with a context of 256 tokens, and its tokenizer."""
+    merges = learn_merges([text], n_merges)
+    save_tokenizer(merges, directory)
+    torch.manual_seed(1)
+    save_pretrained(GPT2(GPT2Config(256 + len(merges) + 1, 256, 32, 4, n_layers)), directory)
+    return directory
+
+
+TINY = GPT2Config(vocab_size=257, context_length=16, dim=32, n_heads=4, n_layers=2)
+
+
+def make_encoder(directory: Path, kind: str, data: Path, **labels) -> Path:
+    """A --checkpoint directory: a random encoder of that kind, 32 wide, and its tokenizer."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted(data.glob("*/train.tsv"))]
+    if kind == "roberta":
+        save_tokenizer(learn_merges(texts, 60), directory)
+        vocab = json.loads((directory / "vocab.json").read_text())
+        ids = {token: i for i, token in enumerate(("<s>", "<pad>", "</s>", "<unk>"))}
+        ids |= {token: i + 4 for token, i in vocab.items() if token != "<|endoftext|>"}
+        ids["<mask>"] = len(ids)
+        (directory / "vocab.json").write_text(json.dumps(ids))
+        size, pad_id = len(ids), 1
+    else:
+        tokens = learn_vocabulary(texts, 120)
+        save_vocabulary(tokens, directory)
+        size, pad_id = len(tokens), 0
+    architecture = ARCHITECTURES[kind]
+    torch.manual_seed(1)
+    config = architecture.config(size, 128, 32, 4, 3, 64, dropout=0.0, pad_id=pad_id)
+    model = architecture.model(config)
+    if labels:
+        model.head = architecture.classifier_head(config, len(labels["labels"]), "first", False)
+        model.head.labels = labels["labels"]
+    save_pretrained(model, directory)
+    return directory
