@@ -29,7 +29,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
 SECONDS = 10  # of computing, for one case
 PATIENCE = 120  # by the clock
 MEMORY, DISK = 400 << 20, 200 << 20  # bytes that a case may take: address space beside what is there; one file
@@ -56,6 +55,7 @@ from pipeline.answers import scores_of, why_no_scores  # noqa: E402
 from pipeline.job import find_tokenizer  # noqa: E402
 from pipeline.reload import evaluate_answers, load_run  # noqa: E402
 from tests.helpers import mutations as m  # noqa: E402
+from tests.helpers.paths import ROOT  # noqa: E402
 from tests.helpers.templates import interrupted_runs, make_templates  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 

@@ -12,9 +12,9 @@ from data.registry import TASKS, get_task
 from data.spam import read_pocket
 from data.task import few_shot_sample
 from pipeline.result import data_sha256
+from tests.helpers.paths import ROOT
 from utils.errors import UserError
 
-ROOT = Path(__file__).parent.parent.parent
 FULL = ("restaurant_sup", "acl_sup", "agnews_sup")
 
 
@@ -154,7 +154,7 @@ def test_too_few_for_few_shot(n: int, n_labels: int, said: str):
 
 
 def test_data_without_pairs_keep_the_hash_that_earlier_results_recorded():
-    results = (ROOT / "published" / "results").rglob("result.json")
+    results = (ROOT / "results").rglob("result.json")
     recorded = {
         result["data_sha256"] for path in results if (result := json.loads(path.read_text()))["dataset"] == "spam-pocket"
     }

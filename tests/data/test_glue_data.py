@@ -7,6 +7,7 @@ import pytest
 
 from data.glue import ENTAILMENTS, SENTIMENT_FILE, SENTIMENTS, read_pocket, read_rte, read_sentences, read_sst2
 from data.registry import get_task
+from tests.helpers.paths import ROOT
 from utils.errors import UserError
 
 GOOD = {
@@ -152,7 +153,7 @@ def sentences(folder: Path, lines: list[str]) -> Path:
 
 
 def test_the_shipped_sentences():
-    if not (Path(__file__).parent.parent.parent / "data" / "pocket" / SENTIMENT_FILE).is_file():
+    if not (ROOT / "data" / "pocket" / SENTIMENT_FILE).is_file():
         pytest.skip(f"data/pocket/{SENTIMENT_FILE} isn't written yet")
     splits = read_pocket(None)
     assert all({example.label for example in examples} == {0, 1} for examples in splits.values())

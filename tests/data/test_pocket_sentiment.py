@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import pytest
 
-FILE = Path(__file__).parent.parent.parent / "data" / "pocket" / "sentiment" / "sentences.tsv"
+from tests.helpers.paths import ROOT
+
+FILE = ROOT / "data" / "pocket" / "sentiment" / "sentences.tsv"
 SPLITS = {"train": 1576, "validation": 168, "test": 358}
 LABELS = ("negative", "positive")
 

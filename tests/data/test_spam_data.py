@@ -10,9 +10,10 @@ import pytest
 from data.registry import TASKS, get_task
 from data.spam import FILE, LABELS, read_collection, read_pocket, read_spam
 from model.tokenizers.bpe import GPT2Tokenizer
+from tests.helpers.paths import ROOT
 from utils.errors import UserError
 
-POCKET = Path(__file__).parent.parent.parent / "data" / "pocket" / FILE
+POCKET = ROOT / "data" / "pocket" / FILE
 GOOD = [f"ham\thello number {i}" for i in range(6)] + [f"spam\tprize number {i}" for i in range(5)]
 
 

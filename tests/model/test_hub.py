@@ -18,9 +18,8 @@ from pathlib import Path
 import pytest
 
 from model import from_pretrained
+from tests.helpers.paths import ROOT
 from tests.helpers.servers import COMMIT, NOWHERE, FakeHub
-
-ROOT = Path(__file__).parent.parent.parent
 
 # Prints what became of `{call}` as JSON. The first lines keep model/__init__.py, and so PyTorch, from being imported.
 SCRIPT = """

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from model import from_pretrained, weights
 from model.gpt2 import GPT2, GPT2Config, init_gpt2
 from model.heads import LanguageModelHead
+from tests.helpers.paths import ROOT
 from utils.errors import UserError
 
-ROOT = Path(__file__).parent.parent.parent
 CONFIG = GPT2Config(vocab_size=60, context_length=16, dim=32, n_heads=4, n_layers=2)
 IDS = torch.arange(30).reshape(2, 15)
 
