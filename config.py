@@ -1,212 +1,281 @@
-"""`Run`: the whole configuration of one training run, and the one place where its flags are described.
+"""`Run`: the whole configuration of one training run. Each setting stands here once, with its flag, limits and default.
 
-A field that is None hasn't been said. `resolve` fills it: an explicit flag, else the published row, else the recipe of the
-task (which may depend on the model), else DEFAULTS. No torch here, so that `--help` answers at once.
+A setting that is None has not been given. `resolve` fills it in: an explicit flag, else the published row, else the recipe
+of the task, else the default beside the setting. Nothing here imports torch, so that `--help` answers at once.
 """
 
 import shlex
 import sys
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from typing import Any, get_args
 
 from utils.errors import UserError
 
+# What the flags and the methods accept.
+YES_NO = ("yes", "no")
+LORA_SCALINGS = ("alpha", "alpha/r", "alpha/sqrt(r)")
+LORA_INITS = ("kaiming", "wide", "pissa")
+ADAPTER_PLACEMENTS = ("pfeiffer", "houlsby")
+BYPASS_INTO = ("classifier", "dense")
+BYPASS_HEADS = ("own", "linear")
+BYPASS_INITS = ("zero", "default")
+BYPASS_DEEPEST = 3  # Linear layers in a row per branch
+
+# The methods, by the names that --trainable_layers accepts; a user may add others.
+LORA = ("lora", "lora_alternative", "dora")
+FREEZING = ("last_layer", "last_block", "last_two_blocks", "all", "freeze", "bitfit")
+METHODS = (*FREEZING, *LORA, "ia3", "adapter", "bypass", "prefix", "prompt", "peft")
+ON_CHOSEN_BLOCKS = ("freeze", *LORA, "ia3", "adapter", "prefix")
+
+CLASSIFICATION, DIALOGUES = "classification", "dialogues"  # the two kinds of tasks
+
 
 def flag(
-    kind: type,
     help: str,
+    default=None,
     *,
-    choices: tuple = (),
+    section: str = "",
+    everyday: bool = False,
+    methods: tuple[str, ...] = (),
+    task: str = "",
+    choices: tuple[str, ...] = (),
     least: float | None = None,
     below: float | None = None,
     aliases: tuple[str, ...] = (),
-):
-    """A field of Run that is a flag of the command line; None where nothing was said. Values lie from `least` on and below
-    `below`."""
-    limits = {"choices": choices, "least": least, "below": below}
-    return field(default=None, metadata={"kind": kind, "help": help, "aliases": aliases, **limits})
+) -> Any:
+    """Describe a setting of `Run` and its flag. The field itself starts as None, which means: not given.
+
+    help      what the flag does. `--help` shows it up to the first semicolon or bracket, `--help all` shows all of it
+    default   the value where no flag, row or recipe gives one; None: a recipe always does, or the setting may stay open
+    section   the heading of `--help` that begins with this flag
+    everyday  whether `--help` shows the flag
+    methods   the methods that read the setting; empty: every run reads it
+    task      the kind of task that reads the setting; empty: both kinds do
+    choices, least, below   the accepted values: one of the choices; at least `least`; below `below`
+    """
+    shown = {"help": help, "section": section, "everyday": everyday, "aliases": aliases}
+    used = {"default": default, "methods": methods, "task": task, "choices": choices, "least": least, "below": below}
+    return field(default=None, metadata=shown | used)
 
 
-YES_NO = ("yes", "no")
+lora_flag = partial(flag, methods=LORA)
+adapter_flag = partial(flag, methods=("adapter",))
+bypass_flag = partial(flag, methods=("bypass",))
+classifier_flag = partial(flag, task=CLASSIFICATION)
+dialogue_flag = partial(flag, task=DIALOGUES)
 
 
 @dataclass(frozen=True)
 class Run:
-    """The whole configuration, field by field in the order of `--help`."""
+    """The whole configuration of one run. `command` writes the flags in the order of these fields."""
 
-    # the model
     model: str | None = flag(
-        str,
-        "gpt2-small, -medium, -large, -xl, bert-base-uncased, roberta-base, owner/name on the hub; shipped: gpt2-pocket, "
-        "distilbert-pocket (default: the task's published model where it can be had, else the shipped one)",
+        "a model by its name: gpt2-small, -medium, -large, -xl, gpt2-pocket, bert-base-uncased, roberta-base, ...; or "
+        "owner/name on the hub (default: the task's published model where it can be had, else one that is shipped)",
+        section="the model",
+        everyday=True,
         aliases=("model_size",),
     )
-    checkpoint: str | None = flag(str, "a directory in Hugging Face layout, instead of --model")
-    tokenizer: str | None = flag(str, "a directory with the tokenizer's files (default: the checkpoint's own)")
-    weights: str | None = flag(str, "random: every layer drawn anew as PyTorch draws it", choices=("pretrained", "random"))
-    disable_causal_mask: bool | None = flag(bool, "let every token attend to every other")
-    dropout: float | None = flag(float, "dropout in the model", least=0, below=1)
-    # what is trained
+    checkpoint: str | None = flag("a model of your own: a directory in Hugging Face layout", everyday=True)
+    tokenizer: str | None = flag("a directory with the tokenizer's files (default: the model's own)")
+    weights: str | None = flag(
+        "random: every layer is drawn anew, as PyTorch draws it", "pretrained", choices=("pretrained", "random")
+    )
+    disable_causal_mask: bool | None = flag("let every token attend to every other", False)
+    dropout: float | None = flag("dropout in the model", 0.0, least=0, below=1)
+
     trainable_layers: str | None = flag(
-        str,
-        "last_layer (the head), last_block, last_two_blocks, all, freeze, bitfit, adapter, bypass, lora, lora_alternative, "
-        "dora, ia3, prefix, prompt, peft (of --adapter), or a method of your own; several joined with +, as lora+bypass",
+        f"the method: {', '.join(METHODS)}; last_layer is the head alone, peft is the adapter of --adapter; a file of your "
+        "own in peft/ adds a name; several are joined with +, as in lora+bypass",
+        section="what trains",
+        everyday=True,
     )
     adapter: str | None = flag(
-        str,
-        "an adapter made by the library peft, a directory or owner/name on the hub, which is put on the model and, with "
+        "an adapter made by the library peft, a directory or owner/name on the hub; it is put on the model and, with "
         "--num_epochs above 0, trains on",
+        methods=("peft",),
     )
-    train_head: str | None = flag(str, "train the head in full", choices=YES_NO)
-    head_labels: str | None = flag(
-        str, "of the checkpoint's classifier keep these labels, in the task's order: negative,positive or 2,0"
+    train_head: str | None = flag("whether the head trains in full", "yes", choices=YES_NO)
+    head_labels: str | None = classifier_flag(
+        "keep these labels of the checkpoint's classifier, in the task's order: negative,positive or 2,0"
     )
-    stages: str | None = flag(str, "train in several stages: a plan of published/plans.py, such as layer_by_layer")
-    depth: int | None = flag(int, "run only this many blocks, the head reads the last one's output (0: all)", least=0)
+    stages: str | None = flag("train in several stages: a plan of published/plans.py, such as layer_by_layer")
+    depth: int | None = flag("run only this many blocks; the head reads the last one's output (0: all)", 0, least=0)
     layers: str | None = flag(
-        str,
-        "blocks that freeze, lora, dora, ia3, adapter, prefix act on, counted from 0: all, first3, last3, 25-27, 0,2,5-7",
+        f"the blocks on which {', '.join(ON_CHOSEN_BLOCKS)} act, counted from 0: all, first3, last3, 25-27 or 0,2,5-7",
+        "all",
+        methods=ON_CHOSEN_BLOCKS,
     )
     part: str | None = flag(
-        str, "what freeze trains of these blocks: all, attn, qkv, mlp, norm, or modules such as attn.out"
+        "what freeze trains of them: all, attn, qkv, mlp, norm, or modules such as attn.out", "all", methods=("freeze",)
     )
-    lora_rank: int | None = flag(int, "rank of the LoRA matrices", least=1, below=2**24)
-    lora_alpha: float | None = flag(float, "alpha of LoRA, see --lora_scaling")
-    lora_target: str | None = flag(str, "all, or whole path components such as attn.q,attn.v or 2-5.mlp or q_lin")
-    lora_dropout: float | None = flag(float, "dropout on the input of the LoRA matrices", least=0, below=1)
-    lora_scaling: str | None = flag(str, "what multiplies the LoRA product", choices=("alpha", "alpha/r", "alpha/sqrt(r)"))
-    lora_init: str | None = flag(
-        str,
-        "bound of LoRA's A: kaiming 1/sqrt(in), wide 1/sqrt(rank); pissa: A and B are the weight's principal parts",
-        choices=("kaiming", "wide", "pissa"),
+    lora_rank: int | None = lora_flag("the rank of the LoRA matrices", everyday=True, least=1, below=2**24)
+    lora_alpha: float | None = lora_flag("alpha of LoRA; see --lora_scaling", everyday=True)
+    lora_target: str | None = lora_flag(
+        "the Linear layers that get LoRA: all, or path components such as attn.q,attn.v or 2-5.mlp or q_lin", everyday=True
     )
-    lora_plus_ratio: float | None = flag(float, "learning rate of LoRA's B by that of A (LoRA+)", least=0)
-    adapter_placement: str | None = flag(
-        str, "pfeiffer: after the feed-forward sublayer; houlsby: after attention too", choices=("pfeiffer", "houlsby")
+    lora_dropout: float | None = lora_flag("dropout on the input of the LoRA matrices", least=0, below=1)
+    lora_scaling: str | None = lora_flag("the factor of the LoRA product", choices=LORA_SCALINGS)
+    lora_init: str | None = lora_flag(
+        "the bound of LoRA's A: kaiming 1/sqrt(in), wide 1/sqrt(rank); pissa: A and B are the weight's principal parts",
+        choices=LORA_INITS,
     )
-    reduction_factor: int | None = flag(int, "width of the model by that of an adapter's bottleneck", least=1)
-    bypass_taps: str | None = flag(
-        str,
+    lora_plus_ratio: float | None = flag(
+        "the learning rate of LoRA's B divided by that of A (LoRA+)", 1.0, methods=(*LORA, "peft"), least=0
+    )
+    adapter_placement: str | None = adapter_flag(
+        "pfeiffer: after the feed-forward sublayer; houlsby: after attention too", "pfeiffer", choices=ADAPTER_PLACEMENTS
+    )
+    reduction_factor: int | None = adapter_flag(
+        "the width of the model divided by that of an adapter's bottleneck", 16, least=1
+    )
+    bypass_taps: str | None = bypass_flag(
         "what the branches read: all, or outputs of blocks counted from 1 (3,4,5) or of their attention (attn.2,attn.3); "
         "4x2 is 4 with a depth of its own",
+        "all",
     )
-    bypass_depth: int | None = flag(int, "Linear layers in a row per branch, 0 to 3", least=0, below=4)
-    bypass_into: str | None = flag(
-        str, "the layer of the head that reads the sum of the branches", choices=("classifier", "dense")
+    bypass_depth: int | None = bypass_flag(
+        f"the number of Linear layers in a row per branch, 0 to {BYPASS_DEEPEST}", 1, least=0, below=BYPASS_DEEPEST + 1
     )
-    bypass_head: str | None = flag(
-        str, "linear: no activation in the head, and dropout on the logits", choices=("own", "linear")
+    bypass_into: str | None = bypass_flag(
+        "the layer of the head that reads the sum of the branches", "classifier", choices=BYPASS_INTO
     )
-    bypass_init: str | None = flag(
-        str, "zero: the branches add nothing at first; default: PyTorch's", choices=("zero", "default")
+    bypass_head: str | None = bypass_flag(
+        "linear: no activation in the head, and dropout on the logits", "own", choices=BYPASS_HEADS
+    )
+    bypass_init: str | None = bypass_flag(
+        "zero: the branches add nothing at first; default: PyTorch's own", "zero", choices=BYPASS_INITS
     )
     prefix_length: int | None = flag(
-        int, "positions that prefix tuning and prompt tuning put before a text", least=1, below=2**24
+        "positions that prefix and prompt tuning put in front of a text",
+        16,
+        methods=("prefix", "prompt"),
+        least=1,
+        below=2**24,
     )
-    prefix_projection: bool | None = flag(bool, "train the prefix through a small network, which is folded away after it")
-    # the data
+    prefix_projection: bool | None = flag(
+        "train the prefix through a small network, which is folded away afterwards", False, methods=("prefix",)
+    )
+
     dataset: str | None = flag(
-        str,
-        "spam, sst2, rte, restaurant_sup, acl_sup, agnews_sup (few-shot: restaurant_fs, ...), or shipped: spam-pocket, "
-        "sentiment-pocket (default: spam for GPT-2, else sst2, where it can be had); dialogues: the shipped persona and "
-        "general, or the path of a .json or .jsonl file",
+        "a task: spam, sst2, rte, restaurant_sup, acl_sup, agnews_sup, persona, or a .json or .jsonl file of dialogues; "
+        "few-shot: restaurant_fs, ...; shipped: spam-pocket, sentiment-pocket, persona, general (default: spam for GPT-2, "
+        "else sst2, where it can be had)",
+        section="the data",
+        everyday=True,
     )
-    data_dir: str | None = flag(str, "a directory with data sets (sms_spam/SMSSpamCollection, glue_sst2/train.tsv, ...)")
-    trainable_token_pos: str | None = flag(
-        str, "whose hidden state the classifier reads", choices=("first", "last", "flexible")
+    data_dir: str | None = flag(
+        "a directory with data sets; it holds sms_spam/SMSSpamCollection, glue_sst2/train.tsv, ...", everyday=True
     )
-    average_embeddings: bool | None = flag(bool, "classify the mean over all positions instead")
+    trainable_token_pos: str | None = classifier_flag(
+        "the token whose hidden state the classifier reads", "last", choices=("first", "last", "flexible")
+    )
+    average_embeddings: bool | None = classifier_flag("classify the mean over all positions instead", False)
     context_length: str | None = flag(
-        str, "pad or cut texts to: longest_training_example, model_context_length, or a number of tokens"
+        "pad or cut texts to this: longest_training_example, model_context_length, or a number of tokens"
     )
-    no_padding: bool | None = flag(bool, "no influence of padding (masked where a batch needs some)")
-    train_samples: int | None = flag(int, "train on this many examples, drawn by the seed (0: on all)", least=0)
-    eval_train: str | None = flag(str, "evaluate the training examples too, at the end", choices=YES_NO)
-    template: str | None = flag(str, "how a dialogue becomes text: default (plain lines) or alpaca")
-    source_prefix: str | None = flag(str, "a text in front of every dialogue that has none of its own")
-    max_source_length: int | None = flag(
-        int, "tokens in front of a dialogue's last answer; the oldest turns are dropped (0: no limit)", least=0
+    no_padding: bool | None = classifier_flag("let padding have no influence; it is masked where a batch needs some", False)
+    train_samples: int | None = flag(
+        "train on this many examples, drawn by the seed (0: on all)", 0, everyday=True, least=0
     )
-    max_target_length: int | None = flag(int, "tokens of an answer; the rest is cut off (0: no limit)", least=0)
-    packing: bool | None = flag(bool, "let several short dialogues share a row, none seeing another")
-    auxiliary_dataset: str | None = flag(str, "dialogues to mix into the training data, by name or path")
-    auxiliary_samples: int | None = flag(int, "how many of them, drawn by the seed (0: all)", least=0)
-    general_dataset: str | None = flag(str, "dialogues, by name or path, whose test part is measured too; or none")
-    test_share: float | None = flag(
-        float,
-        "part of the dialogues held out for validation, and again for testing, where the file names none, 100 at most",
+    eval_train: str | None = flag("whether the training examples are measured too, at the end", "yes", choices=YES_NO)
+    template: str | None = dialogue_flag("how a dialogue becomes text: default (plain lines) or alpaca", "default")
+    source_prefix: str | None = dialogue_flag("a text in front of every dialogue that has none of its own")
+    max_source_length: int | None = dialogue_flag(
+        "tokens in front of a dialogue's last answer; the oldest turns are dropped (0: no limit)", 0, least=0
+    )
+    max_target_length: int | None = dialogue_flag("tokens of an answer; the rest is cut off (0: no limit)", 0, least=0)
+    packing: bool | None = dialogue_flag("let several short dialogues share a row; none sees another", False)
+    auxiliary_dataset: str | None = dialogue_flag("dialogues that are mixed into the training data, by name or path")
+    auxiliary_samples: int | None = dialogue_flag(
+        "the number of auxiliary dialogues, drawn by the seed (0: all)", 0, least=0
+    )
+    general_dataset: str | None = dialogue_flag("dialogues, by name or path, whose test part is measured too; or none")
+    test_share: float | None = dialogue_flag(
+        "the part of the dialogues held out for validation, and again for testing, where the file names none; 100 at most",
+        0.1,
         least=0,
         below=0.5,
     )
-    eval_generate: int | None = flag(
-        int,
-        "at the end let the model answer this many test dialogues, and as many of --general_dataset, and score the answers "
-        "by BLEU and ROUGE (0: none); an answer has at most --max_target_length tokens, else 100",
+    eval_generate: int | None = dialogue_flag(
+        "let the trained model answer this many test dialogues, and as many general ones, and score the answers by BLEU "
+        "and ROUGE; an answer has at most --max_target_length tokens, else 100 (0: no answers)",
+        0,
         least=0,
     )
-    ignore_index: int | None = flag(int, "label that the loss leaves out", least=-(2**63), below=2**63)
-    # the loop
+    ignore_index: int | None = classifier_flag("a label that the loss leaves out", -100, least=-(2**63), below=2**63)
+
     num_epochs: int | None = flag(
-        int, "passes over the training data (0: only evaluate)", least=0, aliases=("num_train_epochs",)
+        "passes over the training data (0: only evaluate)",
+        section="the training",
+        everyday=True,
+        least=0,
+        aliases=("num_train_epochs",),
     )
-    max_steps: int | None = flag(int, "stop after this many optimizer steps (0: no limit)", least=0)
+    max_steps: int | None = flag("stop after this many optimizer steps (0: no limit)", 0, everyday=True, least=0)
     batch_size: int | None = flag(
-        int, "examples per forward pass, of each process", least=1, aliases=("per_device_train_batch_size",)
+        "examples per forward pass; of each process", everyday=True, least=1, aliases=("per_device_train_batch_size",)
     )
     accumulation_steps: int | None = flag(
-        int, "forward passes per optimizer step", least=1, aliases=("gradient_accumulation_steps",)
+        "forward passes per optimizer step", 1, everyday=True, least=1, aliases=("gradient_accumulation_steps",)
     )
-    eval_batch_size: int | None = flag(int, "examples per forward pass of an evaluation", least=1)
-    learning_rate: float | None = flag(float, "peak learning rate of AdamW", least=0)
-    weight_decay: float | None = flag(float, "decoupled weight decay, on everything that trains", least=0)
-    lr_scheduler_type: str | None = flag(str, "schedule of the learning rate", choices=("constant", "linear", "cosine"))
-    warmup_ratio: float | None = flag(float, "part of the steps in which the learning rate rises from 0", least=0, below=1)
+    eval_batch_size: int | None = flag("examples per forward pass of an evaluation", 64, least=1)
+    learning_rate: float | None = flag("the peak learning rate of AdamW", everyday=True, least=0)
+    weight_decay: float | None = flag("decoupled weight decay, on everything that trains", least=0)
+    lr_scheduler_type: str | None = flag("the schedule of the learning rate", choices=("constant", "linear", "cosine"))
+    warmup_ratio: float | None = flag("the part of the steps in which the learning rate rises from 0", least=0, below=1)
     early_stopping_patience: int | None = flag(
-        int, "stop after this many evaluations without a lower validation loss, and go back to the best (0: don't)", least=0
+        "stop after this many evaluations without a lower validation loss, and go back to the best (0: don't)", 0, least=0
     )
-    max_grad_norm: float | None = flag(float, "clip the gradient's norm to this (0: don't)", least=0)
-    seed: int | None = flag(int, "of weights, order and dropout", least=0, below=2**63)
+    max_grad_norm: float | None = flag("clip the gradient's norm to this (0: don't)", 0.0, least=0)
+    seed: int | None = flag("the seed of weights, order and dropout", everyday=True, least=0, below=2**63)
     data_order: str | None = flag(
-        str,
-        "seeded, bucketed (texts of similar length together), or published: the spam script's own shuffles, its dropped "
-        "last batch too",
+        "bucketed: texts of similar length together; published: as the spam script, which drops an epoch's last batch",
+        "seeded",
         choices=("seeded", "bucketed", "published"),
     )
-    # the machine and the record
+
     amp: str | None = flag(
-        str, "mixed precision (auto: where the hardware has it)", choices=("auto", "off", "bf16", "fp16")
+        "mixed precision; auto: where the hardware has it",
+        "auto",
+        section="the machine and the results",
+        everyday=True,
+        choices=("auto", "off", "bf16", "fp16"),
     )
-    device: str | None = flag(str, "where to compute", choices=("auto", "cpu", "cuda", "mps"))
+    device: str | None = flag("where to compute", "auto", everyday=True, choices=("auto", "cpu", "cuda", "mps"))
     reuse_frozen: str | None = flag(
-        str, "compute what frozen blocks make of a text once, where nothing random is below", choices=YES_NO
+        "compute the output of frozen blocks once per text, where nothing random is below", "yes", choices=YES_NO
     )
-    trim: str | None = flag(
-        str, "leave out positions that no position that is read can see, such as padding behind it", choices=YES_NO
+    trim: str | None = classifier_flag(
+        "leave out positions that no position that is read can see, such as padding behind it", "yes", choices=YES_NO
     )
     gradient_checkpointing: bool | None = flag(
-        bool, "keep only what enters each block for the backward pass: less memory, about a third more time"
+        "keep only what enters each block for the backward pass; less memory, about a third more time", False
     )
     compile: bool | None = flag(
-        bool,
-        "let torch.compile fuse what a block does: the first steps take minutes, the later ones less, on a GPU above all",
+        "let torch.compile fuse what a block does; the first steps take minutes, the later ones less time, on a GPU", False
     )
     fsdp: bool | None = flag(
-        bool,
-        "leave each of torchrun's processes a part of the model, for one that is too large for one GPU; frozen blocks then "
-        "run each time",
+        "leave each of torchrun's processes a part of the model, where one GPU can't hold it; frozen blocks run each time",
+        False,
     )
-    logging_steps: int | None = flag(int, "write training loss and accuracy every N optimizer steps", least=1)
-    eval_steps: int | None = flag(int, "evaluate every N optimizer steps besides each epoch (0: don't)", least=0)
+    logging_steps: int | None = flag("write training loss and accuracy every N optimizer steps", 10, least=1)
+    eval_steps: int | None = flag("evaluate every N optimizer steps, besides each epoch (0: don't)", 0, least=0)
     save_steps: int | None = flag(
-        int, "every N optimizer steps save what --resume goes on from (0: only on Ctrl-C and SIGTERM)", least=0
+        "save every N optimizer steps what --resume goes on from (0: only on Ctrl-C and SIGTERM)", 0, least=0
     )
-    save_total_limit: int | None = flag(int, "keep this many of the newest of them", least=1)
+    save_total_limit: int | None = flag("keep this many of the newest of them", 1, least=1)
     deterministic: bool | None = flag(
-        bool, "use only operations that give the same numbers each time on a GPU too; on a CPU they all do"
+        "use only operations that give the same numbers each time on a GPU too; on a CPU they all do", False
     )
-    memory_report: bool | None = flag(bool, "print what the run needs in memory, and at the end what it took")
-    plot_loss: bool | None = flag(bool, "draw losses and accuracies as curves.png in the output directory (matplotlib)")
-    output_dir: str | None = flag(str, "where results go (default: runs/NAME; of a table: runs)")
-    resume: bool | None = flag(bool, "go on from what an interrupted run has saved in its directory")
+    memory_report: bool | None = flag("print what the run needs in memory, and at the end what it took", False)
+    plot_loss: bool | None = flag(
+        "draw losses and accuracies as curves.png in the output directory; needs matplotlib", False
+    )
+    verbose: bool | None = flag("print every setting of the run", False, everyday=True)
+    output_dir: str | None = flag("where results go (default: runs/NAME; of a table: runs)", everyday=True)
+    resume: bool | None = flag("go on from what an interrupted run has saved in its directory", False, everyday=True)
 
     @property
     def source(self) -> str | None:
@@ -214,13 +283,22 @@ class Run:
         return self.checkpoint or self.model
 
     def __post_init__(self):
-        for one in fields(self):
-            _check(one.name, getattr(self, one.name), **one.metadata)
+        for name, value in explicit(self).items():
+            check_setting(name, value)
+            if SETTINGS[name]["kind"] is float:  # 16 and 16.0 are the same run
+                object.__setattr__(self, name, float(value))
 
 
-def _check(name: str, value, kind: type, choices: tuple, least: float | None, below: float | None, **_) -> None:
-    if value is None:
-        return
+# name -> what `flag` says of the setting, and its type
+SETTINGS: dict[str, dict] = {one.name: {**one.metadata, "kind": get_args(one.type)[0]} for one in fields(Run)}
+DEFAULTS = {name: about["default"] for name, about in SETTINGS.items() if about["default"] is not None}
+DIALOGUES_ONLY = tuple(name for name, about in SETTINGS.items() if about["task"] == DIALOGUES)
+
+
+def check_setting(name: str, value) -> None:
+    """Raise UserError unless `value` is of the setting's type and within its limits."""
+    about = SETTINGS[name]
+    kind, choices, least, below = (about[key] for key in ("kind", "choices", "least", "below"))
     if value == "" and kind is str:
         raise UserError(f"--{name} is empty; leave the flag out or give it a value")
     if type(value) not in ((int, float) if kind is float else (kind,)):
@@ -235,95 +313,38 @@ def _check(name: str, value, kind: type, choices: tuple, least: float | None, be
         raise UserError(f"--{name} is {value}; it must be below {below}")
 
 
-# What no recipe says otherwise.
-DEFAULTS = {
-    "weights": "pretrained",
-    "disable_causal_mask": False,
-    "dropout": 0.0,
-    "train_head": "yes",
-    "lora_plus_ratio": 1.0,
-    "depth": 0,
-    "layers": "all",
-    "part": "all",
-    "adapter_placement": "pfeiffer",
-    "reduction_factor": 16,
-    "bypass_taps": "all",
-    "bypass_depth": 1,
-    "bypass_into": "classifier",
-    "bypass_head": "own",
-    "bypass_init": "zero",
-    "prefix_length": 16,
-    "prefix_projection": False,
-    "trainable_token_pos": "last",
-    "average_embeddings": False,
-    "no_padding": False,
-    "train_samples": 0,
-    "eval_train": "yes",
-    "template": "default",
-    "max_source_length": 0,
-    "max_target_length": 0,
-    "packing": False,
-    "auxiliary_samples": 0,
-    "test_share": 0.1,
-    "eval_generate": 0,
-    "ignore_index": -100,
-    "max_steps": 0,
-    "accumulation_steps": 1,
-    "eval_batch_size": 64,
-    "early_stopping_patience": 0,
-    "max_grad_norm": 0.0,
-    "data_order": "seeded",
-    "amp": "auto",
-    "device": "auto",
-    "reuse_frozen": "yes",
-    "trim": "yes",
-    "gradient_checkpointing": False,
-    "compile": False,
-    "fsdp": False,
-    "logging_steps": 10,
-    "eval_steps": 0,
-    "save_steps": 0,
-    "save_total_limit": 1,
-    "deterministic": False,
-    "memory_report": False,
-    "plot_loss": False,
-    "resume": False,
-}
-
-# What only dialogues have a use for.
-DIALOGUES_ONLY = (
-    *("template", "source_prefix", "max_source_length", "max_target_length", "packing"),
-    *("auxiliary_dataset", "auxiliary_samples", "general_dataset", "test_share", "eval_generate"),
-)
-
-
-def override(run: Run, other: Run) -> Run:
-    """`run` with everything that `other` says."""
-    return replace(run, **said(other))
-
-
-def said(run: Run) -> dict:
-    """The fields that aren't None."""
+def explicit(run: Run) -> dict:
+    """Return the settings that have been given, by name: those that aren't None."""
     return {one.name: value for one in fields(run) if (value := getattr(run, one.name)) is not None}
 
 
+def override(run: Run, overrides: Run) -> Run:
+    """Return `run` with whatever `overrides` gives in its place."""
+    return replace(run, **explicit(overrides))
+
+
 def resolve(run: Run, recipe: dict) -> Run:
-    """Each field from what the run says, else from the recipe, else from DEFAULTS. Still None: what names nothing, such as
-    --stages of a run without stages."""
-    return Run(**(DEFAULTS | recipe | said(run)))
+    """Return the run with each setting from the run itself, else from the recipe, else from DEFAULTS.
+
+    What names nothing stays None, such as --stages of a run without stages.
+    """
+    return Run(**(DEFAULTS | recipe | explicit(run)))
 
 
 def to_flags(run: Run) -> list[str]:
-    """The flags that make this run. A switch that is off has none: it can't be switched off by a flag."""
+    """Return the flags that make this run: parsing them gives an equal Run."""
     words = []
-    for name, value in said(run).items():
-        if value is True:
-            words.append(f"--{name}")
-        elif value is not False:
-            words += [f"--{name}", str(value).removesuffix(".0") if isinstance(value, float) else str(value)]
+    for name, value in explicit(run).items():
+        text = str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif text.startswith("-"):  # a word of its own would be taken for a flag
+            words.append(f"--{name}={text}")
+        else:
+            words += [f"--{name}", text]
     return words
 
 
 def command(run: Run) -> str:
-    """The command line that makes this run."""
+    """Return the command line that makes this run."""
     return shlex.join(["python", "experiments.py", *to_flags(run)])

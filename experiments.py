@@ -15,14 +15,13 @@ python experiments.py --export_peft DIR --run_dir runs/NAME    what it trained, 
 """
 
 import argparse
+import difflib
 import os
 import re
 import sys
-from dataclasses import fields
 from pathlib import Path
 
-from config import Run, command
-from config import said as run_fields
+from config import SETTINGS, Run, command, explicit
 from published import TABLES, get_table
 from published.table import Row
 from utils.errors import UserError, run_program
@@ -49,7 +48,10 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> Parser:
     """One flag per field of `Run`, under its name and aliases, and the few that choose among published rows."""
     parser = Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,  # half a name may mean another flag tomorrow
     )
     rows = parser.add_argument_group("published rows")
     rows.add_argument("--row", metavar="N", help="run this published row (of another table: TABLE:N)")
@@ -87,18 +89,18 @@ def build_parser() -> Parser:
     for name, (kind, meaning) in SAMPLING.items():
         answers.add_argument(f"--{name}", type=kind, metavar=name.upper(), help=meaning)
     flags = parser.add_argument_group("one run (what isn't said comes from the row, else from the task's recipe)")
-    for one in fields(Run):
-        names = [f"--{name}" for name in (one.name, *one.metadata["aliases"])]
-        if one.metadata["kind"] is bool:
-            flags.add_argument(*names, dest=one.name, action="store_true", help=one.metadata["help"])
+    for name, about in SETTINGS.items():
+        names = [f"--{one}" for one in (name, *about["aliases"])]
+        if about["kind"] is bool:  # --packing and --no-packing
+            flags.add_argument(*names, dest=name, action=argparse.BooleanOptionalAction, help=about["help"])
             continue
-        choices = one.metadata["choices"]
+        choices = about["choices"]
         flags.add_argument(
             *names,
-            dest=one.name,
-            type=one.metadata["kind"],
-            metavar="{" + ",".join(choices) + "}" if choices else names[0].lstrip("-").upper(),
-            help=one.metadata["help"],
+            dest=name,
+            type=about["kind"],
+            metavar="{" + ",".join(choices) + "}" if choices else name.upper(),
+            help=about["help"],
         )
     return parser
 
@@ -118,12 +120,22 @@ def mend_misprints(argv: list[str]) -> list[str]:
     return words
 
 
+def nearest_flag(parser: Parser, words: list[str]) -> str:
+    """Return a hint at the flag that the first unknown one resembles, or "" where none does."""
+    unknown = next((word.partition("=")[0] for word in words if word.startswith("--")), "")
+    nearest = difflib.get_close_matches(unknown, parser._option_string_actions, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
 def parse(argv: list[str]) -> tuple[Run, dict]:
     """argv -> what it says about a run, and the options that choose rows."""
-    said = vars(build_parser().parse_args(mend_misprints(argv)))
-    names = {one.name for one in fields(Run)}
-    options = {name: value for name, value in said.items() if name not in names}
-    return Run(**{name: value for name, value in said.items() if name in names}), options
+    parser = build_parser()
+    found, unknown = parser.parse_known_args(mend_misprints(argv))
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{nearest_flag(parser, unknown)}")
+    values = found.__dict__
+    options = {name: value for name, value in values.items() if name not in SETTINGS}
+    return Run(**{name: value for name, value in values.items() if name in SETTINGS}), options
 
 
 def parse_rows(text: str) -> list[int]:
@@ -207,7 +219,7 @@ def print_measures(result: dict, names: tuple[str, ...], splits: tuple[str, ...]
 
 def score(said: Run, options: dict) -> int:
     """`--score`."""
-    if useless := [name for name in (*options, *run_fields(said)) if name not in ("score", "eval_generate", "device")]:
+    if useless := [name for name in (*options, *explicit(said)) if name not in ("score", "eval_generate", "device")]:
         raise UserError(f"--{useless[0]} doesn't go with --score; what does: --eval_generate, --device")
     if said.eval_generate == 0:
         raise UserError("--eval_generate is 0; with --score it must be at least 1")
@@ -222,7 +234,7 @@ def score(said: Run, options: dict) -> int:
 
 def fetch(said: Run, options: dict) -> int:
     """`--download`."""
-    if useless := [name for name in (*options, *run_fields(said)) if name != "download"]:
+    if useless := [name for name in (*options, *explicit(said)) if name != "download"]:
         raise UserError(f"--{useless[0]} doesn't go with --download")
     from pipeline.download import download  # brings torch
 
@@ -233,7 +245,7 @@ def fetch(said: Run, options: dict) -> int:
 def export(said: Run, options: dict) -> int:
     """`--export_peft` or `--export_model`."""
     what = "export_peft" if "export_peft" in options else "export_model"
-    if useless := [name for name in (*options, *run_fields(said)) if name not in (what, "run_dir")]:
+    if useless := [name for name in (*options, *explicit(said)) if name not in (what, "run_dir")]:
         raise UserError(f"--{useless[0]} doesn't go with --{what}; what does: --run_dir")
     if not options.get("run_dir") or not options[what]:
         raise UserError(f"--{what} needs the directory to write, and --run_dir with that of an earlier run")

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import torch
 
 import model as models
-from config import Run, override, resolve, said
+from config import Run, explicit, override, resolve
 from data.chat import Encoder
 from data.dialogues import Dialogue, Turn
 from data.registry import get_task
@@ -71,7 +71,7 @@ class Speaker:
 def speaker(wanted: Run, directory: str | None, how: dict) -> Speaker:
     """Of an earlier run, or of the model that was named, or else of the default one."""
     possible = OF_THE_ANSWER if directory else OF_THE_MODEL + OF_THE_ANSWER
-    if useless := [name for name in said(wanted) if name not in possible]:
+    if useless := [name for name in explicit(wanted) if name not in possible]:
         where = f"a trained model ({directory})" if directory else "a model as it is"
         raise UserError(f"--{useless[0]} changes no answer of {where}; what does: --{', --'.join(possible)}")
     device = pick_device(wanted.device or "auto")

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 import pytest
 
 import experiments
-from config import DEFAULTS, Run, command, override, resolve, said, to_flags
+from config import DEFAULTS, Run, command, override, resolve, to_flags
 from data.registry import TASKS
 from experiments import find_row, mend_misprints, parse, parse_rows
 from model import canonical_name
@@ -157,19 +157,27 @@ def test_aliases(alias, name, value):
     assert parse([alias, str(value)])[0] == parse([f"--{name}", str(value)])[0] == Run(**{name: value})
 
 
-@pytest.mark.parametrize(
-    "run",
-    [
-        Run(),
-        Run(learning_rate=1.2345678e-4, weight_decay=1 / 3, lora_alpha=16.0, dropout=0.0, warmup_ratio=1e-12),
-        Run(ignore_index=-100, max_steps=0, resume=True, output_dir="a folder/it's here", model="owner/name"),
-        resolve(Run(model="gpt2-small", dataset="spam"), TASKS["spam"].recipe),
-    ],
-)
+RUNS = {
+    "nothing": Run(),
+    "numbers": Run(learning_rate=1.2345678e-4, weight_decay=1 / 3, lora_alpha=16.0, dropout=0.0, warmup_ratio=1e-12),
+    "negative numbers": Run(ignore_index=-100, lora_alpha=-1e-05),
+    "words": Run(max_steps=0, resume=True, output_dir="a folder/it's here", model="owner/name"),
+    "words that look like flags": Run(output_dir="--resume", source_prefix="-a=b --model x", tokenizer="-"),
+    "switches that are off": Run(no_padding=False, packing=False, resume=False, average_embeddings=True),
+    "every setting": resolve(Run(model="gpt2-small", dataset="spam"), TASKS["spam"].recipe),
+}
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_flags_are_the_inverse_of_the_parser(run):
-    no_false = {name: value for name, value in said(run).items() if value is not False}  # False is what no flag means
-    assert parse(to_flags(run))[0] == Run(**no_false)
-    assert parse(shlex.split(command(run))[2:])[0] == Run(**no_false)
+    assert parse(to_flags(run))[0] == run
+    assert parse(shlex.split(command(run))[2:])[0] == run
+
+
+def test_whole_numbers_and_fractions_are_one_setting():
+    assert Run(lora_alpha=16) == Run(lora_alpha=16.0) and type(Run(lora_alpha=16).lora_alpha) is float
+    with pytest.raises(UserError, match=r"--lora_alpha is 1000.*; it must be a finite number"):
+        Run(lora_alpha=10**400)
 
 
 def test_a_run_is_checked_wherever_it_comes_from():
