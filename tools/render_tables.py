@@ -1,0 +1,312 @@
+"""Fill the measured tables of README.md and docs/ from the logs in results/ and benchmarks/results/.
+
+python -m tools.render_tables            write the pages whose tables differ from their logs
+python -m tools.render_tables --check    write nothing; exit with 1 if a page differs
+
+A page holds `<!-- table: NAME -->` and `<!-- end -->`. What stands between is replaced by the table of that name, so no
+measured number is typed by hand. Tests run the command over the pages and expect no change.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import experiments
+from benchmarks import growth, measure
+from config import Run, command
+from pipeline.job import prepare
+from pipeline.tables import key_of, scale_of, values_of
+from published import get_table
+from published.table import Row
+from utils.errors import UserError, run_program
+
+ROOT = Path(__file__).resolve().parent.parent
+MARKED = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+NOT_MEASURED = "–"
+
+
+def pages() -> list[Path]:
+    """Return README.md and every page of docs/."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def render(text: str) -> str:
+    """Return the page with every marked table made anew."""
+
+    def table(found: re.Match) -> str:
+        begin, name, old, end = found.groups()
+        if name not in TABLES:
+            raise UserError(f"there is no table {name!r}; choose {', '.join(TABLES)}")
+        return begin + "\n".join(TABLES[name](text[: found.start()], old)) + "\n" + end
+
+    return MARKED.sub(table, text)
+
+
+def markdown(headings: list[str], rows: list[list[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
+
+
+# --- Tables of published rows: published numbers beside ours ---
+
+
+@dataclass(frozen=True)
+class Column:
+    """One measured column: its heading, the folder of `results/` with its runs, and the metrics shown."""
+
+    heading: str
+    folder: str
+    metrics: tuple[str, ...]
+
+
+SHIPPED = "shipped model and data"
+F1 = ("test", "test_macro_f1")
+PUBLISHED: dict[str, tuple[str, tuple[Column, ...]]] = {  # table -> (heading of the published numbers, measured columns)
+    "spam": (
+        "published (A100): train / validation / test",
+        (
+            Column("shipped messages: test", "spam-shipped", ("test",)),
+            Column("real messages: test", "spam-real", ("test",)),
+        ),
+    ),
+    "distilbert-sst2": ("published", (Column(SHIPPED, "distilbert-sst2-shipped", ("validation",)),)),
+    "roberta-glue": ("published", (Column(SHIPPED, "roberta-glue-shipped", ("validation",)),)),
+    "encoders-adapter": ("published", (Column(SHIPPED, "encoders-adapter-shipped", F1),)),
+    "encoders-fewshot": (
+        "published",
+        (Column(SHIPPED, "encoders-fewshot-shipped", F1), Column("MiniLM, real texts", "encoders-fewshot-minilm", F1)),
+    ),
+    "chat": (
+        "published",
+        (
+            Column("new style learned", "chat-shipped", ("test_loss", "test_bleu4", "test_rougel")),
+            Column("old knowledge kept", "chat-shipped", ("general_loss", "general_bleu4", "general_rougel")),
+            Column("seconds", "chat-shipped", ("seconds",)),
+        ),
+    ),
+}
+
+
+def read_table(folder: str, name: str) -> dict[int, dict]:
+    """Return what `--table NAME` wrote in that folder of results/, by row number."""
+    lines = json.loads((ROOT / "results" / folder / f"table-{name}.json").read_text(encoding="utf-8"))
+    return {line["row"]: line for line in lines}
+
+
+def published_table(name: str) -> list[str]:
+    """Return a table of published rows: number, what it changes, published, measured columns, command."""
+    table, (heading, columns) = get_table(name), PUBLISHED[name]
+    measured = {column.folder: read_table(column.folder, name) for column in columns}
+    rows = []
+    for row in [table.base, *table.rows] if table.base else table.rows:
+        cells = [str(row.number), row.title, values_of(row.published, row.published_std, table.printed or table.metrics)]
+        cells += [measured_cell(measured[column.folder].get(row.number), column.metrics) for column in columns]
+        in_full = name == "spam" or row is table.base
+        typed = command(row.run) if in_full else f"python experiments.py --row {name}:{row.number}"
+        rows.append([*cells, f"`{typed}`"])
+    return markdown(["row", "what it changes", heading, *(column.heading for column in columns), "command"], rows)
+
+
+def measured_cell(line: dict | None, metrics: tuple[str, ...]) -> str:
+    """Return one row's numbers, or a dash where it wasn't run."""
+    if line is None or not line["measured"]:
+        return NOT_MEASURED
+    return f"{line['seconds']:.0f}" if metrics == ("seconds",) else values_of(line["measured"], line["std"], metrics)
+
+
+# --- Tables of variants: one command, and the flags that each line adds to it ---
+
+
+def variants_table(folder: str, before: str, old: str) -> list[str]:
+    """Return the table with trained parameters and accuracies filled in from the logs.
+
+    The first and the last cell of a line, its label and its flags, are kept as they stand in the page: a new line is
+    added by writing these two. `before` ends with the command that the flags are added to.
+    """
+    base = re.findall(r"python experiments\.py[^\n]*", before)[-1]
+    rows = []
+    for label, flags in label_and_flags(old):
+        logs = logs_of(folder, f"{base} {flags}")
+        metrics = ("validation",) if logs[0]["test_accuracy"] is None else F1
+        rows.append([label, f"{logs[0]['trainable_parameters']:,}", mean_and_std(logs, metrics), f"`{flags}`"])
+    return markdown(["what trains", "trained parameters", "accuracy", "flags"], rows)
+
+
+def label_and_flags(lines: str) -> list[tuple[str, str]]:
+    """Return the first and the last cell of each line that ends with flags."""
+    return re.findall(r"^\| ([^|]+) \|.*\| `(--[^|]+)` \|$", lines, re.MULTILINE)
+
+
+def logs_of(folder: str, typed: str) -> list[dict]:
+    """Return the results of the runs in that folder that this command makes: one, or one for each seed."""
+    asked = settings_of(experiments.parse(shlex.split(typed)[2:])[0])
+    logs = [json.loads(path.read_text(encoding="utf-8")) for path in result_files(folder)]
+    # A log may be older than a flag; the flag's default is what runs did before there was one.
+    logs = [log for log in logs if all(log["config"].get(name, value) == value for name, value in asked.items())]
+    if not logs:
+        raise UserError(f"results/{folder} has no run of: {typed}")
+    return logs
+
+
+def result_files(folder: str) -> list[Path]:
+    """Return every result.json below that folder of results/."""
+    return sorted((ROOT / "results" / folder).glob("*/result.json"))
+
+
+MACHINE = {"model", "checkpoint", "data_dir", "output_dir", "seed", "device", "amp"}
+
+
+def settings_of(run: Run) -> dict:
+    """Return every setting that the run resolves to, except those of the machine and those that vary within a row."""
+    if run.checkpoint:  # the directory needn't be there: any encoder resolves alike where the learning rate is given
+        assert run.learning_rate
+        run = replace(run, checkpoint=None, model="distilbert-pocket")
+    return {name: value for name, value in asdict(prepare(run).run).items() if name not in MACHINE}
+
+
+def mean_and_std(logs: list[dict], metrics: tuple[str, ...]) -> str:
+    """Return the metrics over the logs' seeds."""
+    values = {name: [scale_of(name) * log[key_of(name)] for log in logs] for name in metrics}
+    mean = {name: statistics.mean(each) for name, each in values.items()}
+    std = {name: statistics.stdev(each) for name, each in values.items()} if len(logs) > 1 else None
+    return values_of(mean, std, metrics)
+
+
+# --- Row 10 of the spam table, seed by seed ---
+
+SPLITS = ("train", "validation", "test")
+
+
+def row_10() -> list[dict]:
+    """Return the results of row 10 at GPT-2 small's size, ordered by seed."""
+    logs = [json.loads(path.read_text(encoding="utf-8")) for path in result_files("spam-row10")]
+    return sorted(logs, key=lambda log: log["seed"])
+
+
+def row_10_table() -> list[str]:
+    """Return the published accuracies, ours with each seed, and their mean."""
+    row, logs = get_table("spam").row(10), row_10()
+    rows = [["published (A100)", values_of(row.published, None, SPLITS)]]
+    rows += [[str(log["seed"]), mean_and_std([log], SPLITS)] for log in logs]
+    return markdown(["seed", "train / validation / test"], [*rows, ["mean ± std", mean_and_std(logs, SPLITS)]])
+
+
+# --- The README's table: the rows that matter most ---
+
+REAL = "gpt2-pocket, real messages, 3 seeds"
+MINILM = "MiniLM, 20,000 sentences"
+TIBBIN = "gpt2-pocket, shipped persona"
+SPAM, ENCODERS, PERSONA = (f"docs/results/{name}.md" for name in ("spam", "encoders", "persona"))
+
+
+def headline_table() -> list[str]:
+    """Return one line for each row that matters: what was published, what we measured, and the page with the rest."""
+    sst2, tasks = variant("minilm-sst2"), variant("minilm-tasks")
+    spam, chat = from_table("spam-real", "spam", ("test",)), from_table("chat-shipped", "chat", ("test_loss",))
+    lines = [
+        ("spam", 10, SPLITS, mean_and_std(row_10()[:1], SPLITS), "gpt2-small, real messages, seed 123", SPAM),
+        ("spam", 1, ("test",), spam(1), REAL, SPAM),
+        ("spam", 11, ("test",), spam(11), REAL, SPAM),
+        ("spam", 16, ("test",), spam(16), REAL, SPAM),
+        ("distilbert-sst2", 10, ("validation",), sst2("all layers"), f"{MINILM}, 3 seeds", ENCODERS),
+        ("distilbert-sst2", 16, ("validation",), sst2("LoRA on everything, r = 16"), MINILM, ENCODERS),
+        ("distilbert-sst2", 9, ("validation",), sst2("layer by layer"), MINILM, ENCODERS),
+        ("roberta-glue", 4, ("validation",), tasks("RTE: all layers"), "MiniLM", ENCODERS),
+        ("encoders-adapter", 10, F1, tasks("restaurant: adapters"), "MiniLM", ENCODERS),
+        ("chat", 26, ("mean_train_loss",), chat(26), TIBBIN, PERSONA),
+        ("chat", 28, ("mean_train_loss",), chat(28), TIBBIN, PERSONA),
+    ]
+    rows = []
+    for name, number, metrics, ours, measured_with, page in lines:
+        row = get_table(name).row(number)
+        theirs = values_of(row.published, row.published_std, metrics)
+        rows.append([f"[{name} {number}]({page})", title_of(row), theirs, ours, measured_with])
+    return markdown(["log and row", "what trains", "published", "ours", "ours was measured with"], rows)
+
+
+def title_of(row: Row) -> str:
+    """Return the row's title without the name of the model that the log took."""
+    return re.sub(r"^(logged: |[\w-]+-base[\w-]*, )", "", row.title)
+
+
+def from_table(folder: str, name: str, metrics: tuple[str, ...]) -> Callable[[int], str]:
+    """Return the function from a row's number to what was measured of it."""
+    lines = read_table(folder, name)
+    return lambda number: measured_cell(lines[number], metrics)
+
+
+def variant(folder: str) -> Callable[[str], str]:
+    """Return the function from a label in docs/results/encoders.md to the accuracy that its logs have."""
+    text = (ROOT / ENCODERS).read_text(encoding="utf-8")
+    place = next(found for found in MARKED.finditer(text) if found[2] == folder)
+    lines = variants_table(folder, text[: place.start()], place[3])
+    cells = [line.split(" | ") for line in lines]
+    return lambda label: next(row[2] for row in cells if row[0] == f"| {label}")
+
+
+# --- Speed and memory ---
+
+
+def benchmark_table(suite: str) -> list[str]:
+    """Return a suite's comparisons; single steps are `growth_table`."""
+    records = [one for one in read_benchmark(suite) if "method" not in one]
+    return [line for line in measure.markdown(records, "").splitlines() if line.startswith("|")]
+
+
+def read_benchmark(suite: str) -> list[dict]:
+    return measure.read_records(ROOT / "benchmarks" / "results" / f"{suite}.json")
+
+
+def growth_table() -> list[str]:
+    """Return one line for each shape: seconds, share of the limit and MB of all layers, and of LoRA."""
+    records = [one for one in read_benchmark("growth") if "method" in one]
+    steps = {(one["method"], one["model"], one["batch_size"], one["length"]): one for one in records}
+    rows = []
+    for model, batch, length in dict.fromkeys(growth.SHAPES):
+        cells = [model, f"{batch} x {length}"]
+        for one in (steps[method, model, batch, length] for method in growth.METHODS):
+            share = "-" if one["time_ratio"] is None else f"{one['time_ratio']:.0%}"
+            cells += [measure.number(one["ours_seconds"]), share, measure.number(one["ours_peak_bytes"], 1e6)]
+        rows.append(cells)
+    of_each = ("s", "of the limit", "MB")
+    headings = [f"{label}: {what}" if what == "s" else what for label in growth.METHODS.values() for what in of_each]
+    return markdown(["model", "batch x length", *headings], rows)
+
+
+# Each takes the page's text in front of the table, and the lines that stand there now.
+TABLES: dict[str, Callable[[str, str], list[str]]] = {
+    "headline": lambda before, old: headline_table(),
+    "spam-row10": lambda before, old: row_10_table(),
+    "minilm-sst2": lambda before, old: variants_table("minilm-sst2", before, old),
+    "minilm-tasks": lambda before, old: variants_table("minilm-tasks", before, old),
+    "speed-spam": lambda before, old: benchmark_table("spam"),
+    "speed-encoders": lambda before, old: benchmark_table("encoders"),
+    "speed-growth": lambda before, old: benchmark_table("growth"),
+    "speed-steps": lambda before, old: growth_table(),
+    **{name: lambda before, old, name=name: published_table(name) for name in PUBLISHED},
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page differs from its logs")
+    check, differs = parser.parse_args().check, False
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        if (new := render(text)) == text:
+            continue
+        differs = True
+        print(f"{page.relative_to(ROOT)} {'differs from its logs' if check else 'is written anew'}")
+        if not check:
+            page.write_text(new, encoding="utf-8")
+    return int(check and differs)
+
+
+if __name__ == "__main__":
+    run_program(main)
