@@ -279,12 +279,25 @@ def growth_table() -> list[str]:
     return markdown(["model", "batch x length", *headings], rows)
 
 
+# --- Parity with transformers ---
+
+
+def parity_table() -> list[str]:
+    """Return the largest differences from transformers' models, as fractions of the scale."""
+    measured = json.loads((ROOT / "results" / "parity.json").read_text(encoding="utf-8"))
+    rows = []
+    for name, one in measured.items():
+        rows.append([name, *(f"{1e6 * one[part]:.1f}e-6" if one[part] else "0" for part in ("forward", "gradients"))])
+    return markdown(["", "forward", "gradients"], rows)
+
+
 # Each takes the page's text in front of the table, and the lines that stand there now.
 TABLES: dict[str, Callable[[str, str], list[str]]] = {
     "headline": lambda before, old: headline_table(),
     "spam-row10": lambda before, old: row_10_table(),
     "minilm-sst2": lambda before, old: variants_table("minilm-sst2", before, old),
     "minilm-tasks": lambda before, old: variants_table("minilm-tasks", before, old),
+    "parity": lambda before, old: parity_table(),
     "speed-spam": lambda before, old: benchmark_table("spam"),
     "speed-encoders": lambda before, old: benchmark_table("encoders"),
     "speed-growth": lambda before, old: benchmark_table("growth"),
