@@ -11,7 +11,7 @@ from data.batching import IGNORED, Batches, Example
 from data.dialogues import Dialogue, Turn, read_records, split
 from data.encode import batches_of, draw_training, padded_length
 from data.packing import pack
-from data.task import Task
+from data.task import GPT2_POCKET, Task
 from model.tokenizers.base import Tokenizer, longest_first
 from utils.errors import UserError
 
@@ -70,7 +70,7 @@ class Piece:
         return len(self.prompt()) + len(self.answer) + 1  # the end of the text
 
 
-class Encoder:
+class DialogueEncoder:
     """Dialogues -> examples of at most `length` tokens.
 
     What is too long is cut by this rule (the end-of-text tokens don't count as part of an answer):
@@ -202,7 +202,7 @@ class ChatTask(Task):
         if not hasattr(tokenizer, "end_of_text"):
             raise UserError(f"{self.name} needs a model that writes, such as GPT-2; the tokenizer has no end-of-text token")
         length = padded_length(run, config.context_length, config.context_length)
-        encoder = Encoder(tokenizer, run, length)
+        encoder = DialogueEncoder(tokenizer, run, length)
         chosen = splits | {"train": draw_training(self, splits["train"], run)}
         examples = {name: [encoder.encode(one) for one in dialogues] for name, dialogues in chosen.items()}
         notes = [note for path in self.files(run) if (note := read_records(path).report())]
@@ -276,7 +276,7 @@ RECIPE = {
     "seed": 123,
 }
 # Chosen on the persona's validation part for this LoRA: a model this small wants larger steps.
-MODEL_RECIPES = {"gpt2-pocket": {"learning_rate": 5e-3}}
+MODEL_RECIPES = {GPT2_POCKET: {"learning_rate": 5e-3}}
 
 
 def make_task(name: str, path: Path, recipe: dict | None = None) -> ChatTask:

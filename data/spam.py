@@ -9,7 +9,7 @@ import numpy as np
 
 from data.download import download_from_zip, find, has_sha256
 from data.files import TextExample, read_text
-from data.task import Task
+from data.task import GPT2_POCKET, Task
 from utils.errors import UserError
 
 FILE = Path("sms_spam") / "SMSSpamCollection"  # within a data directory, and within our cache
@@ -97,7 +97,7 @@ RECIPE = {
     "seed": 123,
 }
 # Chosen on the shipped validation split, for row 1: a model this small wants larger steps, and steps this large a decay.
-MODEL_RECIPES = {"gpt2-pocket": {"learning_rate": 1e-3, "lr_scheduler_type": "linear"}}
+MODEL_RECIPES = {GPT2_POCKET: {"learning_rate": 1e-3, "lr_scheduler_type": "linear"}}
 
 SPAM = Task("spam", LABELS, read_spam, RECIPE, MODEL_RECIPES, FILE.parent.name, shipped="spam-pocket")
 SPAM_POCKET = Task("spam-pocket", LABELS, read_pocket, RECIPE, MODEL_RECIPES)

@@ -3,13 +3,24 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from config import DEFAULTS, DIALOGUES_ONLY, Run
 from data.encode import make_batches, unread_tail
 from data.files import TextExample
+from model.registry import architecture_of
 from utils.errors import UserError
+
+Size = tuple[str, int, int]  # (model_type, number of blocks, width)
+GPT2_POCKET: Size = ("gpt2", 4, 192)
+DISTILBERT_POCKET: Size = ("distilbert", 6, 128)
+
+
+def size_of(model_config: Any) -> Size:
+    """Return what a recipe can depend on of a model: what it is, whichever name or path it was given by."""
+    return architecture_of(model_config).model_type, model_config.n_layers, model_config.dim
 
 
 @dataclass(frozen=True)
@@ -17,8 +28,9 @@ class Task:
     """A classification task, and what every other kind of task has too (`data/chat.py`: answering).
 
     read     (data_dir or None) -> {"train": [...], "validation": [...], "test": [...]}; None means our cache, filled from
-             the official address if need be. A split without published labels is missing; one of the two is always there
-    recipe   fields of `Run` as published; `model_recipes` holds what differs for a model (a small one wants larger steps)
+             the official address if need be. Validation or test is missing where its labels were never published
+    recipe   fields of `Run` as published
+    model_recipes   what differs for models of a size (a small model needs larger steps)
     folder   where its files lie, within a data directory and our cache; None: it is shipped, or the user's own
     shipped  the name of the task that stands in where this one can't be had and wasn't asked for by name
     models   the published default, and the shipped one that stands in where that can't be had and none was named
@@ -31,7 +43,7 @@ class Task:
     labels: tuple[str, ...]
     read: Callable[[Path | None], dict[str, list[TextExample]]]
     recipe: dict
-    model_recipes: dict[str, dict] = field(default_factory=dict)
+    model_recipes: dict[Size, dict] = field(default_factory=dict)
     folder: str | None = None
     shipped: str | None = None
     models: tuple[str, str] = ("gpt2-small", "gpt2-pocket")
@@ -41,17 +53,17 @@ class Task:
     evaluated: tuple[str, ...] = ("train", "validation", "test")
 
     def splits(self, run: Run) -> dict[str, list]:
-        """All that a run reads. Raises UserError."""
+        """Return all that a run reads, by split. Raises UserError."""
         return self.read(Path(run.data_dir) if run.data_dir else None)
 
     def check(self, run: Run) -> None:
-        """Raises UserError where a (resolved) run says what this kind of task has no use for."""
+        """Raise UserError where a complete run sets what this kind of task makes no use of."""
         for name in DIALOGUES_ONLY:
             if getattr(run, name) != DEFAULTS.get(name):
                 raise UserError(f"--{name} is about dialogues, and {self.name} has none")
 
     def make_batches(self, run: Run, splits: dict[str, list], tokenizer, config):
-        """(the batches of each split, "train" in its training order and "train_in_order"; what there is to say of them).
+        """Return the batches of each split ("train" in its training order, "train_in_order" for evaluation), and notes.
 
         config   the model's
         """
@@ -59,12 +71,12 @@ class Task:
         notes = [f"{unread} is left out, which no position that is read can see (--trim no: computed all the same)"]
         return make_batches(self, run, splits, tokenizer, config), notes if unread else []
 
-    def recipe_for(self, model: str) -> dict:
-        """The published recipe with what was chosen for this model."""
-        return self.recipe | self.model_recipes.get(model, {})
+    def recipe_for(self, model_config: Any) -> dict:
+        """Return the published recipe with what was chosen for models of this size."""
+        return self.recipe | self.model_recipes.get(size_of(model_config), {})
 
     def sample_training(self, examples: list[TextExample], seed: int) -> list[TextExample]:
-        """The training examples of the run with this seed: all of the split, unless the task is a few-shot one."""
+        """Return what a run with this seed trains on: the whole split, or of a few-shot task a small draw from it."""
         return few_shot_sample(examples, len(self.labels), seed) if self.few_shot else examples
 
 
@@ -72,7 +84,7 @@ FEW, FEW_PER_CLASS = 32, 8
 
 
 def few_shot_sample(examples: list[TextExample], n_labels: int, seed: int) -> list[TextExample]:
-    """32 examples at random, whatever their classes; 8 of each class where there are more than 4. In their old order."""
+    """Return 32 random examples, or 8 of each class where there are more than 4 classes. They stay in their order."""
     rng = np.random.default_rng(seed)
     if n_labels > 4:
         pools = [[i for i, example in enumerate(examples) if example.label == label] for label in range(n_labels)]

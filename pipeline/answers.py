@@ -1,28 +1,32 @@
 """What a trained language model answers to held-out dialogues, and how close that comes to the answers of the data.
 
 BLEU-4 is that of `sacrebleu` over all answers (Papineni et al. 2002), ROUGE-1, -2 and -L the mean F-measure of
-`rouge_score` over them (Lin 2004). Neither is needed for anything else. Chinese and Japanese count by characters.
+`rouge_score` over them (Lin 2004). Neither package is needed for anything else. Chinese and Japanese count by characters.
 """
 
 import json
 import re
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from config import Run
 from data.batching import by_length
-from data.chat import Encoder
+from data.chat import ChatTask, DialogueEncoder
 from data.dialogues import Dialogue
 from data.encode import padded_length
 from model.generation import generate, left_padded
 from model.tokenizers.base import Tokenizer
-from pipeline.result import write_text
+from pipeline.reload import load_run
+from pipeline.result import read_result, write_json, write_text
 from training import distributed
+from training.device import pick_device
 from utils.errors import UserError
 
 SCORES = ("bleu4", "rouge1", "rouge2", "rougel")
@@ -32,14 +36,34 @@ FILE = "samples.jsonl"
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and the ideographs
 
 
+def evaluate_answers(directory: str | Path, count: int, device: str | None = None) -> dict:
+    """Add to a run that has ended what `--eval_generate count` adds to a run. Return its result with the scores.
+
+    Raises UserError.
+    """
+    need_scorers()
+    trained, directory = load_run(directory), Path(directory)
+    task, result = trained.inputs.task, read_result(directory)
+    if not isinstance(task, ChatTask):
+        raise UserError(f"{directory} was trained on {task.name}, which has no dialogues to answer")
+    if result.get("interrupted"):
+        raise UserError(f"{directory} holds an interrupted run; end it with --resume first")
+    run = replace(trained.run, eval_generate=count)
+    model = trained.model.to(pick_device(device or "auto"))
+    scores = answer_and_score(model, run, trained.inputs.splits, trained.inputs.tokenizer, directory)
+    result |= scores | {"config": asdict(run)}
+    write_json(directory / "result.json", result)
+    return result
+
+
 def why_no_scores() -> str:
-    """Empty where answers can be scored."""
+    """Return "" where answers can be scored, else what is missing."""
     missing = [name for name in ("sacrebleu", "rouge_score") if find_spec(name) is None]
     return f"BLEU and ROUGE need {' and '.join(missing)}: pip install sacrebleu rouge-score" if missing else ""
 
 
 def need_scorers() -> None:
-    """Raises UserError where the packages that score answers aren't installed."""
+    """Raise UserError where the packages that score answers aren't installed."""
     if reason := why_no_scores():
         raise UserError(f"--eval_generate: {reason}")
 
@@ -47,69 +71,87 @@ def need_scorers() -> None:
 def answer_and_score(
     model: nn.Module, run: Run, splits: dict[str, list[Dialogue]], tokenizer: Tokenizer, directory: Path
 ) -> dict[str, float]:
-    """Answers to the first `run.eval_generate` dialogues of each of SPLITS go into `directory`. Returns what `result.json`
-    has of them: test_bleu4, general_rouge1, ..."""
-    samples = []
-    for split in SPLITS:
-        chosen = splits.get(split, [])[: run.eval_generate]
-        parts = distributed.gather(answers(model, run, chosen[distributed.rank() :: distributed.size()], tokenizer))
-        found = [one for some in zip_longest(*parts) for one in some if one]
-        samples += [{"split": split, **sample} for sample in found]
-    write_text(directory / FILE, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in samples))
-    by_split = {split: [one for one in samples if one["split"] == split] for split in SPLITS}
-    scores = {split: scores_of(some) for split, some in by_split.items() if some}
+    """Answer the first `run.eval_generate` dialogues of each of SPLITS, and write the answers into `directory`.
+
+    Returns the scores as `result.json` has them: test_bleu4, general_rouge1, ...
+    """
+    by_split = {
+        split: answer_in_turns(model, run, splits.get(split, [])[: run.eval_generate], tokenizer) for split in SPLITS
+    }
+    lines = [{"split": split, **sample} for split, samples in by_split.items() for sample in samples]
+    write_text(directory / FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    scores = {split: scores_of(samples) for split, samples in by_split.items() if samples}
     return {f"{split}_{name}": value for split, values in scores.items() for name, value in values.items()}
 
 
-def answers(model: nn.Module, run: Run, dialogues: list[Dialogue], tokenizer: Tokenizer) -> list[dict]:
-    """Greedy answers to the last question of each dialogue: {"prompt", "reference", "answer"}, in their order.
+def answer_in_turns(model: nn.Module, run: Run, dialogues: list[Dialogue], tokenizer: Tokenizer) -> list[dict]:
+    """Return `answers` to all dialogues, in their order. Of N processes, each answers every N-th."""
+    own = answers(model, run, dialogues[distributed.rank() :: distributed.size()], tokenizer)
+    in_turns = zip_longest(*distributed.gather(own))
+    return [sample for round_ in in_turns for sample in round_ if sample is not None]
 
-    Half the context at most is kept for an answer. What is too long for the rest is cut as for training (`Encoder`).
+
+def answers(model: nn.Module, run: Run, dialogues: list[Dialogue], tokenizer: Tokenizer) -> list[dict]:
+    """Return greedy answers to the last question of each dialogue: {"prompt", "reference", "answer"}, in their order.
+
+    Half the context at most is kept free for an answer. What is too long for the rest is cut as for training, see
+    `DialogueEncoder`.
     """
     length = padded_length(run, model.config.context_length, model.config.context_length)
-    encoder, device = Encoder(tokenizer, run, length), next(model.parameters()).device
     room = min(run.max_target_length or LONGEST_ANSWER, max(1, length // 2))
-    prompts = [encoder.prompt_with_room(one, room) for one in dialogues]
-    found: list[str] = [""] * len(prompts)
-    order = by_length([len(ids) for ids in prompts])(0)  # similar lengths share a batch, so that little is padded
-    for start in range(0, len(order), run.eval_batch_size):
-        numbers = [int(number) for number in order[start : start + run.eval_batch_size]]
-        ids, mask = (part.to(device) for part in left_padded([prompts[i] for i in numbers]))  # [B, T] each
-        written = generate(model, ids, mask, eos_id=tokenizer.end_of_text, max_new_tokens=room)
-        for number, tokens in zip(numbers, written, strict=True):
-            found[number] = tokenizer.decode(tokens)
+    encoder = DialogueEncoder(tokenizer, run, length)
+    prompts = [encoder.prompt_with_room(dialogue, room) for dialogue in dialogues]
+    written = generate_all(model, prompts, run.eval_batch_size, tokenizer.end_of_text, room)
     return [
-        {"prompt": tokenizer.decode(ids), "reference": one.turns[-1].answer, "answer": answer}
-        for ids, one, answer in zip(prompts, dialogues, found, strict=True)
+        {"prompt": tokenizer.decode(ids), "reference": dialogue.turns[-1].answer, "answer": tokenizer.decode(tokens)}
+        for ids, dialogue, tokens in zip(prompts, dialogues, written, strict=True)
     ]
 
 
+def generate_all(
+    model: nn.Module, prompts: list[list[int]], batch_size: int, end_of_text: int, max_new_tokens: int
+) -> list[list[int]]:
+    """Return the token ids that follow each prompt. Prompts of similar length share a batch, so that little is padded."""
+    device: torch.device = next(model.parameters()).device
+    written: list[list[int]] = [[] for _ in prompts]
+    order = by_length([len(ids) for ids in prompts])(0)
+    for start in range(0, len(order), batch_size):
+        numbers = [int(number) for number in order[start : start + batch_size]]
+        ids, mask = left_padded([prompts[i] for i in numbers])  # [B, T] each
+        found = generate(model, ids.to(device), mask.to(device), eos_id=end_of_text, max_new_tokens=max_new_tokens)
+        for number, tokens in zip(numbers, found, strict=True):
+            written[number] = tokens
+    return written
+
+
 def scores_of(samples: Sequence[dict]) -> dict[str, float]:
-    """SCORES of samples with an answer and a reference each, as fractions of 1."""
-    written, wanted = [one["answer"] for one in samples], [one["reference"] for one in samples]
-    return {"bleu4": bleu4(written, wanted), **rouge(written, wanted)}
+    """Return SCORES of samples with an answer and a reference each, as fractions of 1."""
+    written = [sample["answer"] for sample in samples]
+    references = [sample["reference"] for sample in samples]
+    return {"bleu4": bleu4(written, references), **rouge(written, references)}
 
 
-def bleu4(written: list[str], wanted: list[str]) -> float:
-    """Of the whole corpus, from 0 to 1, tokenized as sacrebleu does for Chinese or any other language."""
+def bleu4(written: list[str], references: list[str]) -> float:
+    """Return BLEU-4 of the whole corpus, from 0 to 1, tokenized as sacrebleu does for Chinese or any other language."""
     from sacrebleu import corpus_bleu
 
-    tokenize = "zh" if re.search(f"[{CJK}]", "".join(wanted)) else "13a"
-    return corpus_bleu(written, [wanted], tokenize=tokenize).score / 100
+    tokenize = "zh" if re.search(f"[{CJK}]", "".join(references)) else "13a"
+    return corpus_bleu(written, [references], tokenize=tokenize).score / 100
 
 
 class Words:
     """What ROUGE counts: words in lower case, as `rouge_score` has them in English, and each CJK character."""
 
     def tokenize(self, text: str) -> list[str]:
+        """Return the words and CJK characters of a text."""
         return re.findall(rf"[{CJK}]|[^\W_{CJK}]+", text.lower())
 
 
-def rouge(written: list[str], wanted: list[str]) -> dict[str, float]:
-    """Mean F-measures, from 0 to 1."""
+def rouge(written: list[str], references: list[str]) -> dict[str, float]:
+    """Return the mean F-measures, from 0 to 1."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    names = {"rouge1": "rouge1", "rouge2": "rouge2", "rougel": "rougeL"}
-    scorer = RougeScorer(list(names.values()), tokenizer=Words())
-    found = [scorer.score(target, prediction) for target, prediction in zip(wanted, written, strict=True)]
-    return {ours: statistics.mean(one[theirs].fmeasure for one in found) for ours, theirs in names.items()}
+    measures = {"rouge1": "rouge1", "rouge2": "rouge2", "rougel": "rougeL"}  # our names: the package's
+    scorer = RougeScorer(list(measures.values()), tokenizer=Words())
+    scored = [scorer.score(reference, answer) for reference, answer in zip(references, written, strict=True)]
+    return {name: statistics.mean(one[measure].fmeasure for one in scored) for name, measure in measures.items()}

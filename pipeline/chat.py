@@ -2,23 +2,27 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import torch
+from torch import nn
 
-import model as models
 from config import Run, explicit, override, resolve
-from data.chat import Encoder
+from data.chat import DialogueEncoder
 from data.dialogues import Dialogue, Turn
 from data.registry import get_task
+from model import from_pretrained
 from model.generation import NOTHING, Sampling, stream
-from pipeline.job import DEFAULT_DATASET, choose_model, find_tokenizer
-from pipeline.reload import Saved, load_run
-from train import pick_device
+from model.registry import ARCHITECTURES
+from model.tokenizers.base import Tokenizer
+from pipeline.inputs import find_tokenizer_folder, read_tokenizer
+from pipeline.job import choose_model
+from pipeline.reload import load_run
+from training.device import pick_device
 from utils.errors import UserError
 
-OF_THE_MODEL = ("model", "checkpoint", "tokenizer", "data_dir", "weights")
-OF_THE_ANSWER = ("template", "source_prefix", "device", "seed")  # with a trained model too
+MODEL_FLAGS = ("model", "checkpoint", "tokenizer", "data_dir", "weights")
+ANSWER_FLAGS = ("template", "source_prefix", "device", "seed")  # these change the answers of a trained model too
 
 
 class Speaker:
@@ -28,95 +32,105 @@ class Speaker:
     `max_new_tokens`, or for half the context where that is less. A question that is too long by itself is an error.
     """
 
-    def __init__(self, saved: Saved, how: dict, device: torch.device):
-        self.saved, self.sampling = saved, Sampling(**how)
-        self.model = saved.model.to(device)
-        self.device, self.context = device, saved.model.config.context_length
-        if getattr(saved.model.head, "kind", None) != "lm" or not hasattr(saved.tokenizer, "end_of_text"):
-            raise UserError(f"{saved.source} doesn't write; choose a GPT-2, or a run that was trained on dialogues")
-        self.encoder = Encoder(saved.tokenizer, saved.run, self.context)
+    def __init__(
+        self, model: nn.Module, tokenizer: Tokenizer, run: Run, description: str, sampling: Sampling, device: torch.device
+    ):
+        if getattr(model.head, "kind", None) != "lm" or not hasattr(tokenizer, "end_of_text"):
+            raise UserError(f"{description} doesn't write; choose a GPT-2, or a run that was trained on dialogues")
+        self.model, self.tokenizer = model.to(device), tokenizer
+        self.description, self.sampling, self.seed = description, sampling, run.seed
+        self.device, self.context_length = device, model.config.context_length
+        self.encoder = DialogueEncoder(tokenizer, run, self.context_length)
         self.turns: tuple[Turn, ...] = ()
 
     def prompt(self, question: str) -> list[int]:
-        """Token ids of the dialogue up to where the answer begins. Forgets what there is no room for."""
-        asked, room = Turn(question, "", ""), min(self.sampling.max_new_tokens, self.context // 2)
-        while True:
-            ids = self.encoder.prompt(Dialogue((*self.turns, asked)))
-            if len(ids) + room <= self.context or not self.turns:
-                break
+        """Return the token ids of the dialogue up to where the answer begins. Forgets the turns that there is no room for."""
+        new_turn = Turn(question, "", "")
+        room = min(self.sampling.max_new_tokens, self.context_length // 2)
+        ids = self.encoder.prompt(Dialogue((*self.turns, new_turn)))
+        while self.turns and len(ids) + room > self.context_length:
             self.turns = self.turns[1:]
-        if len(ids) >= self.context:
-            raise UserError(f"the question takes {len(ids)} tokens with its template; the context is {self.context} tokens")
+            ids = self.encoder.prompt(Dialogue((*self.turns, new_turn)))
+        if len(ids) >= self.context_length:
+            raise UserError(
+                f"the question takes {len(ids)} tokens with its template; the context is {self.context_length} tokens"
+            )
         return ids
 
     def answer(self, question: str) -> Iterator[str]:
-        """Yields the answer piece by piece as it is written, and then keeps the turn."""
-        ids = torch.tensor([self.prompt(question)], device=self.device)
-        tokenizer, written, shown = self.saved.tokenizer, [], ""
-        seed = self.saved.run.seed + len(self.turns)
-        for tokens in stream(self.model, ids, eos_id=tokenizer.end_of_text, seed=seed, **asdict(self.sampling)):
+        """Yield the answer piece by piece as it is written. At its end the turn becomes part of the dialogue."""
+        ids = torch.tensor([self.prompt(question)], device=self.device)  # [1, T]
+        written, shown = [], ""
+        seed = self.seed + len(self.turns)
+        for tokens in stream(self.model, ids, eos_id=self.tokenizer.end_of_text, seed=seed, **asdict(self.sampling)):
             token = int(tokens[0])
             assert token != NOTHING, "the stream of one text ends with it"
             written.append(token)
-            text = tokenizer.decode(written)
+            text = self.tokenizer.decode(written)
             if not text.endswith("\ufffd"):  # else a character of several tokens isn't complete yet
                 yield text[len(shown) :]
                 shown = text
-        text = tokenizer.decode(written)
+        text = self.tokenizer.decode(written)
         if len(text) > len(shown):
             yield text[len(shown) :]
         self.turns = (*self.turns, Turn(question, "", text))
 
 
-def speaker(wanted: Run, directory: str | None, how: dict) -> Speaker:
-    """Of an earlier run, or of the model that was named, or else of the default one."""
-    possible = OF_THE_ANSWER if directory else OF_THE_MODEL + OF_THE_ANSWER
-    if useless := [name for name in explicit(wanted) if name not in possible]:
+def make_speaker(overrides: Run, directory: str | None, sampling: dict) -> Speaker:
+    """Return a speaker with the model of an earlier run, else with the model that was named, else with the default one.
+
+    overrides   what the flags say; directory: the --output_dir of the earlier run; sampling: fields of `Sampling`
+    """
+    possible = ANSWER_FLAGS if directory else MODEL_FLAGS + ANSWER_FLAGS
+    if useless := [name for name in explicit(overrides) if name not in possible]:
         where = f"a trained model ({directory})" if directory else "a model as it is"
         raise UserError(f"--{useless[0]} changes no answer of {where}; what does: --{', --'.join(possible)}")
-    device = pick_device(wanted.device or "auto")
-    saved = load_run(directory) if directory else untrained(wanted)
-    return Speaker(replace(saved, run=override(saved.run, wanted)), how, device)
+    device = pick_device(overrides.device or "auto")
+    if directory is None:
+        return untrained_speaker(overrides, Sampling(**sampling), device)
+    trained = load_run(directory)
+    run = override(trained.run, overrides)
+    return Speaker(trained.model, trained.inputs.tokenizer, run, trained.description, Sampling(**sampling), device)
 
 
-def untrained(wanted: Run) -> Saved:
-    """The model as it comes: the one that was named, else the default one. Raises UserError."""
-    run, reason = choose_model(wanted, get_task(DEFAULT_DATASET["gpt2"]))
+def untrained_speaker(overrides: Run, sampling: Sampling, device: torch.device) -> Speaker:
+    """Return a speaker with a model as it comes. Raises UserError."""
+    run, reason = choose_model(overrides, get_task(ARCHITECTURES["gpt2"].default_dataset))
     run = resolve(run, {"seed": 123})
-    model = models.from_pretrained(run.source, head="lm", random_weights=run.weights == "random", seed=run.seed)
-    tokenizer, _ = find_tokenizer(run, model.config.vocab_size)
-    return Saved(run, model.eval(), tokenizer, f"{run.source} ({reason})")
+    model = from_pretrained(run.source, head="lm", random_weights=run.weights == "random", seed=run.seed)
+    tokenizer = read_tokenizer(find_tokenizer_folder(run, model.config), model.config)
+    return Speaker(model.eval(), tokenizer, run, f"{run.source} ({reason})", sampling, device)
 
 
-def write(pieces: Iterator[str]) -> None:
-    """Pieces of an answer to standard output, as they come."""
+def print_pieces(pieces: Iterator[str]) -> None:
+    """Print the pieces of an answer as they come."""
     for piece in pieces:
         print(piece, end="", flush=True)
     print(flush=True)
 
 
-def generate_once(question: str, wanted: Run, directory: str | None, how: dict) -> int:
-    """The answer goes to standard output, what gave it to standard error."""
+def generate_once(question: str, overrides: Run, directory: str | None, sampling: dict) -> int:
+    """Print the answer to one question on standard output, and on standard error what gave it."""
     if not question.strip():
         raise UserError("--generate is empty; write a question behind it")
-    one = speaker(wanted, directory, how)
-    print(f"model    {one.saved.source}", file=sys.stderr, flush=True)
-    write(one.answer(question))
+    speaker = make_speaker(overrides, directory, sampling)
+    print(f"model    {speaker.description}", file=sys.stderr, flush=True)
+    print_pieces(speaker.answer(question))
     return 0
 
 
-def talk(wanted: Run, directory: str, how: dict) -> int:
-    """Questions from standard input, until /quit, the end of the input, or Ctrl-C."""
-    one = speaker(wanted, directory, how)
-    print(f"model    {one.saved.source}; /quit, Ctrl-D or Ctrl-C ends this", flush=True)
+def talk(overrides: Run, directory: str, sampling: dict) -> int:
+    """Answer questions from standard input, until /quit, the end of the input, or Ctrl-C."""
+    speaker = make_speaker(overrides, directory, sampling)
+    print(f"model    {speaker.description}; /quit, Ctrl-D or Ctrl-C ends this", flush=True)
     while True:
         try:
             question = input("> ").strip()
             if question == "/quit":
                 return 0
             if question:
-                write(one.answer(question))
-        except UserError as error:  # one question too long, say, is no reason to end
+                print_pieces(speaker.answer(question))
+        except UserError as error:  # a question that is too long, say, is no reason to end
             print(f"error: {error}", flush=True)
         except (EOFError, KeyboardInterrupt):
             print(flush=True)

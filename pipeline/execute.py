@@ -3,8 +3,9 @@
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ import peft
 from config import Run, to_flags
 from data.batching import Batches
 from pipeline import answers, memory, plots
-from pipeline.job import Job, find_tokenizer, fingerprint, prepare_directory
+from pipeline.build import build_model
+from pipeline.job import Job, prepare_directory
 from pipeline.result import (
     count_parameters,
     device_name,
@@ -26,119 +28,128 @@ from pipeline.result import (
     versions,
     write_json,
 )
-from pipeline.stages import train_stages
+from pipeline.stages import StagedTraining
 from published.plans import stages_of
 from train import evaluate
 from training import distributed
-from training.checkpoints import TRAINED, Point, newest, remove_states
+from training.checkpoints import TRAINED, ResumePoint, newest, remove_states
 from training.metrics_log import Metrics
 from utils.errors import UserError
 
 TO = {"train": "train", "validation": "validate", "test": "test", "general": "test what is kept"}
 
 
-def build_model(run: Run, n_labels: int) -> nn.Module:
-    """The model with its classifier, or for no labels with its language-model head, drawn from the run's seed in the
-    published script's order: body, head (from a fresh generator); what a method adds is drawn next."""
-    model = models.from_pretrained(
-        run.source,
-        head="classifier" if n_labels else "lm",
-        num_labels=None if run.head_labels else n_labels or None,
-        random_weights=run.weights == "random",
-        position=run.trainable_token_pos,
-        average=run.average_embeddings,
-        seed=run.seed,
-        dropout=run.dropout,
-        **({"causal": False} if run.disable_causal_mask else {}),
-    )
-    if run.head_labels:
-        keep_labels(model.head, run.head_labels.split(","), n_labels)
-    if run.depth > len(model.blocks):
-        raise UserError(f"--depth is {run.depth}; the model has {len(model.blocks)} blocks")
-    model.blocks = model.blocks[: run.depth or None]
-    return model
+@dataclass(frozen=True)
+class Setup:
+    """What is trained, and on what."""
+
+    model: nn.Module  # with the method of the first stage attached
+    stages: list[Run]  # one, unless --stages names a plan
+    batches: dict[str, Batches]  # by split, as one process would see them
+    notes: list[str]  # what there is to say about the data
 
 
-@torch.no_grad()
-def keep_labels(head: nn.Module, wanted: list[str], n_labels: int) -> None:
-    """Cuts a classifier down to some of its labels, by their names or numbers, in this order. In place."""
-    names = head.labels or ()
-    numbers = [names.index(one) if one in names else int(one) if one.isdecimal() else -1 for one in map(str.strip, wanted)]
-    n_own = head.classifier.out_features
-    if len({*numbers}) != len(numbers) or len(numbers) != n_labels or not all(0 <= number < n_own for number in numbers):
-        raise UserError(
-            f"--head_labels is {','.join(wanted)!r}; name {n_labels} different ones of the checkpoint's labels: "
-            f"{', '.join(names) or f'0 to {n_own - 1}'}"
-        )
-    head.classifier.weight = nn.Parameter(head.classifier.weight[numbers].clone())  # [C, D]
-    head.classifier.bias = nn.Parameter(head.classifier.bias[numbers].clone())
-    head.classifier.out_features, head.labels = n_labels, None
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: at its beginning, unless it goes on from where an interrupted one was saved."""
+
+    point: ResumePoint | None = None
+    finished: list[dict] = field(default_factory=list)  # the records of the stages that had ended by then
+    seconds: float = 0.0  # that the run had taken by then
 
 
 def execute(job: Job, argv: list[str] | None = None) -> dict:
-    """Trains, evaluates, and fills the run's directory. Returns what `result.json` holds."""
-    run, device, directory = job.run, torch.device(job.run.device), job.directory
-    started = time.perf_counter()
+    """Train, evaluate, and fill the run's directory. Return what `result.json` holds. Raises UserError.
+
+    argv    the words of the command line, for the record
+    """
+    run, directory, began = job.run, job.directory, time.perf_counter()
     prepare_directory(job)
-    reset_peak_memory(device)
-    splits = job.splits
-    hashes = ThreadPoolExecutor(1).submit(fingerprint, job)  # of large weights they take seconds, beside all else
-    model = build_model(run, len(job.task.labels))
-    plan = stages_of(run, len(model.blocks))
-    peft.attach(model, peft.method_of(plan[0]))  # before texts are cut: the prefix of an adapter shortens the context
-    tokenizer, tokenizer_folder = find_tokenizer(run, model.config.vocab_size)
-    batches, notes = job.task.make_batches(distributed.whole_batches(run), splits, tokenizer, model.config)
-    print_header(job, tokenizer_folder, batches, notes, plan, *count_parameters(model))
+    reset_peak_memory(torch.device(run.device))
+    setup = set_up(job)
+    print_header(job, job.inputs.tokenizer_folder, setup.batches, setup.notes, setup.stages, *count_parameters(setup.model))
     if run.plot_loss:  # these two before any time is spent
         plots.need_matplotlib()
     if run.eval_generate:
         answers.need_scorers()
-    batches = distributed.share(batches, run.ignore_index)
-    point, finished, earlier = resumed(directory, run, len(plan)) if run.resume else forget(directory, run)
-    started -= earlier
-    metrics = Metrics(None if distributed.rank() else directory / "metrics.jsonl", append=point is not None)
+    start = resumed(directory, run, len(setup.stages)) if run.resume else started_anew(directory, run)
+    began -= start.seconds
+    metrics = Metrics(None if distributed.rank() else directory / "metrics.jsonl", append=start.point is not None)
+    # Large weights take seconds to hash, beside all else. They have been located by now, so nothing is fetched twice.
+    with ThreadPoolExecutor(1, thread_name_prefix="hashes") as background:
+        hashes = background.submit(lambda: job.inputs.hashes)
 
-    def record_unfinished(done: list[dict]) -> None:
-        seconds = {"total_seconds": round(time.perf_counter() - started, 3)}
-        write_json(directory / "result.json", unfinished(run, done, seconds | hashes.result()))
+        def record_unfinished(finished: list[dict]) -> None:
+            so_far = {"total_seconds": round(time.perf_counter() - began, 3)}
+            write_json(directory / "result.json", unfinished(run, finished, so_far | hashes.result()))
 
-    with advice_when_out_of_memory(run), deterministic(run.deterministic):
-        model = model if run.fsdp else model.to(device)  # which shards it block by block
-        for block in model.blocks if run.compile else ():
-            block.compile()  # in place, so that no name changes
-        stages, used = train_stages(model, plan, batches, metrics, directory, finished, point, record_unfinished)
-        interrupted = stages[-1]["interrupted"]
-        measured = {} if interrupted else final_measures(model if run.fsdp else peft.merge(model), used, job, metrics)
-        asked = run.eval_generate and not interrupted
-        scores = answers.answer_and_score(model, run, splits, tokenizer, directory) if asked else {}
-    metrics.close()
-    result = {
-        **about(job, argv),
-        "tokenizer": str(tokenizer_folder),
-        "notes": notes,
-        **{
-            f"{split}_{name}": measured.get(split, {}).get(name)
-            for name in job.task.measures
-            for split in job.task.evaluated
-        },
-        **scores,
-        **totals(stages),
-        "total_seconds": round(time.perf_counter() - started, 3),
-        "peak_memory_bytes": peak_memory_bytes(device),
-        **hashes.result(),
-    }
-    if not interrupted and distributed.rank() == 0:
-        remove_states(directory)  # before the run counts as complete, so that none is ever left over
-    write_json(directory / "result.json", result)
-    if run.memory_report:
-        print(f"memory   at most {result['peak_memory_bytes'] / 1e6:,.1f} MB were in use")
-    if run.plot_loss and distributed.rank() == 0:
-        print(f"plot     {plots.draw(directory)}")
+        with advice_when_out_of_memory(run), deterministic(run.deterministic):
+            stages, measures = train_and_measure(job, setup, start, metrics, record_unfinished)
+        metrics.close()
+        result = {
+            **about(job, argv),
+            "tokenizer": str(job.inputs.tokenizer_folder),
+            "notes": setup.notes,
+            **measures,
+            **totals(stages),
+            "total_seconds": round(time.perf_counter() - began, 3),
+            "peak_memory_bytes": peak_memory_bytes(torch.device(run.device)),
+            **hashes.result(),
+        }
+    finish_directory(job, result)
     return result
 
 
+def set_up(job: Job) -> Setup:
+    """Read the data, build the model, attach the method, and make the batches. Raises UserError."""
+    run, task = job.run, job.task
+    splits = job.inputs.splits  # first: a fault in the data shows before a model is read
+    model = build_model(run, len(task.labels))
+    stages = stages_of(run, len(model.blocks))
+    peft.attach(model, peft.method_of(stages[0]))  # before texts are cut: an adapter's prefix shortens the context
+    batches, notes = task.make_batches(distributed.whole_batches(run), splits, job.inputs.tokenizer, model.config)
+    return Setup(model, stages, batches, notes)
+
+
+def train_and_measure(
+    job: Job, setup: Setup, start: Start, metrics: Metrics, record_unfinished: Callable[[list[dict]], None]
+) -> tuple[list[dict], dict]:
+    """Return the record of each stage, and what `result.json` has of each split: loss, accuracy, ..., scores of answers.
+
+    Of an interrupted run nothing is measured.
+    """
+    run, task, model = job.run, job.task, setup.model
+    batches = distributed.share(setup.batches, run.ignore_index)
+    model = model if run.fsdp else model.to(run.device)  # which moves it block by block
+    for block in model.blocks if run.compile else ():
+        block.compile()  # in place, so that no name changes
+    training = StagedTraining(
+        model, setup.stages, batches, metrics, job.directory, [*start.finished], start.point, record_unfinished
+    )
+    batches, stages = training.run(), training.records
+    interrupted = stages[-1]["interrupted"]
+    model = model if run.fsdp else peft.merge(model)
+    by_split = {} if interrupted else final_measures(model, batches, job, metrics, training.compute_loss)
+    measures = {f"{split}_{name}": by_split.get(split, {}).get(name) for name in task.measures for split in task.evaluated}
+    if run.eval_generate and not interrupted:
+        inputs = job.inputs
+        measures |= answers.answer_and_score(model, run, inputs.splits, inputs.tokenizer, job.directory)
+    return stages, measures
+
+
+def finish_directory(job: Job, result: dict) -> None:
+    """Write the result, remove what an interrupted run would go on from, and draw what was asked for."""
+    if not result["interrupted"] and distributed.rank() == 0:
+        remove_states(job.directory)  # before the run counts as complete, so that none is ever left over
+    write_json(job.directory / "result.json", result)
+    if job.run.memory_report:
+        print(f"memory   at most {result['peak_memory_bytes'] / 1e6:,.1f} MB were in use")
+    if job.run.plot_loss and distributed.rank() == 0:
+        print(f"plot     {plots.draw(job.directory)}")
+
+
 def about(job: Job, argv: list[str] | None) -> dict:
-    """What of a result doesn't depend on how the run went: what was asked for, of which machine and code."""
+    """Return what of a result doesn't depend on how the run went: what was asked for, of which machine and code."""
     run = job.run
     return {
         "model": run.source,
@@ -159,36 +170,36 @@ def about(job: Job, argv: list[str] | None) -> dict:
 
 
 def unfinished(run: Run, finished: list[dict], more: dict) -> dict:
-    """What `result.json` says while a run can be resumed that nobody interrupted yet."""
+    """Return what `result.json` says while a run is under way, so that it can be resumed if it is killed."""
     return {"interrupted": True, "stages": finished, "config": asdict(run), "processes": distributed.size(), **more}
 
 
 def totals(stages: list[dict]) -> dict:
-    """What a run's stages come to."""
+    """Return what the records of a run's stages come to."""
     return {
         "steps": sum(stage["steps"] for stage in stages),
         "interrupted": stages[-1]["interrupted"],
         "train_seconds": round(sum(stage["seconds"] for stage in stages), 3),
-        "tokens_per_second": rate_of(stages),
+        "tokens_per_second": tokens_per_second(stages),
         "trainable_parameters": max(stage["trainable_parameters"] for stage in stages),
         "total_parameters": max(stage["total_parameters"] for stage in stages),
         "stages": stages,
     }
 
 
-def rate_of(stages: list[dict]) -> float | None:
-    """Tokens that the optimizer's steps took in per second, without padding and without the time for evaluations."""
+def tokens_per_second(stages: list[dict]) -> float | None:
+    """Return how many tokens the optimizer's steps took in, padding not counted, by the seconds spent on steps alone."""
     tokens, seconds = (sum(stage[name] for stage in stages) for name in ("tokens", "step_seconds"))
     return round(tokens / seconds, 1) if seconds else None
 
 
-def resumed(directory: Path, run: Run, n_stages: int) -> tuple[Point | None, list[dict], float]:
-    """Where an interrupted run goes on, what it says of the stages that it has finished by then, and its seconds so far."""
+def resumed(directory: Path, run: Run, n_stages: int) -> Start:
+    """Return where an interrupted run goes on. Raises UserError where its files contradict each other."""
     earlier = read_result(directory)
     point = newest(directory) if "data_sha256" in earlier else None  # its first record has no hashes: nothing is saved
     if point is None:
         print("resume   nothing had been saved yet: the run starts anew")
-        return forget(directory, run)
+        return started_anew(directory, run)
     under_way = point.stages + (point.step is not None)
     if point.stages > len(earlier["stages"]) or not 0 < under_way <= n_stages:
         raise UserError(
@@ -198,11 +209,11 @@ def resumed(directory: Path, run: Run, n_stages: int) -> tuple[Point | None, lis
     stage = f"stage {under_way}" if n_stages > 1 else "training"
     where = f"the end of {stage}" if point.step is None else f"step {point.step} of {stage}"
     print(f"resume   from {where}, {point.file}")
-    return point, earlier["stages"][: point.stages], earlier.get("total_seconds", 0.0)
+    return Start(point, earlier["stages"][: point.stages], earlier.get("total_seconds", 0.0))
 
 
-def forget(directory: Path, run: Run) -> tuple[None, list[dict], float]:
-    """Removes what an earlier run left, once it is written down that this one has begun."""
+def started_anew(directory: Path, run: Run) -> Start:
+    """Remove what an earlier run left, once it is written down that this one has begun. Raises UserError."""
 
     def remove() -> None:
         write_json(directory / "result.json", unfinished(run, [], {}))
@@ -215,12 +226,12 @@ def forget(directory: Path, run: Run) -> tuple[None, list[dict], float]:
 
     distributed.gather(None)  # every process has looked at what is there
     distributed.first(remove)
-    return None, [], 0.0
+    return Start()
 
 
 @contextlib.contextmanager
 def deterministic(wanted: bool):
-    """`--deterministic`: the same numbers each time on a GPU too; an operation that can't do that is an error."""
+    """Compute, for --deterministic, the same numbers each time on a GPU too; an operation that can't is an error."""
     before = torch.are_deterministic_algorithms_enabled()
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
@@ -233,7 +244,7 @@ def deterministic(wanted: bool):
 
 @contextlib.contextmanager
 def advice_when_out_of_memory(run: Run):
-    """Makes an error of the allocator one that says what to make smaller."""
+    """Turn an error of the allocator into one that says what to make smaller."""
     try:
         yield
     except RuntimeError as error:
@@ -245,16 +256,20 @@ def advice_when_out_of_memory(run: Run):
         ) from None
 
 
-def final_measures(model: nn.Module, batches: dict[str, Batches], job: Job, metrics: Metrics) -> dict[str, dict]:
-    """Loss, accuracy and what else `evaluate` gives, by split."""
-    run, measured, step = job.run, {}, (metrics.last("train") or {"step": 0})["step"]
+def final_measures(
+    model: nn.Module, batches: dict[str, Batches], job: Job, metrics: Metrics, compute_loss: Callable | None
+) -> dict[str, dict]:
+    """Return what `evaluate` measures on each split: loss, accuracy, ... The measures are logged as well."""
+    run, measures = job.run, {}
+    last = metrics.last("train")
+    step = last["step"] if last else 0
     for split in job.task.evaluated:
         name = "train_in_order" if split == "train" else split
         if name not in batches or (split == "train" and run.eval_train == "no"):
             continue
-        measured[split] = evaluate(model, batches[name], run.amp, run.ignore_index)
-        metrics.write(step=step, epoch=run.num_epochs, split=f"final {split}", **measured[split])
-    return measured
+        measures[split] = evaluate(model, batches[name], run.amp, run.ignore_index, compute_loss)
+        metrics.write(step=step, epoch=run.num_epochs, split=f"final {split}", **measures[split])
+    return measures
 
 
 def print_header(

@@ -17,7 +17,8 @@ from torch import nn
 from data.dialogues import Dialogue
 from data.files import TextExample
 from training import distributed
-from utils import files, json_files
+from utils import files
+from utils.errors import UserError
 
 
 def write_json(path: Path, content: object) -> None:
@@ -34,7 +35,7 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> object:
     """The content of an earlier file of ours, or None where there is none to be read."""
     try:
-        return json_files.read_json(path)
+        return files.read_json(path)
     except (OSError, ValueError):
         return None
 
@@ -76,14 +77,14 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
 
-def weights_sha256(checkpoint: Path) -> str:
-    """Of the bytes of a checkpoint's safetensors files, in the order of their names."""
-    return files_sha256(checkpoint.glob("*.safetensors"))
-
-
 def files_sha256(files: Iterable[Path]) -> str:
-    """Of the bytes of those of the files that are there, in the order of their names."""
+    """Return a hash of the bytes of those of the files that are there, in the order of their names.
+
+    Raises UserError where none is there: the hash of nothing would never change.
+    """
     there = sorted(file for file in files if file.is_file())
+    if not there:
+        raise UserError("there is no file to take a hash of; were files removed while they were read?")
     return _sha256_of_files(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in there))
 
 

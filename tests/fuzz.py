@@ -50,10 +50,8 @@ from data.registry import get_task  # noqa: E402
 from data.spam import read_collection  # noqa: E402
 from model import architecture, from_pretrained  # noqa: E402
 from peft.huggingface.read import FromPeft  # noqa: E402
-from pipeline import chat  # noqa: E402
-from pipeline.answers import scores_of, why_no_scores  # noqa: E402
-from pipeline.job import find_tokenizer  # noqa: E402
-from pipeline.reload import evaluate_answers, load_run  # noqa: E402
+from pipeline import chat, inputs  # noqa: E402
+from pipeline.answers import evaluate_answers, scores_of, why_no_scores  # noqa: E402
 from tests.helpers import mutations as m  # noqa: E402
 from tests.helpers.paths import ROOT  # noqa: E402
 from tests.helpers.templates import interrupted_runs, make_templates  # noqa: E402
@@ -129,7 +127,8 @@ def read_model(folder: Path, **how) -> None:
 
 
 def read_tokenizer(folder: Path) -> None:
-    tokenizer, _ = find_tokenizer(Run(checkpoint=str(folder)), from_pretrained(folder, head=None).config.vocab_size)
+    config = from_pretrained(folder, head=None).config
+    tokenizer = inputs.read_tokenizer(inputs.find_tokenizer_folder(Run(checkpoint=str(folder)), config), config)
     tokenizer.decode(tokenizer.build(tokenizer.encode("A good film, naïve 海?\n\ud800"))[0])
     tokenizer.decode(list(range(tokenizer.vocab_size)))  # a model may write any of them
 
@@ -140,13 +139,13 @@ def read_texts(folder: Path) -> None:
         return
     task = get_task(folder.name)
     run = Run(data_dir=str(folder), checkpoint=str(EMPTY / "templates" / "gpt2"), context_length="64", dataset=folder.name)
-    make_batches(task, resolve(run, task.recipe_for("")))
+    make_batches(task, resolve(run, task.recipe))
 
 
 def read_dialogues(folder: Path) -> None:
     file = str(folder / ("dialogues.json" if folder.name == "list" else "dialogues.jsonl"))
     task, checkpoint = get_task(file), EMPTY / "templates" / "gpt2"
-    make_batches(task, resolve(Run(dataset=file, checkpoint=str(checkpoint)), task.recipe_for("")))
+    make_batches(task, resolve(Run(dataset=file, checkpoint=str(checkpoint)), task.recipe))
 
 
 def attach_adapter(folder: Path) -> None:
@@ -164,8 +163,9 @@ def go_on(folder: Path) -> None:
 
 
 def make_batches(task, run: Run) -> None:
-    tokenizer, _ = find_tokenizer(run, 2**31)
-    batches, _ = task.make_batches(run, task.splits(run), tokenizer, model.config_of(run.source))
+    config = model.config_of(run.source)
+    tokenizer = inputs.read_tokenizer(inputs.find_tokenizer_folder(run, config), config)
+    batches, _ = task.make_batches(run, task.splits(run), tokenizer, config)
     next(iter(batches["train"].epoch(0)), None)
 
 
@@ -176,8 +176,7 @@ def unzip(folder: Path) -> None:
 
 
 def answer(folder: Path) -> None:
-    saved = load_run(folder)
-    speaker = chat.Speaker(saved, {"max_new_tokens": 2}, torch.device("cpu"))
+    speaker = chat.make_speaker(Run(device="cpu"), str(folder), {"max_new_tokens": 2})
     "".join(speaker.answer("Who are you?"))
 
 

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 import train
 from config import DEFAULTS, Run
 from data.batching import IGNORED
-from data.chat import TEMPLATES, Encoder
+from data.chat import TEMPLATES, DialogueEncoder
 from data.dialogues import Dialogue, Turn
 from data.registry import get_task
+from model import fast_path
 from model.tokenizers.bpe import GPT2Tokenizer
 from utils.errors import UserError
 
@@ -25,7 +26,7 @@ def tokenizer(small_checkpoint):
 
 
 def encoder(tokenizer, length=250, **settings):
-    return Encoder(tokenizer, Run(**{name: DEFAULTS[name] for name in DEFAULTS} | settings), length)
+    return DialogueEncoder(tokenizer, Run(**{name: DEFAULTS[name] for name in DEFAULTS} | settings), length)
 
 
 def shown(tokenizer, ids):
@@ -206,13 +207,13 @@ def test_a_general_set_is_measured_too(chat):
 
 
 def test_auxiliary_dialogues_are_mixed_in(chat, monkeypatch):
-    seen, score = [], train.score
+    seen, score = [], fast_path.loss
 
     def spy(model, batch, ignore_index):
         seen.append((model.training, batch))
         return score(model, batch, ignore_index)
 
-    monkeypatch.setattr(train, "score", spy)
+    monkeypatch.setattr(fast_path, "loss", spy)
 
     def kinds(*flags):
         """For each training batch the dialogues of the auxiliary set among its own."""

@@ -11,6 +11,7 @@ from data.files import TextExample
 from data.registry import TASKS, get_task
 from data.spam import read_pocket
 from data.task import few_shot_sample
+from model import config_of
 from pipeline.result import data_sha256
 from tests.helpers.paths import ROOT
 from utils.errors import UserError
@@ -298,6 +299,6 @@ def test_the_recipe_is_the_published_one():
         task = TASKS[name]
         published = {"num_epochs": 3, "learning_rate": 2e-5, "weight_decay": 0.01, "batch_size": 128}
         ours = {"num_epochs": 20, "batch_size": 8} if task.few_shot else {}
-        assert (published | ours).items() <= task.recipe_for("roberta-base").items()
+        assert (published | ours).items() <= task.recipe_for(config_of("roberta-base")).items()
         assert task.metrics == ("accuracy", "macro_f1")
     assert TASKS["sst2"].metrics == TASKS["spam"].metrics == ("accuracy",)

@@ -9,7 +9,7 @@ import torch
 
 import experiments
 from config import DEFAULTS, Run
-from data.chat import Encoder
+from data.chat import DialogueEncoder
 from data.dialogues import Dialogue, Turn
 from model.tokenizers.bpe import GPT2Tokenizer
 from pipeline import answers
@@ -103,18 +103,18 @@ def test_a_run_writes_its_answers_and_scores(answered):
 def test_answers_in_a_batch_are_those_one_by_one(answered):
     saved, found = load_run(answered.directory), [one for one in read(answered.directory) if one["split"] == "test"]
     for one in found:
-        ids = torch.tensor([saved.tokenizer.encode(one["prompt"])])
-        if saved.tokenizer.end_of_text in ids or "<|endoftext|>" in one["prompt"]:
-            parts = [saved.tokenizer.encode(part) for part in one["prompt"].split("<|endoftext|>")]
-            ids = torch.tensor([[*parts[0], saved.tokenizer.end_of_text, *parts[1]]])
+        ids = torch.tensor([saved.inputs.tokenizer.encode(one["prompt"])])
+        if saved.inputs.tokenizer.end_of_text in ids or "<|endoftext|>" in one["prompt"]:
+            parts = [saved.inputs.tokenizer.encode(part) for part in one["prompt"].split("<|endoftext|>")]
+            ids = torch.tensor([[*parts[0], saved.inputs.tokenizer.end_of_text, *parts[1]]])
         answer = []
         for _ in range(answers.LONGEST_ANSWER):
             token = int(saved.model(ids)[0, -1].argmax())
-            if token == saved.tokenizer.end_of_text:
+            if token == saved.inputs.tokenizer.end_of_text:
                 break
             answer.append(token)
             ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
-        assert one["answer"] == saved.tokenizer.decode(answer)
+        assert one["answer"] == saved.inputs.tokenizer.decode(answer)
 
 
 def test_a_finished_run_is_scored_later(answered, capsys):
@@ -131,7 +131,7 @@ def test_a_finished_run_is_scored_later(answered, capsys):
 
 def test_long_dialogues_leave_room_for_an_answer(small_checkpoint):
     tokenizer = GPT2Tokenizer.from_directory(small_checkpoint)
-    encoder = Encoder(tokenizer, Run(**DEFAULTS), 60)
+    encoder = DialogueEncoder(tokenizer, Run(**DEFAULTS), 60)
     turns = tuple(Turn("q" * 30, "", "a" * 9) for _ in range(3))
     alone, whole = encoder.prompt(Dialogue(turns[-1:])), encoder.prompt_with_room(Dialogue(turns), 20)
     assert whole == alone and len(alone) + 20 <= 60  # the older turns go

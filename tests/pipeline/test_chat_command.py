@@ -13,6 +13,7 @@ import torch
 
 import experiments
 from config import Run
+from model import fast_path
 from model.generation import generate
 from pipeline import chat, execute
 from pipeline.reload import load_run
@@ -81,14 +82,13 @@ def test_the_model_of_a_run_computes_what_was_measured(method, train, monkeypatc
     assert not saved.model.training and saved.run == Run(**found.result["config"])
     base = execute.build_model(saved.run, 0).eval()
     assert not torch.allclose(base(ids), expected, atol=1e-3)  # so there is something to restore
-    assert saved.source.endswith(f"{method} on {found.result['dataset']}")
+    assert saved.description.endswith(f"{method} on {found.result['dataset']}")
 
 
 def interrupt(patch, forward: int) -> None:
     """Ctrl-C in the training's forward pass of this number."""
-    import train as loop
 
-    score, calls = loop.score, []
+    score, calls = fast_path.loss, []
 
     def interrupted(*given):
         calls.append(0)
@@ -96,7 +96,7 @@ def interrupt(patch, forward: int) -> None:
             signal.raise_signal(signal.SIGINT)
         return score(*given)
 
-    patch.setattr(loop, "score", interrupted)
+    patch.setattr(fast_path, "loss", interrupted)
 
 
 def test_an_interrupted_run_has_a_model_too(train, monkeypatch):
@@ -166,8 +166,8 @@ def test_a_trained_model_answers_as_it_was_trained_to_and_before_it_does_not(tra
 
 def test_the_answer_is_what_generate_gives_for_the_template(capsys, small_checkpoint):
     flags = ("--checkpoint", small_checkpoint, "--max_new_tokens", 12)
-    one = chat.speaker(Run(checkpoint=str(small_checkpoint)), None, {})
-    tokenizer, model = one.saved.tokenizer, one.saved.model
+    one = chat.make_speaker(Run(checkpoint=str(small_checkpoint)), None, {})
+    tokenizer, model = one.tokenizer, one.model
 
     def expected(text: str, **how) -> str:
         ids = torch.tensor([tokenizer.encode(text)])
@@ -237,7 +237,7 @@ def test_a_dialogue_is_remembered(train, capsys, monkeypatch):
     prompts, prompt = [], chat.Speaker.prompt
 
     def spy(self, question):
-        prompts.append(self.saved.tokenizer.decode(prompt(self, question)))
+        prompts.append(self.tokenizer.decode(prompt(self, question)))
         return prompt(self, question)
 
     monkeypatch.setattr(chat.Speaker, "prompt", spy)
@@ -248,8 +248,8 @@ def test_a_dialogue_is_remembered(train, capsys, monkeypatch):
 
 
 def test_the_oldest_turns_are_forgotten_first(small_checkpoint):
-    one = chat.speaker(Run(checkpoint=str(small_checkpoint)), None, {"max_new_tokens": 20})
-    tokenizer = one.saved.tokenizer
+    one = chat.make_speaker(Run(checkpoint=str(small_checkpoint)), None, {"max_new_tokens": 20})
+    tokenizer = one.tokenizer
     for i in range(30):
         text = tokenizer.decode(one.prompt(f"question {i}"))
         assert len(one.prompt(f"question {i}")) <= 256 - 20 and text.endswith(f"question {i}\n")
@@ -282,9 +282,9 @@ def test_ctrl_c_ends_it_politely(where, train, capsys, monkeypatch):
 
 
 def test_an_answer_comes_piece_by_piece_and_no_character_is_cut(small_checkpoint, monkeypatch):
-    one = chat.speaker(Run(checkpoint=str(small_checkpoint)), None, {})
+    one = chat.make_speaker(Run(checkpoint=str(small_checkpoint)), None, {})
     text = "now 海é."
-    ids = one.saved.tokenizer.encode(text)
+    ids = one.tokenizer.encode(text)
     monkeypatch.setattr(chat, "stream", lambda *given, **how: (torch.tensor([token]) for token in ids))
     pieces = [*one.answer("see you")]
     assert "".join(pieces) == text and len(pieces) >= 4 and "海" in pieces

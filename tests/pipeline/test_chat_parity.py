@@ -8,11 +8,12 @@ import torch
 from config import Run, resolve
 from data import spam
 from data.batching import IGNORED, Batches, seeded_order
-from data.chat import Encoder
+from data.chat import DialogueEncoder
 from data.dialogues import Dialogue, Turn
+from model import fast_path
 from model.tokenizers.bpe import GPT2Tokenizer
 from tests.helpers.parity import TOLERANCE, distance, gradients_by_their_names
-from train import fit, score
+from train import fit
 from training.metrics_log import Metrics
 
 WORDS = ("home", "later", "see", "you", "tonight", "lunch", "free", "prize", "好", "吗")
@@ -36,7 +37,7 @@ def examples(tokenizer):
 
     run = resolve(Run(max_target_length=12), spam.RECIPE)
     turns = [tuple(Turn(words(6), "", words(6)) for _ in range(1 + i % 2)) for i in range(24)]
-    return [Encoder(tokenizer, run, 60).encode(Dialogue(one)) for one in turns]
+    return [DialogueEncoder(tokenizer, run, 60).encode(Dialogue(one)) for one in turns]
 
 
 def as_theirs(tokenizer, examples):
@@ -63,7 +64,7 @@ def test_loss_and_gradients(pair, tokenizer, examples):
     expected, targets = their_loss(theirs, tokenizer, examples)
     (expected / targets).backward()
     batch = next(Batches(examples, len(examples), tokenizer.pad_id).epoch())
-    loss, *_ = score(ours, batch.to(torch.device("cpu")), IGNORED)
+    loss, *_ = fast_path.loss(ours, batch.to(torch.device("cpu")), IGNORED)
     (loss / targets).backward()
     assert distance(loss, expected) <= TOLERANCE
     found = gradients_by_their_names(ours)

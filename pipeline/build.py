@@ -1,0 +1,60 @@
+"""The model that a run trains, before any method is attached."""
+
+import torch
+from torch import nn
+
+from config import Run
+from model import from_pretrained
+from utils.errors import UserError
+
+
+def build_model(run: Run, n_labels: int) -> nn.Module:
+    """Return the run's model with a classifier for so many labels, or for none with its language-model head.
+
+    What isn't in the checkpoint is drawn from the run's seed in the published script's order: the body, then the head, from
+    a fresh generator; what a method adds is drawn next. Raises UserError.
+    """
+    model = from_pretrained(
+        run.source,
+        head="classifier" if n_labels else "lm",
+        num_labels=None if run.head_labels else n_labels or None,
+        random_weights=run.weights == "random",
+        position=run.trainable_token_pos,
+        average=run.average_embeddings,
+        seed=run.seed,
+        dropout=run.dropout,
+        **({"causal": False} if run.disable_causal_mask else {}),
+    )
+    if run.head_labels:
+        keep_labels(model.head, run.head_labels.split(","), n_labels)
+    if run.depth > len(model.blocks):
+        raise UserError(f"--depth is {run.depth}; the model has {len(model.blocks)} blocks")
+    model.blocks = model.blocks[: run.depth or None]
+    return model
+
+
+@torch.no_grad()
+def keep_labels(head: nn.Module, labels: list[str], n_labels: int) -> None:
+    """Cut a classifier down, in place, to some of its labels, given by their names or numbers, in this order.
+
+    Raises UserError unless they are `n_labels` different labels of the classifier.
+    """
+    names = head.labels or ()
+    n_own = head.classifier.out_features
+    numbers = [_number_of(label.strip(), names) for label in labels]
+    different = len(set(numbers)) == len(numbers) == n_labels
+    if not different or not all(0 <= number < n_own for number in numbers):
+        raise UserError(
+            f"--head_labels is {','.join(labels)!r}; name {n_labels} different ones of the checkpoint's labels: "
+            f"{', '.join(names) or f'0 to {n_own - 1}'}"
+        )
+    head.classifier.weight = nn.Parameter(head.classifier.weight[numbers].clone())  # [C, D]
+    head.classifier.bias = nn.Parameter(head.classifier.bias[numbers].clone())  # [C]
+    head.classifier.out_features, head.labels = n_labels, None
+
+
+def _number_of(label: str, names: tuple[str, ...]) -> int:
+    """Return the number of a label, or -1 for one that isn't there."""
+    if label in names:
+        return names.index(label)
+    return int(label) if label.isdecimal() else -1

@@ -1,0 +1,69 @@
+"""What a run has trained, in the files of the published libraries: an adapter for peft, a checkpoint for transformers."""
+
+from pathlib import Path
+
+from torch import nn
+
+from config import Run
+from model.hub import REPOSITORIES, local
+from model.tokenizers.files import copy_tokenizer
+from model.weights import save_pretrained
+from peft.huggingface.write import check_expressible, fold_bias, write_adapter
+from peft.targets import Added
+from pipeline.build import build_model
+from pipeline.reload import TrainedRun, load_run
+from utils.errors import UserError
+
+
+def export_adapter(directory: str | Path, out: Path) -> str:
+    """Write what a run trained as an adapter of the library peft. Return how it is loaded there. Raises UserError."""
+    trained = load_run(directory, merged=False)
+    run = trained.run
+    if run.weights == "random":
+        raise UserError(f"{directory} began with random weights, which no published model has; use --export_model")
+    name, revision = published_name(run)
+    base = build_model(run, len(trained.inputs.task.labels))
+    write_adapter(trained.model, base, out, {"base_model_name_or_path": name, "revision": revision})
+    return f"PeftModel.from_pretrained({loading_line(trained.model, name)}, {str(out)!r})" + advice(trained)
+
+
+def export_model(directory: str | Path, out: Path) -> str:
+    """Write the model of a run, with what was trained folded in, and its tokenizer as a checkpoint in Hugging Face layout.
+
+    Returns how it is loaded there. Raises UserError.
+    """
+    trained = load_run(directory)
+    if any(isinstance(module, Added) for module in trained.model.modules()):
+        raise UserError(f"no published layer can hold what {trained.run.trainable_layers} adds; it stays in {directory}")
+    check_expressible(trained.model)
+    fold_bias(trained.model)
+    save_pretrained(trained.model, out)
+    copy_tokenizer(trained.inputs.tokenizer_folder, out)
+    return loading_line(trained.model, str(out), resized=False) + advice(trained)
+
+
+def published_name(run: Run) -> tuple[str, str | None]:
+    """Return what the library finds the run's model by: a repository and its revision, or a directory and None."""
+    folder = local(run.source)
+    if folder is not None:
+        return str(folder.resolve()), None
+    name, _, revision = run.source.partition("@")
+    return REPOSITORIES.get(name, (name,))[0], revision or None
+
+
+def loading_line(model: nn.Module, name: str, resized: bool = True) -> str:
+    """Return the line of Python that loads the model in transformers; `resized`: its head isn't the published one."""
+    if model.head.kind == "lm":
+        return f"AutoModelForCausalLM.from_pretrained({name!r})"
+    labels = f", num_labels={model.head.classifier.out_features}, ignore_mismatched_sizes=True" if resized else ""
+    return f"AutoModelForSequenceClassification.from_pretrained({name!r}{labels})"
+
+
+def advice(trained: TrainedRun) -> str:
+    """Return what to do about padding: GPT-2's classifier there reads the last token that isn't padding."""
+    head = trained.model.head
+    if not trained.model.config.causal or head.kind != "classifier":
+        return ""
+    if head.position == "last" and not trained.run.no_padding:
+        return "; give it no padding and no pad_token_id: this run's classifier reads the last position, whatever it is"
+    return f"; then set its config.pad_token_id to {trained.inputs.tokenizer.pad_id}"

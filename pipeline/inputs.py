@@ -1,0 +1,97 @@
+"""What goes into a run: its model's configuration and weights, a tokenizer, data, perhaps an adapter. Each is found once."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from config import Run
+from data.task import Task
+from model import hub
+from model.registry import architecture_of
+from model.tokenizers.base import Tokenizer
+from model.tokenizers.files import TOKENIZER_FILES, has_tokenizer_files, library_files
+from peft.huggingface.read import adapter_folder
+from pipeline.result import data_sha256, files_sha256
+from utils.errors import UserError
+
+
+class Inputs:
+    """The inputs of a complete run. Each is found or read when it is first asked for. Raises UserError where it can't be."""
+
+    def __init__(self, run: Run, task: Task, model_config: Any):
+        self.run, self.task, self.model_config = run, task, model_config
+
+    @cached_property
+    def splits(self) -> dict[str, list]:
+        """All texts by split."""
+        return self.task.splits(self.run)
+
+    @cached_property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer comes from."""
+        return find_tokenizer_folder(self.run, self.model_config)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, which has a token for none that the model lacks."""
+        return read_tokenizer(self.tokenizer_folder, self.model_config)
+
+    @cached_property
+    def weights_sha256(self) -> str | None:
+        """A hash of the weights that the run begins with; None where it draws them."""
+        if self.run.weights == "random":
+            return None
+        return files_sha256(hub.locate(self.run.source).glob("*.safetensors"))
+
+    @cached_property
+    def adapter_sha256(self) -> str:
+        """A hash of the files of --adapter."""
+        return files_sha256(map(adapter_folder(self.run.adapter).joinpath, hub.ADAPTER_FILES))
+
+    @cached_property
+    def hashes(self) -> dict[str, str | None]:
+        """A hash of each input: an earlier result is one of this run only if they are the same."""
+        hashes = {
+            "weights_sha256": self.weights_sha256,
+            "data_sha256": data_sha256(self.splits),
+            "tokenizer_sha256": files_sha256(library_files(self.tokenizer_folder).values()),
+        }
+        return hashes | ({"adapter_sha256": self.adapter_sha256} if self.run.adapter else {})
+
+
+def find_tokenizer_folder(run: Run, model_config: Any) -> Path:
+    """Return where the run's vocabulary lies: in --tokenizer, else beside the model or the data, else in the hub's cache.
+
+    A published model's vocabulary, and that of a checkpoint that comes without one, is also looked for in `tokenizers/`, in
+    the data directory and beside it. Raises UserError where there is none.
+    """
+    if run.tokenizer:
+        return Path(run.tokenizer)
+    folders = _possible_folders(run, model_config)
+    for folder in folders:
+        if has_tokenizer_files(folder):
+            return folder
+    try:
+        return hub.locate(run.model or architecture_of(model_config).vocabulary_model, files=TOKENIZER_FILES)
+    except UserError as error:
+        looked = ", ".join(map(str, folders)) or "the cache"
+        raise UserError(f"no tokenizer files in {looked}: pass --tokenizer DIR ({error})") from None
+
+
+def _possible_folders(run: Run, model_config: Any) -> list[Path]:
+    own = Path(run.checkpoint) if run.checkpoint else hub.local(run.model) or hub.cached(run.model, TOKENIZER_FILES)
+    folders = [own] if own else []
+    if run.data_dir and (run.checkpoint or run.model in hub.REPOSITORIES):
+        name = architecture_of(model_config).vocabulary_folder
+        folders += [Path(folder) / "tokenizers" / name for folder in (run.data_dir, Path(run.data_dir).parent)]
+    return folders
+
+
+def read_tokenizer(folder: Path, model_config: Any) -> Tokenizer:
+    """Return the tokenizer in a folder for a model. Raises UserError, also for tokens that the model has no embedding of."""
+    tokenizer = architecture_of(model_config).tokenizer.from_directory(folder)
+    if tokenizer.vocab_size > model_config.vocab_size:
+        raise UserError(
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model only {model_config.vocab_size}"
+        )
+    return tokenizer
