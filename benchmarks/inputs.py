@@ -2,7 +2,6 @@
 
 import csv
 import random
-import shutil
 from pathlib import Path
 
 import torch
@@ -14,14 +13,13 @@ from data.spam import FILE, LABELS
 from model.distilbert import DistilBert, DistilBertConfig
 from model.gpt2 import GPT2, GPT2Config, init_gpt2
 from model.heads import published_init
-from model.names import architecture_of
+from model.registry import architecture_of
+from model.tokenizers.files import LIBRARY_PAIR, copy_tokenizer, library_files
 from model.weights import save_pretrained
-from pipeline import job
+from pipeline.inputs import find_tokenizer_folder
 from utils.errors import UserError
 
 SEED = 123
-# What transformers and tiktoken call the files, by what they may be called.
-PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 
 def write_gpt2(directory: Path, data_dir: str | None, head: bool = False) -> Path:
@@ -60,18 +58,16 @@ def add_classifier(model: torch.nn.Module) -> None:
 
 
 def save_with_tokenizer(model: torch.nn.Module, directory: Path, data_dir: str | None) -> None:
-    """The tokenizer is found as a run finds it, and copied, so that both sides read the same files."""
+    """Save a model with a tokenizer, which is found as a run finds it and copied, so that both sides read the same files.
+
+    Raises UserError where the tokenizer isn't in the files that the peers read.
+    """
     save_pretrained(model, directory)
-    found = job.find_tokenizer(Run(checkpoint=str(directory), data_dir=data_dir), model.config.vocab_size)[1]
-    if isinstance(model, DistilBert):
-        shutil.copy(found / "vocab.txt", directory / "vocab.txt")
-        return
-    for names in PAIRS:
-        if all((found / name).is_file() for name in names):
-            for name, theirs in zip(names, PAIRS[0], strict=True):
-                shutil.copy(found / name, directory / theirs)
-            return
-    raise UserError(f"{found} has no vocab.json + merges.txt, which the peers read; name another with --data_dir")
+    folder = find_tokenizer_folder(Run(checkpoint=str(directory), data_dir=data_dir), model.config)
+    names = ("vocab.txt",) if isinstance(model, DistilBert) else LIBRARY_PAIR
+    if not library_files(folder).keys() >= {*names}:
+        raise UserError(f"{folder} has no {' + '.join(names)}, which the peers read; name another with --data_dir")
+    copy_tokenizer(folder, directory, names)
 
 
 def spam_texts(data_dir: str | None, directory: Path, n_spam: int | None) -> tuple[list[str], Path]:

@@ -19,8 +19,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars, logging
 
+from model.tokenizers.files import LIBRARY_FILE_SETS, TOKENIZER_FILES, first_complete
 from utils.errors import UserError
-from utils.json_files import read_json
+from utils.files import read_json
 from utils.network import any_answers, offline
 
 POCKET_DIR = Path(__file__).parent / "pocket"
@@ -36,9 +37,6 @@ REPOSITORIES = {
     "roberta-base": ("FacebookAI/roberta-base", "roberta-base"),
 }
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name; "./name" and "/a/b" are paths
-# A vocabulary comes as one of these: WordPiece's, byte-level BPE's, or either in the one file that newer tools write.
-VOCABULARIES = (("vocab.txt",), ("vocab.json", "merges.txt"), ("tokenizer.json",))
-TOKENIZER_FILES = [*(name for names in VOCABULARIES for name in names), "tokenizer_config.json"]
 CONFIG_FILES = ["config.json"]
 CHECKPOINT_FILES = [*CONFIG_FILES, "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]  # of the library peft
@@ -126,7 +124,7 @@ def _has(folder: Path, files: list[str]) -> bool:
     if files in (CONFIG_FILES, ADAPTER_FILES):
         return all((folder / name).is_file() for name in files)
     if files == TOKENIZER_FILES:
-        return any(all((folder / name).is_file() for name in names) for names in VOCABULARIES)
+        return first_complete(folder, LIBRARY_FILE_SETS) is not None
     return _whole(folder)
 
 

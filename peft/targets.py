@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from model.names import entries_of
+from model.registry import entries_of
 from model.transformer import Transformer
 from utils.errors import UserError
 
@@ -94,7 +94,8 @@ def their_names(model: nn.Module) -> dict[str, str]:
     """Path of a module of ours -> the path of what holds its tensors in the checkpoint's own layout."""
     if not isinstance(model, Transformer):
         return {}
-    return {ours.rpartition(".")[0]: entry.theirs.rpartition(".")[0] for entry in entries_of(model) for ours in entry.ours}
+    entries = entries_of(model)
+    return {name.rpartition(".")[0]: entry.hf_name.rpartition(".")[0] for entry in entries for name in entry.names}
 
 
 def _own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

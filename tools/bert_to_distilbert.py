@@ -8,7 +8,6 @@ dense layer works differently in the two), with the tokenizer's files beside it.
 """
 
 import argparse
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from model import from_pretrained, hub
 from model.bert import Bert, BertConfig
 from model.distilbert import DistilBert, DistilBertConfig
+from model.tokenizers.files import copy_tokenizer, has_tokenizer_files
 from model.weights import save_pretrained
 from utils.errors import UserError, run_program
 
@@ -46,9 +46,9 @@ def main() -> int:
     parser.add_argument("out", type=Path, help="the directory to write")
     args = parser.parse_args()
     save_pretrained(bert_to_distilbert(from_pretrained(args.bert, head=None)), args.out)
-    for file in map(hub.locate(args.bert).joinpath, hub.TOKENIZER_FILES):
-        if file.is_file():
-            shutil.copy(file, args.out)
+    folder = hub.locate(args.bert)
+    if has_tokenizer_files(folder):
+        copy_tokenizer(folder, args.out)
     return 0
 
 

@@ -1,6 +1,7 @@
-"""Files that are there whole or not at all, whenever a process is killed or a disk is full."""
+"""Files that are there whole or not at all, whenever a process is killed or a disk is full; and JSON files."""
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -8,8 +9,8 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to. It takes the place of `path` once all of it is on the disk."""
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary file beside `path` to write to. It takes the place of `path` once all of it is on the disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
@@ -21,13 +22,21 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`path` never holds half of it."""
-    with whole(path) as file:
+    """Write a text file, so that `path` never holds half of it."""
+    with written_whole(path) as file:
         file.write_text(text, encoding="utf-8")
 
 
-def sweep(directory: Path) -> None:
-    """Removes what writers that were killed left behind: ours, and safetensors with files like .tmpuZ6CF8."""
+def remove_temporary_files(directory: Path) -> None:
+    """Remove what killed writers left behind: our temporary files, and those of safetensors such as .tmpuZ6CF8."""
     for path in directory.glob(".*"):
         if re.fullmatch(r"\..+\.\d+|\.tmp\w{6}", path.name) and path.is_file():
             path.unlink(missing_ok=True)
+
+
+def read_json(file: Path) -> object:
+    """Return the content of a JSON file. Whatever is wrong with the file is an OSError or a ValueError."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it has too many brackets within brackets") from None

@@ -1,30 +1,22 @@
-"""The tokenizers of all architectures, from the files that lie beside the weights: `load_tokenizer` finds out which it is.
-Nothing is downloaded here.
+"""Byte-level BPE, the tokenizer of GPT-2 and RoBERTa: text -> words -> bytes, whose frequent pairs are joined to tokens.
 
-GPT-2's and RoBERTa's byte-level BPE are here, run by tiktoken; BERT's WordPiece is in wordpiece.py."""
+tiktoken does the joining; here its tables are read from the files that lie beside the weights, and checked."""
 
-import os
 import re
 from pathlib import Path
 
 import tiktoken
 
 from model.tokenizers.base import Tokenizer
-from model.tokenizers.wordpiece import FILES as WORDPIECE_FILES
-from model.tokenizers.wordpiece import WordPieceTokenizer
+from model.tokenizers.files import BPE_FILE_SETS, choices, first_complete
 from utils.errors import UserError
-from utils.json_files import read_json
+from utils.files import read_json
 
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's one special token
 START = "<s>"  # RoBERTa's first
 
 # How GPT-2 cuts text into words before BPE (openai/gpt-2, src/encoder.py).
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-
-# The files of byte-level BPE, vocabulary and merges: under the Hugging Face names, under OpenAI's, and both in the one
-# file that newer tools write.
-FILE_SETS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("tokenizer.json",))
-ALL_FILE_SETS = (*FILE_SETS, *((name,) for name in WORDPIECE_FILES if (name,) not in FILE_SETS))
 
 # Entries that no merge makes and that need none: special tokens, and the ones that fill RoBERTa's table up.
 WHOLE_TOKEN = re.compile(r"<.*>|\[.*\]|madeupword\d+")
@@ -73,8 +65,8 @@ class BytePairTokenizer(Tokenizer):
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> "BytePairTokenizer":
-        """Reads the files of FILE_SETS, the first set that is there. Raises UserError if none is, or one is broken."""
-        file, vocab, tokens = _read_byte_pairs(Path(directory), cls.name)
+        """Reads the files of BPE_FILE_SETS, the first set that is there. Raises UserError if none is, or one is broken."""
+        file, vocab, tokens = read_byte_pairs(Path(directory), cls.name)
         missing = [token for token in cls.required if token not in vocab]
         if missing:
             raise UserError(f"{file} is no {cls.name} vocabulary: it has no entry {', '.join(missing)}")
@@ -111,64 +103,11 @@ class RobertaTokenizer(BytePairTokenizer):
         self.start, self.between, self.end = (start,), (end, end), (end,)
 
 
-KINDS = {"gpt2": GPT2Tokenizer, "roberta": RobertaTokenizer, "wordpiece": WordPieceTokenizer}
-KIND_OF_MODEL = {"gpt2": "gpt2", "roberta": "roberta", "bert": "wordpiece", "distilbert": "wordpiece"}
-
-
-def load_tokenizer(directory: str | Path, kind: str | None = None) -> Tokenizer:
-    """The tokenizer in `directory`, of that kind (KINDS), else of the kind that its files show. Raises UserError."""
-    directory = Path(directory)
-    kind = kind or _kind(directory)
-    if kind not in KINDS:
-        raise UserError(f"unknown kind of tokenizer {kind!r}: choose {', '.join(KINDS)}")
-    return KINDS[kind].from_directory(directory)
-
-
-def has_tokenizer_files(directory: Path) -> bool:
-    """Whether the files of any kind of tokenizer are there."""
-    return _first_complete(directory, ALL_FILE_SETS) is not None
-
-
-def _kind(directory: Path) -> str:
-    """What config.json's model has, else what the files can be. RoBERTa's vocabulary has <|endoftext|> too, unused."""
-    if not has_tokenizer_files(directory):
-        raise UserError(f"{directory} has no tokenizer files ({_choices(ALL_FILE_SETS)})")
-    model_type = _entry(directory / "config.json", "model_type")
-    if isinstance(model_type, str) and model_type in KIND_OF_MODEL:
-        return KIND_OF_MODEL[model_type]
-    if (directory / "vocab.txt").is_file():
-        return "wordpiece"
-    files = _first_complete(directory, FILE_SETS)
-    if files == [directory / "tokenizer.json"] and _entry(files[0], "model", "type") == "WordPiece":
-        return "wordpiece"
-    return "roberta" if START in _read_byte_pairs(directory, "byte-level BPE")[1] else "gpt2"
-
-
-def _entry(file: Path, *keys: str) -> object:
-    """content[key][key]... of a JSON file, or None where there is no such entry."""
-    try:
-        content = read_json(file)
-        for key in keys:
-            content = content[key]
-        return content
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _first_complete(directory: Path, file_sets: tuple[tuple[str, ...], ...]) -> list[Path] | None:
-    sets = ([directory / name for name in names] for names in file_sets)
-    return next((files for files in sets if all(map(os.path.isfile, files))), None)  # a name may be too long for Path's
-
-
-def _choices(file_sets: tuple[tuple[str, ...], ...]) -> str:
-    return " or ".join(" + ".join(names) for names in file_sets)
-
-
-def _read_byte_pairs(directory: Path, name: str) -> tuple[Path, dict[str, int], list[str]]:
+def read_byte_pairs(directory: Path, name: str) -> tuple[Path, dict[str, int], list[str]]:
     """(the vocabulary's file, token -> id, the tokens of the single bytes and then what each merge makes)."""
-    files = _first_complete(directory, FILE_SETS)
+    files = first_complete(directory, BPE_FILE_SETS)
     if files is None:
-        raise UserError(f"{directory} has no {name} tokenizer files ({_choices(FILE_SETS)})")
+        raise UserError(f"{directory} has no {name} tokenizer files ({choices(BPE_FILE_SETS)})")
     try:
         vocab, merged = _read_json(*files) if len(files) == 1 else _read_pair(*files)
         "".join([*vocab, *merged]).encode()  # raises unless all of it is valid text

@@ -3,22 +3,20 @@
 The same ids as the reference library's `BertTokenizer`, with one difference: there a "[SEP]" written in a text becomes
 the special token, here every character of a text is text."""
 
-import os
 import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 from model.tokenizers.base import Tokenizer
+from model.tokenizers.files import WORDPIECE_FILE_SETS, choices, first_complete
 from utils.errors import UserError
-from utils.json_files import read_json
+from utils.files import read_json
 
 PAD, UNKNOWN, START, SEPARATOR, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUES = "##"  # a piece that doesn't begin its word
 MAX_WORD = 100  # characters; a longer word is [UNK]
 CACHED_WORDS = 2**16
-
-FILES = ("vocab.txt", "tokenizer.json")
 
 # Their names for BasicTokenizer's arguments: in tokenizer.json's normalizer, and in tokenizer_config.json, which wins.
 SETTINGS = {
@@ -148,9 +146,10 @@ class WordPieceTokenizer(Tokenizer):
         Raises UserError if neither is there, or one is broken.
         """
         directory = Path(directory)
-        file = next((file for name in FILES if os.path.isfile(file := directory / name)), None)
-        if file is None:
-            raise UserError(f"{directory} has no WordPiece tokenizer files ({' or '.join(FILES)})")
+        files = first_complete(directory, WORDPIECE_FILE_SETS)
+        if files is None:
+            raise UserError(f"{directory} has no WordPiece tokenizer files ({choices(WORDPIECE_FILE_SETS)})")
+        (file,) = files
         try:
             vocab = _read_model(file) if file.suffix == ".json" else _read_lines(file)
             missing = [token for token in SPECIAL_TOKENS[:4] if token not in vocab]

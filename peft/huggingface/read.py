@@ -29,7 +29,8 @@ import torch
 from torch import nn
 
 from model import hub
-from model.names import Entry, architecture_of, entries_of
+from model.names import Entry
+from model.registry import architecture_of, entries_of
 from model.weights import read_safetensors
 from peft.attach import train_head
 from peft.dora import DoRALinear
@@ -39,7 +40,7 @@ from peft.prefix import Prefix, PrefixAttention
 from peft.registry import method
 from peft.targets import adapt, replace_module
 from utils.errors import UserError
-from utils.json_files import read_json
+from utils.files import read_json
 
 BEFORE = {"LORA": "base_model.model.", "IA3": "base_model.model.", "PREFIX_TUNING": "base_model."}  # their names
 # Settings of a LORA that change what is computed and have no counterpart here: the values that mean "not used".
@@ -176,11 +177,11 @@ class Tables:
     @classmethod
     def of(cls, model: nn.Module) -> "Tables":
         """Of a model without added parameters."""
-        tensors = {entry.theirs: entry for entry in entries_of(model) if entry.ours}
+        tensors = {entry.hf_name: entry for entry in entries_of(model) if entry.names}
         modules = {
-            entry.theirs.removesuffix(".weight"): [one.removesuffix(".weight") for one in entry.ours]
+            entry.hf_name.removesuffix(".weight"): [one.removesuffix(".weight") for one in entry.names]
             for entry in tensors.values()
-            if entry.theirs.endswith(".weight") and all(one.endswith(".weight") for one in entry.ours)
+            if entry.hf_name.endswith(".weight") and all(one.endswith(".weight") for one in entry.names)
         }
         return cls(modules, tensors, architecture_of(model.config).prefix)
 
@@ -198,13 +199,13 @@ def replace_tensor(model: nn.Module, tables: Tables, adapter: Adapter, name: str
     theirs = f"{tables.known(path, name, adapter)}.{part}"
     parameters = dict(model.named_parameters())
     entry, tensor = tables.tensors.get(theirs), adapter.tensors[name]
-    if entry is None or not all(one in parameters for one in entry.ours):
+    if entry is None or not all(one in parameters for one in entry.names):
         raise UserError(f"{adapter.folder} has {name}, for which the model has no place; was it made for another model?")
-    n_out, *n_in = parameters[entry.ours[0]].shape
-    shape = [n_out * len(entry.ours), *n_in]
+    n_out, *n_in = parameters[entry.names[0]].shape
+    shape = [n_out * len(entry.names), *n_in]
     check_shape(adapter, name, tensor, shape[::-1] if entry.transposed else shape)
-    parts = (tensor.T if entry.transposed else tensor).chunk(len(entry.ours))
-    for one, value in zip(entry.ours, parts, strict=True):
+    parts = (tensor.T if entry.transposed else tensor).chunk(len(entry.names))
+    for one, value in zip(entry.names, parts, strict=True):
         parameter = parameters[one]  # not filled in place: another model may share its memory, see `share`
         parameter.data = value.to(parameter).clone(memory_format=torch.contiguous_format)
         parameter.requires_grad_(True)

@@ -171,8 +171,8 @@ def whole_tensors(model: nn.Module, tables: Tables, paths: set[str]) -> dict[str
     """All tensors of these modules of theirs, by their names and in their layout."""
     parameters, tensors = dict(model.named_parameters()), {}
     for theirs, entry in tables.tensors.items():
-        if theirs.rpartition(".")[0] in paths and all(one in parameters for one in entry.ours):
-            tensor = torch.cat([parameters[one] for one in entry.ours])
+        if theirs.rpartition(".")[0] in paths and all(one in parameters for one in entry.names):
+            tensor = torch.cat([parameters[one] for one in entry.names])
             tensors[theirs] = tensor.T if entry.transposed else tensor
     return tensors
 

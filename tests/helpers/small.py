@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from model.gpt2 import GPT2, GPT2Config
-from model.names import ARCHITECTURES
+from model.registry import ARCHITECTURES
 from model.weights import save_pretrained
 from tools.learn_vocabulary import learn_merges, learn_vocabulary, save_tokenizer, save_vocabulary
 

@@ -10,7 +10,7 @@ import experiments
 from data.batching import IGNORED, Batches, by_length
 from data.masking import MaskedBatches
 from model import from_pretrained, hub
-from model.tokenizers.bpe import load_tokenizer
+from model.tokenizers.load import load_tokenizer
 from tools import pretrain
 
 

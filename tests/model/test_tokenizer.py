@@ -10,16 +10,9 @@ from pathlib import Path
 import pytest
 import regex
 
-from model.tokenizers.bpe import (
-    END_OF_TEXT,
-    FILE_SETS,
-    GPT2_PATTERN,
-    GPT2Tokenizer,
-    RobertaTokenizer,
-    byte_alphabet,
-    has_tokenizer_files,
-    load_tokenizer,
-)
+from model.tokenizers.bpe import END_OF_TEXT, GPT2_PATTERN, GPT2Tokenizer, RobertaTokenizer, byte_alphabet
+from model.tokenizers.files import BPE_FILE_SETS, has_tokenizer_files
+from model.tokenizers.load import load_tokenizer
 from model.tokenizers.wordpiece import SPECIAL_TOKENS, WordPieceTokenizer
 from tests.helpers.texts import ODD_TEXTS, generated_texts, real_texts, rte_pairs
 from tools.learn_vocabulary import learn_merges, save_tokenizer
@@ -303,7 +296,7 @@ def refused(directory: Path) -> str:
 def test_missing_files_name_both_pairs(learned):
     (learned / "merges.txt").unlink()
     line = refused(learned)
-    assert all(name in line for names in FILE_SETS for name in names)
+    assert all(name in line for names in BPE_FILE_SETS for name in names)
     assert not has_tokenizer_files(learned)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from model.tokenizers.base import longest_first
-from model.tokenizers.bpe import has_tokenizer_files, load_tokenizer
+from model.tokenizers.files import has_tokenizer_files
+from model.tokenizers.load import load_tokenizer
 from model.tokenizers.wordpiece import MAX_WORD, SPECIAL_TOKENS, BasicTokenizer, WordPieceTokenizer
 from tests.helpers.texts import ODD_TEXTS, generated_texts, real_texts, rte_pairs, sst2, unchanged_since_2002
 from tools.learn_vocabulary import learn_vocabulary, save_vocabulary

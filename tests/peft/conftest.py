@@ -2,7 +2,7 @@
 
 import pytest
 
-from model.names import ARCHITECTURES
+from model.registry import ARCHITECTURES
 from tests.helpers.methods import tiny
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from model import from_pretrained, make_head
 from model.gpt2 import GPT2, GPT2Config
-from model.names import ARCHITECTURES
+from model.registry import ARCHITECTURES
 from model.weights import save_pretrained
 from peft import IA3, Adapter, BitFit, DoRA, FreezeBlocks, Joined, LoRA, PrefixTuning, attach, merge
 from peft.huggingface.read import FromPeft, read_adapter

@@ -6,7 +6,7 @@ from torch import nn
 
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead
-from model.names import ARCHITECTURES
+from model.registry import ARCHITECTURES
 from peft import Adapter, Bypass, LoRA, attach
 from peft.targets import find_parts, find_sites, parse_layers, their_names
 from utils.errors import UserError

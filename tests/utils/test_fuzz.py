@@ -43,7 +43,7 @@ def test_all_cases():
 # Checks taken away, the kind of input in which that must be noticed, and by what.
 WITHOUT = {
     "a limit to brackets within brackets": (
-        "import json, model.weights\nmodel.weights.read_json = lambda file: json.loads(file.read_text())",
+        "import json, model.config_file\nmodel.config_file.read_json = lambda file: json.loads(file.read_text())",
         "config",
         "RecursionError",
     ),

@@ -1,0 +1,118 @@
+"""config.json of a published model -> our configuration, and back."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from model.registry import ARCHITECTURES, Architecture, architecture_of
+from model.transformer import Transformer
+from utils.errors import UserError
+from utils.files import read_json
+
+MAY_BE_NULL = ("pad_id", "head_dropout")  # null there means the same as no setting
+# Limits far above every published model; products of such sizes still fit an int.
+MOST_BLOCKS, MOST = 1000, 2**24
+MOST_LABELS = 2**16
+
+
+def read_config(directory: Path) -> tuple[Any, tuple[str, ...] | None]:
+    """Return the configuration that config.json describes, and the labels of a classifier where it names any.
+
+    Raises UserError for an architecture that isn't known, or a setting that it doesn't have.
+    """
+    path = directory / "config.json"
+    settings = _read_settings(path)
+    architecture = _architecture_in(path, settings)
+    config = _config_from(path, settings, architecture)
+    for name, allowed in architecture.fixed_settings(config).items():
+        if settings.get(name, allowed[0]) not in allowed:
+            values = " or ".join(map(repr, allowed))
+            raise UserError(f"{path} sets {name} to {settings[name]!r}; {architecture.model_type} has {values}")
+    return config, _labels(path, settings)
+
+
+def _read_settings(path: Path) -> object:
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} is no checkpoint directory: it has no config.json") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read: {error}") from None
+
+
+def _architecture_in(path: Path, settings: object) -> Architecture:
+    """Return the architecture that the settings name. SciBERT's are from before they named one."""
+    kind = settings.get("model_type") if isinstance(settings, dict) else None
+    if kind is None and isinstance(settings, dict) and {"hidden_size", "type_vocab_size"} <= settings.keys():
+        kind = "bert"
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        raise UserError(f"{path} describes a model of type {kind!r}; the types that are read: {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[kind]
+
+
+def _config_from(path: Path, settings: dict, architecture: Architecture) -> Any:
+    values = {}
+    for field, hf_name in architecture.settings.items():
+        value = settings.get(hf_name)
+        if hf_name in settings and not (value is None and field in MAY_BE_NULL):
+            _check(path, hf_name, value, field, default=getattr(architecture.config, field))
+            values[field] = value
+    try:
+        config = architecture.config(**values)
+        if "context_length" in values:  # published is the number of rows in the table of positions
+            config = replace(config, context_length=config.context_length - _first_position(config))
+        if config.context_length < 1:
+            raise UserError(f"the table of positions has {values['context_length']} rows, none of them for a token")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return config
+
+
+def _check(path: Path, hf_name: str, value: object, field: str, default: object) -> None:
+    """Raise UserError unless the value can be that of the configuration's field."""
+    if field.endswith("dropout"):
+        right, must = type(value) in (int, float) and 0 <= value < 1, "at least 0 and below 1"
+    elif field == "pad_id":
+        right, must = type(value) is int and value >= 0, "an int, at least 0"
+    else:
+        kind, most = type(default), MOST_BLOCKS if field == "n_layers" else MOST
+        right, must = type(value) is kind and 0 < value <= most, f"a positive {kind.__name__}, up to {most}"
+    if not right:
+        raise UserError(f"{path} sets {hf_name} to {value!r}; it must be {must}")
+
+
+def _first_position(config) -> int:
+    """Return how many rows of the position table come before that of the first token: 2 for RoBERTa, else none."""
+    return getattr(config, "first_position", 0)
+
+
+def _labels(path: Path, settings: dict) -> tuple[str, ...] | None:
+    """Return the names of the classes, from id2label or, without names, num_labels."""
+    try:
+        if settings.get("id2label"):
+            names = {int(number): str(name) for number, name in settings["id2label"].items()}
+            return tuple(names[i] for i in range(len(names)))
+    except (AttributeError, ValueError, TypeError, KeyError):
+        raise UserError(f"{path}: id2label must name the classes 0, 1, 2, ...") from None
+    n = settings.get("num_labels")
+    if not n:
+        return None
+    if type(n) is not int or not 0 < n <= MOST_LABELS:
+        raise UserError(f"{path} sets num_labels to {n!r}; it must be the number of classes, up to {MOST_LABELS}")
+    return tuple(f"LABEL_{i}" for i in range(n))
+
+
+def write_config(model: Transformer) -> dict:
+    """Return the settings that config.json gets, under their published names."""
+    config, architecture = model.config, architecture_of(model.config)
+    kind = getattr(model.head, "kind", None)
+    settings = {"model_type": architecture.model_type, "architectures": [architecture.hf_classes[kind]]}
+    settings |= {hf_name: getattr(config, field) for field, hf_name in architecture.settings.items()}
+    settings[architecture.settings["context_length"]] += _first_position(config)
+    settings |= {name: allowed[0] for name, allowed in architecture.fixed_settings(config).items()}
+    settings |= architecture.written_settings(config)
+    if kind == "classifier":
+        names = model.head.labels or [f"LABEL_{i}" for i in range(model.head.classifier.out_features)]
+        settings["id2label"] = {str(i): name for i, name in enumerate(names)}
+        settings["label2id"] = {name: i for i, name in enumerate(names)}
+    return settings

@@ -1,0 +1,220 @@
+"""The architectures: one entry holds all that the rest of the program has to know about one.
+
+Add yours here: its classes, its names of tensors (model/names.py), its tokenizer, what config.json calls its settings.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from model.bert import Bert, BertConfig, Roberta, RobertaConfig
+from model.distilbert import DistilBert, DistilBertConfig
+from model.gpt2 import GPT2, GPT2_SIZES, GPT2Config
+from model.heads import ClassifierHead, EncoderClassifierHead, LanguageModelHead, MaskedLanguageModelHead
+from model.names import BERT_NAMES, DISTILBERT_NAMES, GPT2_NAMES, ROBERTA_NAMES, Entry, expand
+from model.tokenizers.base import Tokenizer
+from model.tokenizers.bpe import GPT2Tokenizer, RobertaTokenizer
+from model.tokenizers.wordpiece import WordPieceTokenizer
+from model.transformer import Transformer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """One kind of model, the `model_type` of config.json."""
+
+    model_type: str
+    model: type[Transformer]
+    config: type
+    names: list[Entry]
+    prefix: str  # of the body's tensors in a published file
+    settings: dict[str, str]  # fields of the configuration here -> settings in config.json
+    written_settings: Callable[[Any], dict[str, Any]]  # settings of config.json that are written and not read
+    fixed_settings: Callable[[Any], dict[str, tuple]]  # settings -> the values that are allowed, the one to write first
+    hf_classes: dict[str | None, str]  # kind of head -> the published library's class
+    lm_head: Callable[[Transformer], nn.Module]
+    classifier_head: Callable[..., nn.Module]  # (config, num_labels, position, average)
+    position: str  # which token a classifier reads, unless --trainable_token_pos says otherwise
+    tokenizer: type[Tokenizer]  # with its special tokens
+    vocabulary_model: str  # the published model whose vocabulary a checkpoint without one gets
+    vocabulary_folder: str  # where that vocabulary lies below `tokenizers/` in a data directory
+    default_dataset: str  # what a model of this kind is trained on where no --dataset is given
+
+
+def _gpt2_fixed(config: GPT2Config) -> dict[str, tuple]:
+    return {
+        "activation_function": ("gelu_new",),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+        "tie_word_embeddings": (True,),
+        "n_inner": (None, 4 * config.dim),
+    }
+
+
+def _gpt2_written(config: GPT2Config) -> dict[str, Any]:
+    end_of_text = config.vocab_size - 1
+    dropouts = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), config.dropout)
+    return dropouts | {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+
+
+BERT_SETTINGS = {
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "dim": "hidden_size",
+    "n_heads": "num_attention_heads",
+    "n_layers": "num_hidden_layers",
+    "mlp_dim": "intermediate_size",
+    "n_token_types": "type_vocab_size",
+    "pad_id": "pad_token_id",
+    "dropout": "hidden_dropout_prob",
+    "head_dropout": "classifier_dropout",
+    "layer_norm_eps": "layer_norm_eps",
+}
+
+
+def _bert_fixed(config: BertConfig) -> dict[str, tuple]:
+    return {
+        "hidden_act": ("gelu",),
+        "position_embedding_type": ("absolute",),
+        "is_decoder": (False,),
+        "add_cross_attention": (False,),
+        "tie_word_embeddings": (True,),
+    }
+
+
+def _encoder_classifier(config: BertConfig, num_labels: int, position: str, average: bool, **options) -> nn.Module:
+    return EncoderClassifierHead(config.dim, num_labels, position, average, dropout=config.classifier_dropout, **options)
+
+
+def _masked_lm(model: Bert) -> nn.Module:
+    return MaskedLanguageModelHead(model.token_embedding, model.config.layer_norm_eps)
+
+
+GPT2_ENTRY = Architecture(
+    model_type="gpt2",
+    model=GPT2,
+    config=GPT2Config,
+    names=GPT2_NAMES,
+    prefix="transformer.",
+    settings={
+        "vocab_size": "vocab_size",
+        "context_length": "n_positions",
+        "dim": "n_embd",
+        "n_heads": "n_head",
+        "n_layers": "n_layer",
+        "layer_norm_eps": "layer_norm_epsilon",
+    },
+    written_settings=_gpt2_written,
+    fixed_settings=_gpt2_fixed,
+    hf_classes={"lm": "GPT2LMHeadModel", "classifier": "GPT2ForSequenceClassification", None: "GPT2LMHeadModel"},
+    lm_head=lambda model: LanguageModelHead(model.token_embedding),
+    classifier_head=lambda config, *options: ClassifierHead(config.dim, *options),
+    position="last",
+    tokenizer=GPT2Tokenizer,
+    vocabulary_model="gpt2-small",
+    vocabulary_folder="gpt2",
+    default_dataset="spam",
+)
+
+BERT_ENTRY = Architecture(
+    model_type="bert",
+    model=Bert,
+    config=BertConfig,
+    names=BERT_NAMES,
+    prefix="bert.",
+    settings=BERT_SETTINGS,
+    written_settings=lambda config: {"attention_probs_dropout_prob": config.dropout},
+    fixed_settings=_bert_fixed,
+    hf_classes={"lm": "BertForMaskedLM", "classifier": "BertForSequenceClassification", None: "BertModel"},
+    lm_head=_masked_lm,
+    classifier_head=_encoder_classifier,
+    position="first",
+    tokenizer=WordPieceTokenizer,
+    vocabulary_model="bert-base-uncased",
+    vocabulary_folder="bert-base-uncased",
+    default_dataset="sst2",
+)
+
+ROBERTA_ENTRY = Architecture(
+    model_type="roberta",
+    model=Roberta,
+    config=RobertaConfig,
+    names=ROBERTA_NAMES,
+    prefix="roberta.",
+    settings=BERT_SETTINGS,
+    written_settings=lambda config: {"attention_probs_dropout_prob": config.dropout},
+    fixed_settings=_bert_fixed,
+    hf_classes={"lm": "RobertaForMaskedLM", "classifier": "RobertaForSequenceClassification", None: "RobertaModel"},
+    lm_head=_masked_lm,
+    classifier_head=partial(_encoder_classifier, dropout_first=True),
+    position="first",
+    tokenizer=RobertaTokenizer,
+    vocabulary_model="roberta-base",
+    vocabulary_folder="roberta-base",
+    default_dataset="sst2",
+)
+
+DISTILBERT_ENTRY = Architecture(
+    model_type="distilbert",
+    model=DistilBert,
+    config=DistilBertConfig,
+    names=DISTILBERT_NAMES,
+    prefix="distilbert.",
+    settings={
+        "vocab_size": "vocab_size",
+        "context_length": "max_position_embeddings",
+        "dim": "dim",
+        "n_heads": "n_heads",
+        "n_layers": "n_layers",
+        "mlp_dim": "hidden_dim",
+        "pad_id": "pad_token_id",
+        "dropout": "dropout",
+        "head_dropout": "seq_classif_dropout",
+    },
+    written_settings=lambda config: {"attention_dropout": config.dropout},
+    fixed_settings=lambda config: {"activation": ("gelu",), "tie_word_embeddings": (True,)},
+    hf_classes={
+        "lm": "DistilBertForMaskedLM",
+        "classifier": "DistilBertForSequenceClassification",
+        None: "DistilBertModel",
+    },
+    lm_head=_masked_lm,
+    classifier_head=partial(_encoder_classifier, activation=torch.relu),
+    position="first",
+    tokenizer=WordPieceTokenizer,
+    vocabulary_model="distilbert-base-uncased",
+    vocabulary_folder="bert-base-uncased",
+    default_dataset="sst2",
+)
+
+_ALL = (GPT2_ENTRY, BERT_ENTRY, ROBERTA_ENTRY, DISTILBERT_ENTRY)
+ARCHITECTURES: dict[str, Architecture] = {entry.model_type: entry for entry in _ALL}
+
+# The configurations of the published sizes, which need no file.
+PUBLISHED = GPT2_SIZES | {
+    "distilbert-base-uncased": DistilBertConfig(),
+    "bert-base-uncased": BertConfig(),
+    "roberta-base": RobertaConfig(),
+}
+
+
+def architecture_of(config) -> Architecture:
+    """Return the entry that a configuration belongs to."""
+    return next(entry for entry in ARCHITECTURES.values() if entry.config is type(config))
+
+
+def entries_of(model: Transformer) -> list[Entry]:
+    """Return the rows for every tensor that a checkpoint of this model may hold.
+
+    The tensors of another kind of head than the model's are known and not read.
+    """
+    kind = getattr(model.head, "kind", None)
+    entries = expand(architecture_of(model.config).names, model.config.n_layers)
+    return [
+        entry if entry.head in (None, kind) else entry._replace(names=(), optional=True, transposed=False)
+        for entry in entries
+    ]

@@ -1,0 +1,56 @@
+"""`load_tokenizer`: the tokenizer of any architecture, from the files that lie beside the weights. Downloads nothing."""
+
+from pathlib import Path
+
+from model.registry import ARCHITECTURES
+from model.tokenizers.base import Tokenizer
+from model.tokenizers.bpe import START, GPT2Tokenizer, RobertaTokenizer, read_byte_pairs
+from model.tokenizers.files import BPE_FILE_SETS, FILE_SETS, choices, first_complete, has_tokenizer_files
+from model.tokenizers.wordpiece import WordPieceTokenizer
+from utils.errors import UserError
+from utils.files import read_json
+
+KINDS: dict[str, type[Tokenizer]] = {
+    "gpt2": GPT2Tokenizer,
+    "roberta": RobertaTokenizer,
+    "wordpiece": WordPieceTokenizer,
+}
+
+
+def load_tokenizer(directory: str | Path, kind: str | None = None) -> Tokenizer:
+    """Return the tokenizer in a directory: of this kind (a name of KINDS), else of the kind that its files show.
+
+    Raises UserError.
+    """
+    directory = Path(directory)
+    if kind is not None and kind not in KINDS:
+        raise UserError(f"unknown kind of tokenizer {kind!r}: choose {', '.join(KINDS)}")
+    tokenizer = KINDS[kind] if kind else _kind_of_files(directory)
+    return tokenizer.from_directory(directory)
+
+
+def _kind_of_files(directory: Path) -> type[Tokenizer]:
+    """Return the tokenizer of the model in config.json, else the one that can read the files."""
+    if not has_tokenizer_files(directory):
+        raise UserError(f"{directory} has no tokenizer files ({choices(FILE_SETS)})")
+    model_type = _entry(directory / "config.json", "model_type")
+    if isinstance(model_type, str) and model_type in ARCHITECTURES:
+        return ARCHITECTURES[model_type].tokenizer
+    if (directory / "vocab.txt").is_file():
+        return WordPieceTokenizer
+    files = first_complete(directory, BPE_FILE_SETS)
+    if files == [directory / "tokenizer.json"] and _entry(files[0], "model", "type") == "WordPiece":
+        return WordPieceTokenizer
+    _, vocab, _ = read_byte_pairs(directory, "byte-level BPE")
+    return RobertaTokenizer if START in vocab else GPT2Tokenizer  # RoBERTa's has <|endoftext|> too, unused
+
+
+def _entry(file: Path, *keys: str) -> object:
+    """Return content[key][key]... of a JSON file, or None where there is no such entry."""
+    try:
+        content = read_json(file)
+        for key in keys:
+            content = content[key]
+        return content
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
