@@ -10,6 +10,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+POLL = {"poll_interval": 0.01}  # seconds; shutting down waits for the next one
 NOWHERE = "http://127.0.0.1:9"  # nothing listens on the port of the discard service
 
 
@@ -41,7 +42,7 @@ class FakeHub:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, kwargs=POLL, daemon=True).start()
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         path = request.path.split("?")[0]
@@ -104,8 +105,7 @@ class Server:
                 pass
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        # a short poll, because shutting down waits for the next one
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(target=self._http.serve_forever, kwargs=POLL, daemon=True).start()
 
     def serve(self, path: str, body: bytes, length: int | None = None) -> str:
         length = len(body) if length is None else length
