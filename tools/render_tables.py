@@ -215,7 +215,7 @@ def headline_table() -> list[str]:
         ("spam", 11, ("test",), spam(11), REAL, SPAM),
         ("spam", 16, ("test",), spam(16), REAL, SPAM),
         ("distilbert-sst2", 10, ("validation",), sst2("all layers"), f"{MINILM}, 3 seeds", ENCODERS),
-        ("distilbert-sst2", 16, ("validation",), sst2("LoRA on everything, r = 16"), MINILM, ENCODERS),
+        ("distilbert-sst2", 16, ("validation",), sst2("LoRA on everything, r = 16"), f"{MINILM}, r = 16", ENCODERS),
         ("distilbert-sst2", 9, ("validation",), sst2("layer by layer"), MINILM, ENCODERS),
         ("roberta-glue", 4, ("validation",), tasks("RTE: all layers"), "MiniLM", ENCODERS),
         ("encoders-adapter", 10, F1, tasks("restaurant: adapters"), "MiniLM", ENCODERS),
