@@ -21,6 +21,8 @@ from model import from_pretrained
 from tests.helpers.paths import ROOT
 from tests.helpers.servers import COMMIT, NOWHERE, FakeHub
 
+pytestmark = pytest.mark.not_quick  # each situation is a process of its own
+
 # Prints what became of `{call}` as JSON. The first lines keep model/__init__.py, and so PyTorch, from being imported.
 SCRIPT = """
 import json, sys, time, types

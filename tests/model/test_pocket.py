@@ -13,6 +13,8 @@ from model import from_pretrained, hub
 from model.tokenizers.load import load_tokenizer
 from tools import pretrain
 
+pytestmark = pytest.mark.not_quick  # trains on the shipped data
+
 
 def card(name: str) -> dict:
     return json.loads((hub.POCKET_DIR / name / "pretraining.json").read_text())

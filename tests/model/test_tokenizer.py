@@ -18,6 +18,8 @@ from tests.helpers.texts import ODD_TEXTS, generated_texts, real_texts, rte_pair
 from tools.learn_vocabulary import learn_merges, save_tokenizer
 from utils.errors import UserError
 
+pytestmark = pytest.mark.not_quick  # reads all real texts
+
 
 def theirs_from(directory: Path):
     from transformers import GPT2Tokenizer as Reference

@@ -328,6 +328,7 @@ for directory in directories:
 """
 
 
+@pytest.mark.not_quick  # two processes
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 def test_loading_needs_the_model_and_little_more(directory, tmp_path):
     with torch.device("meta"):

@@ -17,6 +17,8 @@ from tests.helpers.texts import ODD_TEXTS, generated_texts, real_texts, rte_pair
 from tools.learn_vocabulary import learn_vocabulary, save_vocabulary
 from utils.errors import UserError
 
+pytestmark = pytest.mark.not_quick  # reads all real texts
+
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
     "Low, lower, lowest; new, newer, newest!",

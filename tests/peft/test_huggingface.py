@@ -21,6 +21,8 @@ from peft.huggingface.write import check_expressible, fold_bias, write_adapter
 from tests.helpers.small import make_encoder
 from utils.errors import UserError
 
+pytestmark = pytest.mark.not_quick  # the library runs in a process of its own
+
 PAD, LABELS, LAYERS = 0, 3, 2
 KINDS = ("distilbert", "bert", "roberta", "gpt2")
 EVERYTHING = "attn.q,attn.k,attn.v,attn.out,mlp.up,mlp.down"

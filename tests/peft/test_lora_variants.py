@@ -188,6 +188,7 @@ def theirs(tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
     return {kind: load_file(folder / f"{kind} found.safetensors") for kind in KINDS}
 
 
+@pytest.mark.not_quick  # the library runs in a process of its own
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_reference_library_computes_the_same(kind, theirs):
     layer, given = example_of(kind)

@@ -19,6 +19,8 @@ from tests.helpers.paths import ROOT
 from training import distributed
 from utils.errors import UserError
 
+pytestmark = pytest.mark.not_quick  # two processes
+
 
 def environment(**more) -> dict[str, str]:
     return (

@@ -10,6 +10,8 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.not_quick  # starts processes and kills them
+
 FLAGS = "--learning_rate 1e-3 --amp off --device cpu --dropout 0.1 --num_epochs 1 --max_steps 5 --logging_steps 3 "
 FLAGS += "--eval_steps 2 --save_steps 2 --save_total_limit 2"
 PLANS = {"one stage": (), "layer by layer": ("--stages", "layer_by_layer")}
