@@ -143,3 +143,16 @@ def pair(tmp_path_factory):
     directory = tmp_path_factory.mktemp("theirs")
     theirs.save_pretrained(directory)
     return theirs, from_pretrained(directory, head="lm").eval()
+
+
+QUICK = ("model", "peft", "training")  # folders
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark what `-m quick` runs. Methods are tried on GPT-2 and BERT there, which stand for the other models."""
+    for item in items:
+        longer = any(item.get_closest_marker(name) for name in ("not_quick", "slow", "gpu"))
+        architecture = item.callspec.params.get("architecture", "gpt2") if hasattr(item, "callspec") else "gpt2"
+        if item.path.parent.name in QUICK and not longer and architecture in ("gpt2", "bert"):
+            item.add_marker("quick")

@@ -56,17 +56,18 @@ NEUTRAL = {name: chosen for name, chosen in ALL.items() if not re.search("Prefix
 
 
 def every_method(test):
-    """With every kind of model."""
-    return pytest.mark.usefixtures("kind")(pytest.mark.parametrize("chosen", ALL.values(), ids=ALL.keys())(test))
+    """Run a test with every method, on every architecture."""
+    return pytest.mark.usefixtures("architecture")(pytest.mark.parametrize("chosen", ALL.values(), ids=ALL.keys())(test))
+
+
+ARCHITECTURE = "gpt2"  # of `tiny`; the fixture `architecture` puts others in its place
 
 
 def tiny(seed: int = 1) -> nn.Module:
     torch.manual_seed(seed)
-    config = tiny.kind.config(vocab_size=50, context_length=16, dim=32, n_heads=4, n_layers=3, dropout=0.0)
-    return tiny.kind.model(config, tiny.kind.classifier_head(config, 2, tiny.kind.position, False))
-
-
-tiny.kind = ARCHITECTURES["gpt2"]
+    entry = ARCHITECTURES[ARCHITECTURE]
+    config = entry.config(vocab_size=50, context_length=16, dim=32, n_heads=4, n_layers=3, dropout=0.0)
+    return entry.model(config, entry.classifier_head(config, 2, entry.position, False))
 
 
 def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:

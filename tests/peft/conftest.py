@@ -3,11 +3,11 @@
 import pytest
 
 from model.registry import ARCHITECTURES
-from tests.helpers.methods import tiny
+from tests.helpers import methods
 
 
 @pytest.fixture(params=list(ARCHITECTURES))
-def kind(request, monkeypatch) -> str:
+def architecture(request, monkeypatch) -> str:
     """What `tiny` makes in a test that uses this."""
-    monkeypatch.setattr(tiny, "kind", ARCHITECTURES[request.param])
+    monkeypatch.setattr(methods, "ARCHITECTURE", request.param)
     return request.param

@@ -32,7 +32,7 @@ from tests.helpers.methods import ALL, FOLDED, NEUTRAL, every_method, logits, sn
 from utils.errors import UserError
 
 
-@pytest.mark.usefixtures("kind")
+@pytest.mark.usefixtures("architecture")
 @pytest.mark.parametrize("chosen", NEUTRAL.values(), ids=NEUTRAL.keys())
 def test_attach_changes_no_logit(chosen):
     model = tiny()
