@@ -1,4 +1,4 @@
-"""What the tests share: where the outside files are, and small models."""
+"""Share fixtures between all tests: data sets, small checkpoints, and a run of the command line."""
 
 import json
 import random
@@ -34,7 +34,7 @@ def _seeded():
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> Path:
-    """A --data_dir with 60 ham and 60 spam messages: 84 to train, 12 to validate, 24 to test."""
+    """Return a --data_dir with 60 ham and 60 spam messages: 84 to train, 12 to validate, 24 to test."""
     folder = tmp_path_factory.mktemp("data")
     write_messages(folder / "sms_spam" / "SMSSpamCollection", 60)
     return folder
@@ -48,7 +48,7 @@ def small_checkpoint(tmp_path_factory, small_data) -> Path:
 
 @pytest.fixture
 def checkpoint(tmp_path) -> Path:
-    """A checkpoint that a test may change, with a vocabulary of single bytes."""
+    """Return a checkpoint that a test may change, with a vocabulary of single bytes."""
     directory = tmp_path / "checkpoint"
     save_pretrained(GPT2(TINY), directory)
     save_tokenizer([], directory)
@@ -61,7 +61,7 @@ NEUTRAL = ("film", "the", "a", "story", "plot", "with", "actors", "and", "is", "
 
 @pytest.fixture(scope="session")
 def encoder_data(tmp_path_factory) -> Path:
-    """A --data_dir with small glue_sst2 and glue_rte: 60 texts or pairs to train, 20 to validate."""
+    """Return a --data_dir with small glue_sst2 and glue_rte: 60 texts or pairs to train, 20 to validate."""
     folder, draw = tmp_path_factory.mktemp("encoder_data"), random.Random(0)
 
     def sentence(label: str) -> str:
@@ -92,7 +92,7 @@ def encoder(request, tmp_path_factory, encoder_data) -> Path:
 
 @pytest.fixture
 def alone(tmp_path, monkeypatch) -> Path:
-    """Offline, with empty caches, in an empty directory of its own."""
+    """Run a test offline, with empty caches, in an empty directory of its own."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -106,7 +106,7 @@ def alone(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def experiment(alone, small_checkpoint, small_data, monkeypatch, capsys):
-    """experiment("--flag", value, ...): the command line in this process, on the small model and data, for two steps."""
+    """Return a function that runs the command line in this process: small model and data, two steps, flags as given."""
     forwards, score = [], train.score
 
     def spy(model, batch, ignore_index):
@@ -135,7 +135,7 @@ def experiment(alone, small_checkpoint, small_data, monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """A GPT-2 of the reference library, and ours with its weights. Tests that change one take a deep copy."""
+    """Return a GPT-2 of the reference library, and ours with its weights. Tests that change one take a deep copy."""
     from tests.helpers.parity import reference
 
     torch.manual_seed(1)

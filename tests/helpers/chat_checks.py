@@ -1,4 +1,4 @@
-"""The checks of test_flags.py for flags that are about dialogues, and for those of long runs."""
+"""Check that flags about dialogues and about long runs do what they say; test_flags.py runs these checks."""
 
 import json
 
@@ -17,7 +17,7 @@ def check(*names):
 
 
 def write_dialogues(path, n=40, word="prize"):
-    """Of two turns each; 80% are trained on, a tenth each is for validation and for testing."""
+    """Write n dialogues of two turns. 80% are for training, a tenth each for validation and testing."""
     turns = [(f"see {i}", f"{word} {i % 7}") for i in range(n)]
     records = [{"instruction": q, "input": "home", "output": a, "history": [["ok", "later"]]} for q, a in turns]
     path.write_text(json.dumps(records), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Small encoders of the reference library, to compare ours with."""
+"""Make small encoders of the reference library, to compare ours with."""
 
 import copy
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ TYPES = (torch.arange(20) >= 9).long().expand(3, 20)  # two texts in a row
 
 @dataclass(frozen=True)
 class Kind:
-    """An architecture of theirs, small."""
+    """Describe a small model of one of the library's architectures."""
 
-    prefix: str  # of their classes
+    prefix: str  # of the library's classes
     config: object
     pad_id: int
     types: torch.Tensor | None = None
 
     def make(self, suffix: str) -> nn.Module:
-        """A model of theirs. Its biases and norms are random too: at their start (0 and 1) a mix-up wouldn't show."""
+        """Make a model. Biases and norms are random too: a mix-up of zeros or ones wouldn't show."""
         model = getattr(transformers, self.prefix + suffix)(copy.deepcopy(self.config)).eval()
         with torch.no_grad():
             for parameter in model.parameters():
@@ -43,7 +43,7 @@ class Kind:
         return ids if mask is None else torch.where(mask.bool(), ids, self.pad_id)
 
     def both_ways(self, mask: torch.Tensor | None) -> tuple[dict, dict]:
-        """The same inputs as arguments of theirs and of ours."""
+        """Return the same inputs as arguments of the library's model and of ours."""
         inputs = {"input_ids": self.inputs(mask)}
         inputs |= {} if mask is None else {"attention_mask": mask}
         inputs |= {} if self.types is None else {"token_type_ids": self.types}

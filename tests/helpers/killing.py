@@ -1,8 +1,8 @@
-"""Kills a run again and again, resumes it each time until it is complete, and compares it with one that nobody disturbed.
+"""Kill a run again and again, resume it each time until it is complete, and compare it with an undisturbed one.
 
-python -m tests.helpers.killing moments 30 SEED FOLDER FLAGS...    signals at random moments, 30 in all
-python -m tests.helpers.killing writes 30 SEED FOLDER FLAGS...     SIGKILL just before or after a file is written,
-                                                           moved or removed, 30 times (0: at each of them)
+python -m tests.helpers.killing moments 30 SEED FOLDER FLAGS...    send 30 signals at random moments
+python -m tests.helpers.killing writes 30 SEED FOLDER FLAGS...     send SIGKILL just before or after a file is written,
+                                                                   moved or removed, 30 times (0: at each of them)
 
 A process that has imported everything forks for each attempt, so that an attempt costs no start of Python.
 """
@@ -34,14 +34,14 @@ VOLATILE |= {"output_dir", "resume", "git"}
 
 
 def steady(value):
-    """Without what differs between two runs that are alike."""
+    """Leave out what differs between any two runs."""
     if isinstance(value, dict):
         return {name: steady(one) for name, one in value.items() if name not in VOLATILE}
     return [steady(one) for one in value] if isinstance(value, list) else value
 
 
 def outcome(directory: Path) -> dict:
-    """All that has to be equal, and that nothing is left over."""
+    """Return all that has to be equal, the list of files included."""
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     return {
         "trained": hashlib.sha256((directory / "trained.safetensors").read_bytes()).hexdigest(),
@@ -52,7 +52,7 @@ def outcome(directory: Path) -> dict:
 
 
 def die_at(event: int, count: Path | None) -> None:
-    """SIGKILL just before the n-th of what is done to files; `count`: a file for how many there were."""
+    """Send SIGKILL just before the n-th thing that is done to a file. `count` is a file that counts them."""
     events = [0]
 
     def happens() -> None:
@@ -85,7 +85,7 @@ def die_at(event: int, count: Path | None) -> None:
 
 
 def start(argv: list[str], log: Path, event: int = 0, count: Path | None = None) -> int:
-    """The command line in a process of its own; its number."""
+    """Start the command line in a process of its own and return the number of the process."""
     sys.stdout.flush()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     process = os.fork()
@@ -122,7 +122,7 @@ def ends(process: int) -> int:
 
 
 def ends_within(process: int, seconds: float) -> int | None:
-    """None: it is still there."""
+    """Wait for a process. Return its exit code, or None if it is still running."""
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         found, status = os.waitpid(process, os.WNOHANG)
@@ -133,7 +133,7 @@ def ends_within(process: int, seconds: float) -> int | None:
 
 
 def next_argv(flags: list[str], directory: Path) -> list[str]:
-    """With --resume as soon as there is anything to be resumed."""
+    """Add --resume as soon as there is something to resume."""
     return [*flags, "--output_dir", str(directory), *(["--resume"] if (directory / "result.json").exists() else [])]
 
 
@@ -143,7 +143,7 @@ def is_complete(directory: Path) -> bool:
 
 
 def at_moments(kills: int, draw: random.Random, flags: list[str], folder: Path, seconds: float) -> tuple[list, list]:
-    """(the outcome of each run that was disturbed, what each attempt came to that was)."""
+    """Return the outcome of each disturbed run, and how each disturbed attempt ended."""
     found, attempts, disturbed = [], [], False
     while len(attempts) < kills or disturbed:
         directory = folder / f"killed-{len(found)}"

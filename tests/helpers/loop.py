@@ -1,4 +1,4 @@
-"""A small model, examples, batches and settings for tests of the training loop."""
+"""Make a small model, examples, batches and settings for tests of the training loop."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def make_model(head="classifier", dropout=0.0, layers="all"):
 
 
 def make_examples(n, labels="class"):
-    """Texts of 3 to 12 tokens. labels "token": the last k tokens are targets, another k in each text."""
+    """Make n texts of 3 to 12 tokens. With labels "token" the last k tokens are targets, another k in each text."""
     draw = torch.Generator().manual_seed(2)
     examples = []
     for i in range(n):

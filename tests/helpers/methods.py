@@ -1,4 +1,4 @@
-"""Every method with settings to test it by, and small models to attach it to."""
+"""List every method with settings to test it by, and make small models to attach it to."""
 
 import re
 
@@ -64,6 +64,7 @@ ARCHITECTURE = "gpt2"  # of `tiny`; the fixture `architecture` puts others in it
 
 
 def tiny(seed: int = 1) -> nn.Module:
+    """Make a small classifier of the current ARCHITECTURE."""
     torch.manual_seed(seed)
     entry = ARCHITECTURES[ARCHITECTURE]
     config = entry.config(vocab_size=50, context_length=16, dim=32, n_heads=4, n_layers=3, dropout=0.0)
@@ -79,7 +80,7 @@ def trained_names(model: nn.Module) -> set[str]:
 
 
 def train(model: nn.Module, steps: int = 3) -> nn.Module:
-    """Without weight decay, which would move a parameter that gets no gradient."""
+    """Train for a few steps, without weight decay: it would move a parameter that gets no gradient."""
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
     for _ in range(steps):
@@ -102,7 +103,7 @@ def tiny_gpt2(seed: int = 1, head: str = "classifier", n_layers: int = 3) -> GPT
 
 
 class DenseHead(ClassifierHead):
-    """As the encoders have: a dense layer, an activation and dropout before the classifier."""
+    """Put a dense layer, an activation and dropout before the classifier, as the encoders do."""
 
     def __init__(self, dim: int, num_labels: int, position: str = "last", average: bool = False):
         super().__init__(dim, num_labels, position, average)

@@ -1,4 +1,4 @@
-"""Ways to break a file: each takes a generator and the file's bytes, and returns other bytes."""
+"""Break a file: each function takes a random generator and the file's bytes, and returns other bytes."""
 
 import io
 import json
@@ -15,7 +15,7 @@ Mutation = Callable[[Draw, bytes], bytes]
 
 
 class Trap:
-    """What a pickle would run. It would leave a file behind, in the current directory."""
+    """Leave a file in the current directory when a pickle of it is loaded."""
 
     def __reduce__(self):
         return Path.touch, (Path("pickle-was-loaded"),)
@@ -31,12 +31,12 @@ BOMBS = ("[" * 100_000, '{"a":' * 100_000, "[" * 5000 + "]" * 5000, "9" * 5000, 
 
 
 def hostile(draw: Draw) -> object:
-    """A value that no one expects."""
+    """Draw a value that no reader expects."""
     return draw.choice(draw.choice((NUMBERS, NUMBERS, FLOATS, TEXTS, PATHS, PLAIN)))
 
 
 def twisted(draw: Draw, value: object) -> object:
-    """A value near to the right one: a float for an int, its text, itself in a list, twice itself, a hostile one."""
+    """Draw a value near to the right one: a float for an int, its text, itself in a list, twice itself."""
     near = [str(value), [value], {"value": value}, hostile(draw), hostile(draw)]
     if isinstance(value, int | float):
         near += [float(value), value + 1, value * 2, -value, value * 1000]
@@ -46,7 +46,7 @@ def twisted(draw: Draw, value: object) -> object:
 
 
 def containers(content: object) -> list:
-    """All the objects and lists within, with something in them."""
+    """Return all objects and lists in `content` that aren't empty."""
     if not isinstance(content, dict | list):
         return []
     inner = content.values() if isinstance(content, dict) else content
@@ -54,7 +54,7 @@ def containers(content: object) -> list:
 
 
 def change(draw: Draw, content: object) -> None:
-    """One thing somewhere within. In place."""
+    """Change one thing somewhere in `content`, in place."""
     if not (places := containers(content)):
         return
     place = draw.choice(places)
@@ -74,7 +74,7 @@ def change(draw: Draw, content: object) -> None:
 
 
 def tree(draw: Draw, raw: bytes) -> bytes:
-    """JSON with other values, fewer keys, keys of other names, a key twice."""
+    """Return JSON with other values, fewer keys, keys of other names or a key twice."""
     content = json.loads(raw)
     for _ in range(draw.choice((1, 1, 1, 2, 4))):
         change(draw, content)
@@ -85,14 +85,14 @@ def tree(draw: Draw, raw: bytes) -> bytes:
 
 
 def escape(draw: Draw, raw: bytes) -> bytes:
-    """An index of shards, one of which lies elsewhere."""
+    """Return an index of shards that puts one of them in another place."""
     content = json.loads(raw)
     content["weight_map"][draw.choice(list(content["weight_map"]))] = draw.choice(PATHS)
     return json.dumps(content).encode()
 
 
 def bomb(draw: Draw, raw: bytes) -> bytes:
-    """JSON that is no JSON, or too deep, or has something too deep inside."""
+    """Return what is no JSON, or is nested too deeply, as a whole or in one value."""
     chosen = draw.choice(BOMBS)
     if draw.random() < 0.5:
         return chosen.encode()
@@ -101,7 +101,7 @@ def bomb(draw: Draw, raw: bytes) -> bytes:
 
 
 def lines(draw: Draw, raw: bytes) -> bytes:
-    """A text with its lines or columns in disorder."""
+    """Return a text with its lines or columns in disorder."""
     rows = raw.split(b"\n")
     at, other = draw.randrange(len(rows)), draw.randrange(len(rows))
     cells = rows[at].split(b"\t")
@@ -130,7 +130,7 @@ def lines(draw: Draw, raw: bytes) -> bytes:
 
 
 def line_of_json(draw: Draw, raw: bytes) -> bytes:
-    """JSONL with one broken record."""
+    """Return JSONL with one broken record."""
     rows = raw.split(b"\n")
     at = draw.randrange(len(rows) - 1)
     rows[at] = draw.choice((tree, tree, bomb))(draw, rows[at])
@@ -138,7 +138,7 @@ def line_of_json(draw: Draw, raw: bytes) -> bytes:
 
 
 def raw_bytes(draw: Draw, raw: bytes) -> bytes:
-    """Bits flipped, parts cut out, put in or repeated; nothing; something else altogether."""
+    """Flip a bit; cut a part out, insert or repeat it; return nothing, or something else altogether."""
     at, end = sorted((draw.randint(0, len(raw)), draw.randint(0, len(raw))))
     junk = draw.randbytes(draw.choice((1, 4, 100)))
     changes = (
@@ -156,7 +156,7 @@ def raw_bytes(draw: Draw, raw: bytes) -> bytes:
 
 
 def misplace(draw: Draw, file: Path) -> None:
-    """The file isn't there, or is a directory, or pickled weights lie in its place, or under another name. In place."""
+    """Remove the file, put a directory or a pickle in its place, or put a pickle beside it."""
     what = draw.randrange(4)
     if what < 3:
         file.unlink()
@@ -172,14 +172,14 @@ def misplace(draw: Draw, file: Path) -> None:
 
 
 def safetensors_length(draw: Draw, raw: bytes) -> bytes:
-    """A header whose length lies."""
+    """State a wrong length of the header."""
     (size,) = struct.unpack("<Q", raw[:8])
     lies = (0, 1, 7, size - 1, size + 1, size * 2, len(raw), len(raw) - 8, len(raw) - 7, 10**8, 10**8 + 1, 2**63, 2**64 - 1)
     return struct.pack("<Q", draw.choice((*lies, draw.randrange(size)))) + raw[8:]
 
 
 def safetensors_header(draw: Draw, raw: bytes) -> bytes:
-    """A header that lies of what there is."""
+    """Return a header that describes other tensors than there are."""
     (size,) = struct.unpack("<Q", raw[:8])
     header, data = json.loads(raw[8 : 8 + size]), raw[8 + size :]
     for _ in range(draw.choice((1, 1, 1, 3))):
@@ -237,7 +237,7 @@ def lie_about_a_tensor(draw: Draw, header: dict, n_bytes: int) -> None:
 
 
 def archive(draw: Draw, raw: bytes) -> bytes:
-    """A zip with other members: with paths that lead out, the same name twice, far too large, encrypted, packed oddly."""
+    """Return a zip with paths that lead out, a name twice, wrong sizes, or flags and methods that no one uses."""
     with zipfile.ZipFile(io.BytesIO(raw)) as bundle:
         members = {name: bundle.read(name) for name in bundle.namelist()}
     wanted = next(iter(members))
@@ -263,7 +263,7 @@ def archive(draw: Draw, raw: bytes) -> bytes:
 
 
 def zip_bomb(draw: Draw, raw: bytes) -> bytes:
-    """The wanted member, as zeros that take hundreds of times the archive's size."""
+    """Fill the wanted member with zeros that take hundreds of times the archive's size."""
     with zipfile.ZipFile(io.BytesIO(raw)) as bundle:
         return packed_zeros(next(iter(bundle.namelist())))
 

@@ -1,4 +1,4 @@
-"""What the fixture `experiment` returns."""
+"""Define what the fixture `experiment` returns."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 @dataclass
 class Outcome:
-    """All that one run left behind."""
+    """Hold all that one run left behind."""
 
     code: int
     out: str

@@ -1,4 +1,4 @@
-"""Compare our models with the reference library's: a small GPT-2 of theirs, and the measure of a difference."""
+"""Compare our models with the reference library's: a small GPT-2 of that library, and the measure of a difference."""
 
 import copy
 
@@ -12,13 +12,14 @@ LAYERS, DIM, HEADS, VOCAB, CONTEXT = 3, 96, 4, 500, 64
 
 
 def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """The largest difference, as a part of the reference's scale. NaN never passes a comparison with it."""
+    """Return the largest difference divided by the reference's largest value. NaN passes no comparison with it."""
     assert ours.shape == theirs.shape
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
 @torch.no_grad()
 def gradients_by_their_names(ours: nn.Module) -> dict[str, torch.Tensor]:
+    """Return our gradients under the names that the library gives to the parameters."""
     gradients = copy.deepcopy(ours)  # a model that holds the gradients, so that the name table can translate them
     for into, parameter in zip(gradients.parameters(), ours.parameters(), strict=True):
         into.copy_(parameter.grad)
@@ -26,7 +27,7 @@ def gradients_by_their_names(ours: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def reference(kind: str, **settings) -> nn.Module:
-    """A small model of theirs. Its biases and norms are random too: at their start (0 and 1) a mix-up wouldn't show."""
+    """Make a small model of the library. Biases and norms are random too: a mix-up of zeros or ones wouldn't show."""
     import transformers
 
     config = transformers.GPT2Config(
@@ -47,6 +48,6 @@ def reference(kind: str, **settings) -> nn.Module:
 
 
 def padding_mask(side: str) -> torch.Tensor:
-    """[3, 20]: 20, 13 and 6 real tokens, padding on the given side."""
+    """Return a mask [3, 20] of 20, 13 and 6 real tokens, with padding on the given side."""
     mask = (torch.arange(20) < torch.tensor([20, 13, 6])[:, None]).long()
     return mask.flip(1) if side == "left" else mask

@@ -1,4 +1,4 @@
-"""Where things lie: the checkout, and the real data sets beside it."""
+"""Name the checkout and the folder of real data sets beside it."""
 
 import os
 from pathlib import Path

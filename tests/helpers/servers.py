@@ -1,4 +1,4 @@
-"""Servers on 127.0.0.1: one of given answers, and one that speaks as the Hugging Face hub does."""
+"""Serve files on 127.0.0.1: with given answers, or as the Hugging Face hub does."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ NOWHERE = "http://127.0.0.1:9"  # nothing listens on the port of the discard ser
 
 
 class FakeHub:
-    """Serves one repository. Tests change what it says about the files (`etags`, `xet`) and when it hangs up."""
+    """Serve one repository. Tests change what is said about its files (`etags`, `xet`) and when the server hangs up."""
 
     def __init__(self, files: dict[str, bytes]):
         self.files = files
@@ -89,7 +89,7 @@ def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -
 
 
 class Server:
-    """Answers each path with the raw bytes given for it (status line, headers and all), and remembers what was asked."""
+    """Answer each path with the raw bytes given for it, status line and headers included, and record the paths."""
 
     def __init__(self):
         self.answers: dict[str, bytes] = {}

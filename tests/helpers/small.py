@@ -12,26 +12,11 @@ from model.weights import save_pretrained
 from tools.learn_vocabulary import learn_merges, learn_vocabulary, save_tokenizer, save_vocabulary
 
 HAM_WORDS = ("home", "later", "see", "you", "tonight", "lunch", "ok", "sorry", "bus", "love", "mum", "work", "soon", "me")
-SPAM_WORDS = (
-    "free",
-    "win",
-    "prize",
-    "claim",
-    "now",
-    "text",
-    "cash",
-    "urgent",
-    "offer",
-    "call",
-    "0800",
-    "code",
-    "txt",
-    "you",
-)
+SPAM_WORDS = ("free", "win", "prize", "claim", "now", "text", "cash", "urgent", "offer", "call", "0800", "code", "txt", "you")
 
 
 def write_messages(path: Path, n: int, seed: int = 0) -> Path:
-    """n ham and n spam messages of 4 to 20 words, in the collection's format."""
+    """Write n ham and n spam messages of 4 to 20 words, in the collection's format."""
     words = {"ham": HAM_WORDS, "spam": SPAM_WORDS}
     draw = random.Random(seed)
     lines = [f"{kind}\t{' '.join(draw.choices(words[kind], k=draw.randint(4, 20)))}" for kind in words for _ in range(n)]
@@ -41,7 +26,7 @@ def write_messages(path: Path, n: int, seed: int = 0) -> Path:
 
 
 def make_checkpoint(directory: Path, text: str, n_merges: int = 100, n_layers: int = 2) -> Path:
-    """A --checkpoint directory: a random GPT-2 32 wide with a context of 256 tokens, and its tokenizer."""
+    """Save a random GPT-2 of width 32 and context 256, and its tokenizer, for --checkpoint."""
     merges = learn_merges([text], n_merges)
     save_tokenizer(merges, directory)
     torch.manual_seed(1)
@@ -53,7 +38,7 @@ TINY = GPT2Config(vocab_size=257, context_length=16, dim=32, n_heads=4, n_layers
 
 
 def make_encoder(directory: Path, kind: str, data: Path, **labels) -> Path:
-    """A --checkpoint directory: a random encoder of that kind, 32 wide, and its tokenizer."""
+    """Save a random encoder of that kind and of width 32, and its tokenizer, for --checkpoint."""
     texts = [path.read_text(encoding="utf-8") for path in sorted(data.glob("*/train.tsv"))]
     if kind == "roberta":
         save_tokenizer(learn_merges(texts, 60), directory)

@@ -1,4 +1,4 @@
-"""Small valid inputs of every kind, for `tests/fuzz.py` to break: checkpoints, data sets, an archive, runs."""
+"""Write small valid inputs of every kind, which `tests/fuzz.py` breaks: checkpoints, data sets, an archive, runs."""
 
 import contextlib
 import io
@@ -115,7 +115,7 @@ def make_checkpoints(folder: Path) -> None:
 
 
 def make_runs(folder: Path) -> None:
-    """Of one step each, by methods that are put together anew in different ways."""
+    """Train for one step each, by methods that a saved run rebuilds in different ways."""
     dialogues = ("--checkpoint", folder / "gpt2", "--dataset", folder / "list" / "dialogues.json")
     flags = {
         "lora": (*dialogues, "--trainable_layers", "lora+bitfit", "--lora_rank", 2, "--lora_target", "attn.q,mlp"),
@@ -132,7 +132,7 @@ def run(*flags: object) -> int:
 
 
 def interrupted_runs(folder: Path) -> dict[str, tuple]:
-    """Their names and flags, `folder` being that of all templates."""
+    """Return the names and flags of the interrupted runs. `folder` holds all templates."""
     same = ("--checkpoint", folder / "gpt2", "--dataset", folder / "list" / "dialogues.json", "--batch_size", 2)
     lora = ("--trainable_layers", "lora", "--lora_rank", 2, "--lora_target", "attn.q", "--early_stopping_patience", 9)
     return {
@@ -143,7 +143,7 @@ def interrupted_runs(folder: Path) -> dict[str, tuple]:
 
 
 def make_interrupted(folder: Path) -> None:
-    """Runs that --resume goes on with: stopped in the second step, in the second stage, in front of it."""
+    """Stop runs in the second step, in the second stage and in front of it, for --resume to continue."""
     score, train_stage, calls = train.score, stages.train_stage, []
 
     def interrupted(*given):
@@ -167,7 +167,7 @@ def make_interrupted(folder: Path) -> None:
 
 
 def make_adapters(folder: Path) -> None:
-    """Of the Hugging Face library's kind, for the model that stands first in their names."""
+    """Export adapters in the Hugging Face library's format. Their names begin with the base model."""
     sentences = ("--dataset", "sst2", "--data_dir", folder / "sst2", "--max_steps", 1)
     flags = {
         "gpt2-lora": ("lora", "--lora_rank", 2, "--lora_target", "attn,mlp", "--trainable_token_pos", "flexible"),

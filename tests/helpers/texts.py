@@ -1,4 +1,4 @@
-"""Texts on which the tokenizers are compared with the reference library's: real ones, and generated Unicode."""
+"""Provide texts to compare tokenizers on: real ones, odd ones and generated Unicode."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ ODD_TEXTS = [
 
 
 def rows_of(file: Path) -> list[list[str]]:
-    """The rows of a GLUE table, without its header."""
+    """Return the rows of a GLUE table without its header."""
     return [line.split("\t") for line in file.read_text(encoding="utf-8").split("\n")[1:] if line]
 
 
@@ -39,7 +39,7 @@ def rte_pairs(data: Path) -> list[tuple[str, str]]:
 
 
 def real_texts(data: Path) -> list[str]:
-    """All of SST-2, RTE, ACL-ARC and AG News that lies in `data`."""
+    """Return all texts of SST-2, RTE, ACL-ARC and AG News in `data`."""
     texts = [text for split in ("train", "dev", "test") for text in sst2(data, split)]
     texts += [text for pair in rte_pairs(data) for text in pair]
     for split in ("train", "dev", "test"):
@@ -51,7 +51,7 @@ def real_texts(data: Path) -> list[str]:
 
 
 def unchanged_since_2002(code: int) -> bool:
-    """Assigned in Unicode 3.2, and in the same category today.
+    """Return whether Unicode 3.2 had the character, in the category that it has today.
 
     Which characters are marks, punctuation or controls is up to the Unicode version: ours is Python's, the reference
     library's is older (about 8.0, 2015). Only on what both must know can they be held to be equal. This leaves out, for
@@ -81,7 +81,7 @@ RANGES = {
 
 
 def generated_texts(n: int, seed: int = 0) -> list[str]:
-    """n texts: half of them of one of RANGES, half a mixture of three; one in fifty is a word of about 100 characters."""
+    """Draw n texts: half from one of RANGES, half from three. One in fifty is a word of about 100 characters."""
     draw = random.Random(seed)
     pools = {}
     for name, ranges in RANGES.items():

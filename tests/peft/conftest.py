@@ -1,4 +1,4 @@
-"""What the tests of methods share."""
+"""Share fixtures between the tests of methods."""
 
 import pytest
 
@@ -8,6 +8,6 @@ from tests.helpers import methods
 
 @pytest.fixture(params=list(ARCHITECTURES))
 def architecture(request, monkeypatch) -> str:
-    """What `tiny` makes in a test that uses this."""
+    """Let `tiny` make each architecture in turn."""
     monkeypatch.setattr(methods, "ARCHITECTURE", request.param)
     return request.param
