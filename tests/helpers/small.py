@@ -11,8 +11,8 @@ from model.registry import ARCHITECTURES
 from model.weights import save_pretrained
 from tools.learn_vocabulary import learn_merges, learn_vocabulary, save_tokenizer, save_vocabulary
 
-HAM_WORDS = ("home", "later", "see", "you", "tonight", "lunch", "ok", "sorry", "bus", "love", "mum", "work", "soon", "me")
-SPAM_WORDS = ("free", "win", "prize", "claim", "now", "text", "cash", "urgent", "offer", "call", "0800", "code", "txt", "you")
+HAM_WORDS = "home later see you tonight lunch ok sorry bus love mum work soon me".split()
+SPAM_WORDS = "free win prize claim now text cash urgent offer call 0800 code txt you".split()
 
 
 def write_messages(path: Path, n: int, seed: int = 0) -> Path:
