@@ -1,23 +1,18 @@
-"""Broken and hostile input: mutations of small valid files, thousands of them, read by what reads such files.
+"""Break small valid files in thousands of ways, and read them with the code that reads such files.
 
 python -m tests.fuzz --cases 2000 --seed 7       all kinds by turns, and a summary; exit code 1 if any case failed
 python -m tests.fuzz --kinds config --case 123   one case again, with its traceback; --keep leaves its files where it says
 
-Of each case it is demanded that the input is taken, or refused with a UserError whose message is one printable line; within
-10 seconds of computing, with little memory and disk, without opening a file outside the directory that was named, and
-without unpickling anything. Some of the refused ones are read again by the command line, in a process of its own: exit code
-2 and one line `error: ...`.
+Each case must be taken, or refused with a UserError whose message is one printable line. It has 10 seconds of computing
+and little memory and disk, opens no file outside the directory that was named, and unpickles nothing. Some of the refused
+cases are read again by the command line in a process of its own: exit code 2 and one line `error: ...`.
 """
 
 import argparse
 import contextlib
-import faulthandler
 import io
-import mimetypes
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -29,11 +24,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-SECONDS = 10  # of computing, for one case
-PATIENCE = 120  # by the clock
-MEMORY, DISK = 400 << 20, 200 << 20  # bytes that a case may take: address space beside what is there; one file
 LONGEST_LINE = 2500  # characters
-PEAK = "/proc/self/clear_refs"  # a run writes there that its peak of memory begins anew
 EMPTY = Path(tempfile.mkdtemp(prefix="fuzz-"))
 # Before huggingface_hub is imported, which reads them then.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": f"{EMPTY}/hf", "PEFT_FROM_SCRATCH_CACHE": f"{EMPTY}/cache"}
@@ -55,66 +46,8 @@ from pipeline.answers import evaluate_answers, scores_of, why_no_scores  # noqa:
 from tests.helpers import mutations as m  # noqa: E402
 from tests.helpers.paths import ROOT  # noqa: E402
 from tests.helpers.templates import interrupted_runs, make_templates  # noqa: E402
+from tests.helpers.watch import Failure, Watch, limit_resources  # noqa: E402
 from utils.errors import UserError  # noqa: E402
-
-# --- what is watched while a case runs
-
-
-class Failure(BaseException):
-    """Not an Exception: nothing that is tested may catch it."""
-
-
-class Watch:
-    """Notes what is opened, made and removed, from Python's audit events and from safetensors' own opening."""
-
-    changing = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link")
-
-    def __init__(self):
-        self.folder: Path | None = None  # of the case; None: nothing is watched
-        self.readable = [str(ROOT), str(EMPTY / "templates"), sys.prefix, sys.base_prefix, "/proc/", "/sys/", "/dev/null"]
-        mimetypes.init()  # urllib reads the machine's list of them
-        sys.addaudithook(self.hook)
-        opened = model.weights.safe_open
-
-        def safe_open(path, **how):  # its own opening is no audit event
-            sys.audit("open", str(path), "rb", 0)
-            return opened(path, **how)
-
-        model.weights.safe_open = safe_open
-
-    def hook(self, event: str, args: tuple) -> None:
-        if self.folder is None:
-            return
-        if event == "pickle.find_class":
-            raise Failure(f"unpickles {args}")
-        if event == "open" and isinstance(args[0], str | bytes | os.PathLike):
-            writes = (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) or any(c in (args[1] or "") for c in "wax+")
-            self.check(args[0], bool(writes))
-        elif event in self.changing:
-            fds = [fd for fd in args[1:] if type(fd) is int][-1:]  # relative to what; rmtree goes that way
-            self.check(args[0], True, f"/proc/self/fd/{fds[0]}" if fds and fds[0] >= 0 else "")
-
-    def check(self, path, writes: bool, base: str = "") -> None:
-        real = os.path.abspath(os.path.join(os.path.realpath(base), os.fsdecode(path)))
-        inside = real == str(self.folder) or real.startswith(f"{self.folder}/")
-        if not inside and real != PEAK and (writes or not real.startswith(tuple(self.readable))):
-            raise Failure(f"{'writes' if writes else 'reads'} {real}, outside {self.folder}")
-
-
-def fail(what: str, *_) -> None:
-    raise Failure(what)
-
-
-def limit_resources() -> None:
-    """Of this process, for good. What is too much becomes an error, or a Failure."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (DISK, resource.RLIM_INFINITY))
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGXFSZ, partial(fail, f"writes a file of more than {DISK} bytes"))
-    signal.signal(signal.SIGPROF, partial(fail, f"takes more than {SECONDS} s of computing"))
-    signal.signal(signal.SIGALRM, partial(fail, f"takes more than {PATIENCE} s by the clock"))
-
 
 # --- what reads the files
 
@@ -185,7 +118,7 @@ def answer(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """templates: valid directories; files: glob -> how what it matches is broken; argv: what reads it from the shell."""
+    """Name valid directories, how to break files in them (by glob), and what reads them: a function, and a command."""
 
     templates: tuple[str, ...]
     files: dict[str, tuple[m.Mutation, ...]]
@@ -244,7 +177,7 @@ class Case:
     seed: int
 
     def make(self) -> tuple[Path, str]:
-        """Its directory, made anew, and what was done to it."""
+        """Make the directory of this case. Return it, and what was done to it."""
         kind, draw = KINDS[self.kind], m.Draw(f"{self.seed} {self.kind} {self.number}")
         name = draw.choice(kind.templates)
         shutil.rmtree(EMPTY / "case", ignore_errors=True)
@@ -270,28 +203,20 @@ class Case:
 
 
 def read_case(case: Case, folder: Path, watch: Watch) -> str | None:
-    """The message of the refusal, or None where the input was taken. Whatever else happens is raised."""
-    watch.folder = folder
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
-    faulthandler.dump_traceback_later(2 * PATIENCE, exit=True)  # for what doesn't let Python's signals through
+    """Return the message of the refusal, or None where the input was taken. Raise whatever else happens."""
     try:
-        KINDS[case.kind].read(folder)
+        with watch.over(folder):
+            KINDS[case.kind].read(folder)
     except UserError as error:
         line = str(error)
         if not line.isprintable() or len(line) > LONGEST_LINE:
             raise Failure(f"says {line[:300]!r}, {len(line)} characters") from None
         return line
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        faulthandler.cancel_dump_traceback_later()
-        watch.folder = None
     return None
 
 
 def read_from_the_shell(case: Case, folder: Path) -> None:
-    """Raises Failure unless `experiments.py` says no as it should."""
+    """Raise Failure unless `experiments.py` refuses the input as it should."""
     known = {"{}": str(folder), "{name}": folder.name, "{templates}": str(EMPTY / "templates")}
     known["{base}"] = f"{known['{templates}']}/{folder.name.split('-')[0]}"
     words = [word.replace("{templates}", known["{templates}"]) for word in KINDS[case.kind].argv]
@@ -305,9 +230,9 @@ def read_from_the_shell(case: Case, folder: Path) -> None:
 
 
 def fuzz(cases: list[Case], shells: int, verbose: bool) -> int:
-    """Reads all cases, `shells` of the refused ones from the shell too, and prints what came of it. Returns the number of
-    failures."""
-    watch, counts, refused = Watch(), {kind: Counter() for kind in KINDS}, []
+    """Read all cases, and `shells` of the refused ones from the shell too. Print the counts, return the failures."""
+    watch = Watch([str(ROOT), str(EMPTY / "templates")])
+    counts, refused = {kind: Counter() for kind in KINDS}, []
 
     def failed(case: Case, done: str, what: str) -> None:
         counts[case.kind]["FAILED"] += 1

@@ -11,13 +11,13 @@ from model.registry import ARCHITECTURES
 from model.weights import save_pretrained
 from tools.learn_vocabulary import learn_merges, learn_vocabulary, save_tokenizer, save_vocabulary
 
-HAM_WORDS = "home later see you tonight lunch ok sorry bus love mum work soon me".split()
-SPAM_WORDS = "free win prize claim now text cash urgent offer call 0800 code txt you".split()
+HAM_WORDS = "home later see you tonight lunch ok sorry bus love mum work soon me"
+SPAM_WORDS = "free win prize claim now text cash urgent offer call 0800 code txt you"
 
 
 def write_messages(path: Path, n: int, seed: int = 0) -> Path:
     """Write n ham and n spam messages of 4 to 20 words, in the collection's format."""
-    words = {"ham": HAM_WORDS, "spam": SPAM_WORDS}
+    words = {"ham": HAM_WORDS.split(), "spam": SPAM_WORDS.split()}
     draw = random.Random(seed)
     lines = [f"{kind}\t{' '.join(draw.choices(words[kind], k=draw.randint(4, 20)))}" for kind in words for _ in range(n)]
     path.parent.mkdir(parents=True, exist_ok=True)
