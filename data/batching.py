@@ -1,4 +1,4 @@
-"""Token ids -> batches of tensors: padding, masks, order."""
+"""Token ids -> batches of tensors: padding, masks, and the order of the examples."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,22 +12,22 @@ IGNORED = -100  # the label of positions without a target (PyTorch's default ign
 
 
 @dataclass(frozen=True)
+class CachedStates:
+    """Hidden states of frozen blocks, which needn't be computed again: of one text, or of the B texts of a batch."""
+
+    states: torch.Tensor  # [T, D] that enters block `start`, or [1 + taps, D] that the head reads; of a batch [B, ...]
+    start: int | None  # None: no block has to run
+
+
+@dataclass(frozen=True)
 class Example:
     """One row of a batch, T tokens without padding."""
 
     ids: Sequence[int]
     label: int | Sequence[int]  # a class, or for language modelling the target at each position (IGNORED for none)
-    types: Sequence[int] | None = None  # of a pair: 0 in the first text, 1 in the second
-    parts: Sequence[int] | None = None  # where it holds several texts, the length of each: none is to see another
-    kept: "Kept | None" = None  # what frozen blocks make of it
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What needn't be computed again of a text (see frozen.py), or of the B texts of a batch."""
-
-    states: torch.Tensor  # [T, D], what enters block `start`; or [1 + taps, D], all that the head reads; a batch's [B, ...]
-    start: int | None  # None: no block has to run
+    types: Sequence[int] | None = None  # of a pair of texts: 0 in the first, 1 in the second
+    text_lengths: Sequence[int] | None = None  # where the row holds several texts, of which none may see another
+    cached: CachedStates | None = None
 
 
 @dataclass(frozen=True)
@@ -39,101 +39,108 @@ class Batch:
     lengths: torch.Tensor  # [B], real tokens
     attention_mask: torch.Tensor | None  # [B, T], or None where the model is to see every position
     token_type_ids: torch.Tensor | None = None  # [B, T], or None where the tokenizer has no types
-    documents: torch.Tensor | None = None  # [B, T], which text of its row each token is of: 1, 2, ..., and 0 for padding
+    documents: torch.Tensor | None = None  # [B, T], which text of its row a token is of: 1, 2, ..., and 0 for padding
     positions: torch.Tensor | None = None  # [B, T], the place of each token in its text; both None for one text per row
-    kept: Kept | None = None  # of frozen blocks
-    targets: torch.Tensor | None = None  # [N], of language modelling the places in the flat labels [B * T] that have one
+    cached: CachedStates | None = None
+    targets: torch.Tensor | None = None  # [N], for language modelling the places in the flat labels [B * T] that have one
 
     def visible(self) -> torch.Tensor | None:
-        """What attention may look at: the attention mask [B, T], or with several texts in a row [B, T, T], within each."""
+        """Return the mask of attention: [B, T], or, with several texts in a row, [B, T, T], which keeps them apart."""
         if self.documents is None:
             return self.attention_mask
         return self.documents[:, :, None] == self.documents[:, None, :]  # padding sees padding, and no text sees it
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on the device, with `targets`: found before the move, so that no device is waited for."""
+        """Return the batch on the device, with `targets`: found before the move, so that no device is waited for."""
+        batch = self
         if self.labels.ndim == 2 and self.targets is None:
-            return replace(self, targets=(self.labels.flatten() != IGNORED).nonzero().squeeze(1)).to(device)
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
+            batch = replace(self, targets=(self.labels.flatten() != IGNORED).nonzero().squeeze(1))
+        values = {one.name: getattr(batch, one.name) for one in fields(batch)}
         tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-        if self.kept is not None:
-            moved["kept"] = replace(self.kept, states=self.kept.states.to(device, non_blocking=True))
-        return replace(self, **moved)
+        if batch.cached is not None:
+            moved["cached"] = replace(batch.cached, states=batch.cached.states.to(device, non_blocking=True))
+        return replace(batch, **moved)
 
 
 def collate(examples: Sequence[Example], pad_id: int, pad_to: int | None) -> Batch:
-    """pad_to a number: every text has that length and the padding is *seen*, as in the published spam rows.
-    pad_to None: padded to the longest of the batch and masked, so that padding can't influence anything.
-    Where an example holds several texts, padding is seen by none of them in either case."""
+    """Return the examples as one batch.
+
+    pad_to    a number: every text is padded to that length, and the padding is *seen*, as in the published spam rows;
+              None: padded to the longest of the batch and masked, so that padding can't influence anything
+
+    Where an example holds several texts, none of them sees padding in either case.
+    """
     lengths = torch.tensor([len(example.ids) for example in examples])  # [B]
     width = pad_to or int(lengths.max())
-
-    def padded(rows: list[Sequence[int]], filler: int) -> torch.Tensor:
-        tensor = torch.full((len(rows), width), filler)  # [B, T]
-        for to, row in zip(tensor, rows, strict=True):
-            to[: len(row)] = torch.tensor(row)
-        return tensor
-
-    one_class = isinstance(examples[0].label, int)
     labels = [example.label for example in examples]
     types = [example.types for example in examples]
-    kept = [example.kept for example in examples]
-    packed = any(example.parts is not None for example in examples)
-    parts = [example.parts or (len(example.ids),) for example in examples]
+    packed = any(example.text_lengths is not None for example in examples)
     masked = not packed and pad_to is None and bool((lengths < width).any())
-    return Batch(
-        input_ids=padded([example.ids for example in examples], pad_id),
-        labels=torch.tensor(labels) if one_class else padded(labels, IGNORED),
+    batch = Batch(
+        input_ids=pad([example.ids for example in examples], width, pad_id),
+        labels=torch.tensor(labels) if isinstance(labels[0], int) else pad(labels, width, IGNORED),
         lengths=lengths,
         attention_mask=(torch.arange(width) < lengths[:, None]).long() if masked else None,  # [B, T]
-        token_type_ids=None if types[0] is None else padded(types, 0),
-        documents=padded([[i for i, n in enumerate(row, start=1) for _ in range(n)] for row in parts], 0)
-        if packed
-        else None,
-        positions=padded([[i for n in row for i in range(n)] for row in parts], 0) if packed else None,
-        kept=None
-        if kept[0] is None
-        else Kept(pad_sequence([one.states for one in kept], batch_first=True), kept[0].start),  # [B, T, D]
+        token_type_ids=None if types[0] is None else pad(types, width, 0),
     )
+    if packed:
+        rows = [example.text_lengths or (len(example.ids),) for example in examples]
+        documents = [[number for number, n in enumerate(row, start=1) for _ in range(n)] for row in rows]
+        positions = [[position for n in row for position in range(n)] for row in rows]
+        batch = replace(batch, documents=pad(documents, width, 0), positions=pad(positions, width, 0))
+    if examples[0].cached is not None:
+        states = pad_sequence([example.cached.states for example in examples], batch_first=True)  # [B, T, D]
+        batch = replace(batch, cached=CachedStates(states, examples[0].cached.start))
+    return batch
 
+
+def pad(rows: Sequence[Sequence[int]], width: int, filler: int) -> torch.Tensor:
+    """Return B rows of at most T = `width` numbers as one tensor [B, T], filled up on the right."""
+    tensor = torch.full((len(rows), width), filler)  # [B, T]
+    for padded, row in zip(tensor, rows, strict=True):
+        padded[: len(row)] = torch.tensor(row)
+    return tensor
+
+
+# --- the order of examples
 
 Order = Callable[[int], Sequence[int]]  # number of the epoch -> the order of the examples in it
 
 
 def seeded_order(n: int, seed: int) -> Order:
-    """A shuffle that depends on the seed and the epoch alone: nothing that happens in between can change it."""
+    """Return a shuffle that depends on the seed and the epoch alone: nothing that happens in between can change it."""
     return lambda epoch: np.random.default_rng([seed, epoch]).permutation(n).tolist()
 
 
 def bucketed_order(lengths: Sequence[int], seed: int, batch_size: int, pool: int = 50) -> Order:
-    """A shuffle whose batches hold texts of similar length, so that little is padded.
+    """Return a shuffle whose batches hold texts of similar length, so that little is padded.
 
-    Pools of `pool` batches are cut from a random order and sorted by length; then the batches are shuffled, the short
-    last one excepted. Depends on the seed and the epoch alone.
+    Pools of `pool` batches are cut from a random order and sorted by length. Then the batches are shuffled, except for the
+    short one, which stays last. Depends on the seed and the epoch alone.
     """
 
     def order(epoch: int) -> Sequence[int]:
-        draw = np.random.default_rng([seed, epoch])
-        shuffled = draw.permutation(len(lengths)).tolist()
+        generator = np.random.default_rng([seed, epoch])
+        shuffled = generator.permutation(len(lengths)).tolist()
         batches: list[list[int]] = []
         for start in range(0, len(shuffled), pool * batch_size):
-            near = sorted(shuffled[start : start + pool * batch_size], key=lengths.__getitem__)
-            batches += [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
+            similar = sorted(shuffled[start : start + pool * batch_size], key=lengths.__getitem__)
+            batches += [similar[i : i + batch_size] for i in range(0, len(similar), batch_size)]
         short = batches.pop() if len(batches[-1]) < batch_size else []
-        return [i for batch in draw.permutation(len(batches)) for i in batches[batch]] + short
+        return [i for number in generator.permutation(len(batches)) for i in batches[number]] + short
 
     return order
 
 
 def by_length(lengths: Sequence[int]) -> Order:
-    """The order of an evaluation that pads little; every epoch has the same."""
+    """Return the order of an evaluation, the shortest text first, so that little is padded. Every epoch has the same."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     return lambda epoch: order
 
 
 def published_order(n: int, seed: int, batch_size: int, eval_every: int = 50) -> Order:
-    """The order in which the published spam script saw its training examples.
+    """Return the order in which the published spam script saw its training examples.
 
     There, shuffling and evaluation draw from one generator: starting a pass over a DataLoader draws a seed for its
     workers, and a shuffled one draws the seed of its permutation. It evaluates on training and validation data at steps
@@ -163,7 +170,7 @@ def published_order(n: int, seed: int, batch_size: int, eval_every: int = 50) ->
 
 
 class Batches:
-    """The examples of a split as batches, in their order or, for training, in each epoch's own."""
+    """The examples of a split as batches: in the order of the split or, for training, in an order for each epoch."""
 
     def __init__(
         self,
@@ -175,17 +182,20 @@ class Batches:
     ):
         self.examples, self.batch_size, self.pad_id, self.pad_to = examples, batch_size, pad_id, pad_to
         self.order = order or (lambda epoch: range(len(examples)))
+        self._n_examples: int | None = None
 
     def n_examples(self) -> int:
-        """How many examples an epoch shows."""
-        return len(self.order(0))
+        """Return how many examples an epoch shows: as many in each, and not always all of the split."""
+        if self._n_examples is None:  # an order may sort the whole split
+            self._n_examples = len(self.order(0))
+        return self._n_examples
 
     def __len__(self) -> int:
-        """How many batches an epoch has; the last may be short."""
+        """Return how many batches an epoch has; the last may be short."""
         return math.ceil(self.n_examples() / self.batch_size)
 
     def epoch(self, number: int = 0) -> Iterator[Batch]:
-        """The batches of one pass, in the order that belongs to its number."""
+        """Yield the batches of one pass, in the order that belongs to its number."""
         order = self.order(number)
         for start in range(0, len(order), self.batch_size):
             chosen = [self.examples[i] for i in order[start : start + self.batch_size]]

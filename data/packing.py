@@ -28,9 +28,9 @@ def pack(examples: Sequence[Example], length: int) -> list[Example]:
 
 
 def join(examples: Sequence[Example]) -> Example:
-    """Examples of T1, T2, ... tokens -> one of T1 + T2 + ... whose `parts` keep them apart."""
+    """Examples of T1, T2, ... tokens -> one of T1 + T2 + ... whose `text_lengths` keep them apart."""
     return Example(
         ids=[token_id for one in examples for token_id in one.ids],
         label=[target for one in examples for target in one.label],
-        parts=[len(one.ids) for one in examples],
+        text_lengths=[len(one.ids) for one in examples],
     )

@@ -205,3 +205,16 @@ def test_bucketed_batches_hold_similar_lengths_and_each_text_once():
 
 def test_an_evaluation_by_length_pads_least():
     assert by_length([3, 1, 2, 1])(0) == [1, 3, 2, 0]
+
+
+def test_an_order_is_asked_once_for_the_number_of_batches():
+    """An order may sort the whole split, and the loop asks for the number of batches at each step."""
+    asked = []
+
+    def order(epoch: int) -> list[int]:
+        asked.append(epoch)
+        return list(range(8))
+
+    batches = Batches(ten(), 4, PAD, order=order)
+    assert [len(batches) for _ in range(5)] == [2] * 5 and batches.n_examples() == 8
+    assert asked == [0]

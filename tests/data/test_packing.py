@@ -5,12 +5,12 @@ import torch
 
 from data.batching import IGNORED, Batches, Example, collate
 from data.packing import pack
+from model import fast_path
 from model.bert import Bert, BertConfig, Roberta, RobertaConfig
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import LanguageModelHead, MaskedLanguageModelHead
 from tests.helpers.parity import TOLERANCE, distance
-from train import score
-from training.activation_cache import reuse
+from training.activation_cache import cached
 from utils.errors import UserError
 
 PAD = 59
@@ -42,7 +42,7 @@ def loss_and_gradients(model, examples: list[Example], batch_size: int, pad_to: 
     model.zero_grad()
     total = 0.0
     for batch in Batches(examples, batch_size, PAD, pad_to).epoch():
-        loss, *_ = score(model, batch.to(CPU), IGNORED)
+        loss, *_ = fast_path.loss(model, batch.to(CPU), IGNORED)
         loss.backward()
         total += loss.item()
     return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -53,7 +53,7 @@ def loss_and_gradients(model, examples: list[Example], batch_size: int, pad_to: 
 def test_packed_equals_unpacked(kind: str, pad_to: int | None):
     model, alone = make(kind), texts(5, 9, 1, 12, 7, 20, 3, 2)
     rows = pack(alone, 24)
-    assert len(rows) == 3 and max(len(one.parts) for one in rows) > 2 and len({len(one.ids) for one in rows}) > 1
+    assert len(rows) == 3 and max(len(one.text_lengths) for one in rows) > 2 and len({len(one.ids) for one in rows}) > 1
     expected, gradients = loss_and_gradients(model, alone, 1)
     found, packed_gradients = loss_and_gradients(model, rows, len(rows), pad_to)
     assert found == pytest.approx(expected, rel=1e-6)
@@ -70,9 +70,9 @@ def test_neither_documents_nor_positions_can_be_missing(without: str):
     """Else the test above would show nothing."""
     model, rows = make("gpt2"), pack(texts(5, 9, 7), 32)
     batch = collate(rows, PAD, None)
-    right = score(model, batch.to(CPU), IGNORED)[0].item()
+    right = fast_path.loss(model, batch.to(CPU), IGNORED)[0].item()
     changed = batch.__class__(**{**vars(batch), without: None})
-    assert abs(score(model, changed.to(CPU), IGNORED)[0].item() - right) > 1e-3 * right
+    assert abs(fast_path.loss(model, changed.to(CPU), IGNORED)[0].item() - right) > 1e-3 * right
 
 
 def test_each_position_sees_its_own_text_up_to_itself():
@@ -93,7 +93,7 @@ def test_each_position_sees_its_own_text_up_to_itself():
 def test_a_batch_of_packed_rows():
     one, two = Example([1, 2], [2, 3]), Example([4, 5, 6], [IGNORED, 6, 7])
     rows = pack([one, two, Example([8], [9])], 5)
-    assert [list(row.parts) for row in rows] == [[3, 2], [1]]
+    assert [list(row.text_lengths) for row in rows] == [[3, 2], [1]]
     batch = collate(rows, PAD, None)
     assert batch.input_ids.tolist() == [[4, 5, 6, 1, 2], [8, PAD, PAD, PAD, PAD]]
     assert batch.labels.tolist() == [[IGNORED, 6, 7, 2, 3], [9] + [IGNORED] * 4]
@@ -116,10 +116,10 @@ def test_hidden_states_of_frozen_blocks_are_those_of_packed_rows():
     model, rows = make("gpt2"), pack(texts(5, 9, 7, 3), 16)
     batches = Batches(rows, 2, PAD)
     model.requires_grad_(False).blocks[2].requires_grad_(True)
-    kept = reuse(model, {"train": batches, "train_in_order": batches}, "off")["train"]
-    expected = [score(model, batch.to(CPU), IGNORED)[0].item() for batch in batches.epoch()]
-    found = [score(model, batch.to(CPU), IGNORED)[0].item() for batch in kept.epoch()]
-    assert next(kept.epoch()).kept.start == 2 and found == pytest.approx(expected, rel=1e-6)
+    kept = cached(model, {"train": batches, "train_in_order": batches}, "off")[0]["train"]
+    expected = [fast_path.loss(model, batch.to(CPU), IGNORED)[0].item() for batch in batches.epoch()]
+    found = [fast_path.loss(model, batch.to(CPU), IGNORED)[0].item() for batch in kept.epoch()]
+    assert next(kept.epoch()).cached.start == 2 and found == pytest.approx(expected, rel=1e-6)
 
 
 def first_fit(sizes: list[int], length: int) -> list[list[int]]:
@@ -141,9 +141,9 @@ def test_rows_are_filled_by_first_fit(length: int):
     examples = [Example([i] * size, [i] * size) for i, size in enumerate(sizes)]
     rows = pack(examples, length)
     assert rows == pack(examples, length)
-    found = [[list(row.ids)[sum(row.parts[:i])] for i in range(len(row.parts))] for row in rows]
+    found = [[list(row.ids)[sum(row.text_lengths[:i])] for i in range(len(row.text_lengths))] for row in rows]
     assert found == first_fit(sizes, length)
-    assert all(list(row.label) == list(row.ids) and len(row.ids) == sum(row.parts) <= length for row in rows)
+    assert all(list(row.label) == list(row.ids) and len(row.ids) == sum(row.text_lengths) <= length for row in rows)
     assert sum(sizes) / (len(rows) * length) > (0.9 if length < 1000 else 0.7)
 
 
