@@ -16,11 +16,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import experiments
 from benchmarks import growth, measure
 from config import Run, command
+from pipeline.flags import parse
 from pipeline.job import prepare
-from pipeline.tables import key_of, scale_of, values_of
+from pipeline.table_text import key_of, scale_of, values_of
 from published import get_table
 from published.table import Row
 from utils.errors import UserError, run_program
@@ -145,7 +145,7 @@ def label_and_flags(lines: str) -> list[tuple[str, str]]:
 
 def logs_of(folder: str, typed: str) -> list[dict]:
     """Return the results of the runs in that folder that this command makes: one, or one for each seed."""
-    asked = settings_of(experiments.parse(shlex.split(typed)[2:])[0])
+    asked = settings_of(parse(shlex.split(typed)[2:])[0])
     logs = [json.loads(path.read_text(encoding="utf-8")) for path in result_files(folder)]
     # A log may be older than a flag; the flag's default is what runs did before there was one.
     logs = [log for log in logs if all(log["config"].get(name, value) == value for name, value in asked.items())]

@@ -5,14 +5,18 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-import experiments
 from benchmarks import run as benchmarks
+from config import Run, explicit
+from pipeline.flags import SAMPLING, TRAINED, find_row, parse, parse_rows, parse_shard
+from pipeline.unused import refuse_unused_in_rows
+from published import get_table
 from tests.helpers.paths import ROOT
+from utils.errors import UserError
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {
@@ -35,18 +39,39 @@ def found(pattern: str, without: str = "") -> list[str]:
 COMMAND = r"(?:python|torchrun \S+) experiments\.py[^\n`|&]*"
 
 
+ANY_RUN = (*TRAINED, *SAMPLING)  # flags of a trained model, whose other flags its own check takes
+
+
 @pytest.mark.parametrize("command", found(COMMAND, without="docs/extending.md"))  # test_extending.py runs those
 def test_every_command_is_accepted(command):
     words = shlex.split(command, comments=True)
     words = words[words.index("experiments.py") + 1 :]
     if "--help" in words:
         return
-    run, options = experiments.parse(words)
-    assert words == [] or options or any(value is not None for value in asdict(run).values())
+    overrides, options = parse(words)
+    assert words == [] or options or explicit(overrides)
     if "row" in options:
-        experiments.find_row(options["row"])
-    if "rows" in options:
-        experiments.parse_rows(options["rows"])
+        runs = [find_row(options["row"]).with_flags(overrides)]
+    elif "table" in options:
+        table = get_table(options["table"])
+        numbers = parse_rows(options["rows"]) if "rows" in options else [row.number for row in table.rows]
+        runs = [table.row(number).with_flags(overrides) for number in numbers]
+        parse_shard(options.get("shard", "1/1"))
+    else:
+        runs = [] if options.keys() & {*ANY_RUN, "list", "download"} else [overrides]
+    refuse_unused_in_rows(overrides, [anywhere(run) for run in runs])
+
+
+def anywhere(run: Run) -> Run:
+    """Return the run with files that are here in the place of those that a page only names."""
+    if run.checkpoint:
+        run = replace(run, checkpoint=None, model="distilbert-pocket")
+    return replace(run, dataset="persona") if run.dataset and run.dataset.endswith(".json") else run
+
+
+def test_a_flag_that_nothing_uses_would_be_noticed():
+    with pytest.raises(UserError, match="--lora_rank is not used by --trainable_layers last_layer"):
+        test_every_command_is_accepted("python experiments.py --trainable_layers last_layer --lora_rank 4")
 
 
 @pytest.mark.parametrize("command", found(r"python benchmarks/run\.py[^\n`|&]*"))

@@ -8,8 +8,8 @@ from dataclasses import asdict
 
 import pytest
 
-import experiments
-from pipeline.tables import key_of, scale_of
+from pipeline.flags import find_row, parse
+from pipeline.table_text import key_of, scale_of
 from tools import render_tables
 from utils.errors import UserError
 
@@ -74,7 +74,7 @@ def test_every_log_of_variants_has_its_line(folder):
 def test_row_10_is_the_published_row_at_its_size():
     logs = render_tables.row_10()
     assert [log["seed"] for log in logs] == [123, 124, 125]
-    run = experiments.find_row("10").run
+    run = find_row("10").run
     for log in logs:
         config = log["config"]
         assert (config["weights"], config["trainable_layers"]) == (run.weights, run.trainable_layers)
@@ -90,8 +90,8 @@ def test_single_runs_are_those_of_a_command_in_the_pages(folder):
     text = next(part for part in paragraphs if f"results/{folder})" in part)
     typed = re.search(r"python experiments\.py[^\n`]*", text)[0]
     words = shlex.split(typed)[2:]
-    said, options = experiments.parse(words)
-    run = experiments.find_row(options["row"]).with_flags(said)
+    said, options = parse(words)
+    run = find_row(options["row"]).with_flags(said)
     for path in render_tables.result_files(folder):
         config = json.loads(path.read_text(encoding="utf-8"))["config"]
         given = {name: value for name, value in asdict(run).items() if value is not None}
