@@ -29,6 +29,9 @@ from peft import (
 CONFIG = GPT2Config(vocab_size=50, context_length=16, dim=32, n_heads=4, n_layers=3)
 IDS = torch.randint(50, (6, 9), generator=torch.Generator().manual_seed(5))  # [B, T]
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
+# Parameters of `tiny`, a GPT-2.
+HEAD = {"head.classifier.weight", "head.classifier.bias"}
+FINAL_NORM = {"final_norm.weight", "final_norm.bias"}
 ADDED = {
     "lora on a few": LoRA(rank=4, targets="attn.q,2.mlp"),
     "lora with scaling alpha, drawn wide": LoRA(rank=4, alpha=3, scaling="alpha", init="wide"),
