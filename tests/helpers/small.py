@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from model.gpt2 import GPT2, GPT2Config
 from model.registry import ARCHITECTURES
@@ -61,3 +62,17 @@ def make_encoder(directory: Path, kind: str, data: Path, **labels) -> Path:
         model.head.labels = labels["labels"]
     save_pretrained(model, directory)
     return directory
+
+
+def shard(directory: Path) -> list[str]:
+    """Split the single file in two, as the hub lays out large models. Return the shards' names."""
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    names = sorted(tensors)
+    parts = [names[::2], names[1::2]]
+    for file, part in zip(files, parts, strict=True):
+        save_file({name: tensors[name] for name in part}, directory / file)
+    weight_map = {name: file for file, part in zip(files, parts, strict=True) for name in part}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return files

@@ -25,6 +25,22 @@ ODD_TEXTS = [
 ]
 
 
+# To learn a small vocabulary from.
+TEXTS = [
+    "low lower lowest newer newest wider",
+    "aaaa aaa aa aaaaaaa",
+    "hello, hello! hello?",
+    "banana bandana",
+    "汉字汉字 😀😀",
+]
+SENTENCES = [
+    "The quick brown fox jumps over the lazy dog.",
+    "Low, lower, lowest; new, newer, newest!",
+    "Banana bandana; café, naïve, Ünder. 3.14 + 2",
+    "汉字 and kana かな",
+]
+
+
 def rows_of(file: Path) -> list[list[str]]:
     """Return the rows of a GLUE table without its header."""
     return [line.split("\t") for line in file.read_text(encoding="utf-8").split("\n")[1:] if line]

@@ -1,20 +1,16 @@
-"""GPT-2's and RoBERTa's tokenizers from their published files, which of them a directory holds, and the learning of a
-vocabulary of our own."""
+"""GPT-2's and RoBERTa's tokenizers from their published files, and which of them a directory holds."""
 
 import json
 import shutil
-from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import regex
 
-from model.tokenizers.bpe import END_OF_TEXT, GPT2_PATTERN, GPT2Tokenizer, RobertaTokenizer, byte_alphabet
+from model.tokenizers.bpe import END_OF_TEXT, GPT2Tokenizer, RobertaTokenizer
 from model.tokenizers.files import BPE_FILE_SETS, has_tokenizer_files
 from model.tokenizers.load import load_tokenizer
 from model.tokenizers.wordpiece import SPECIAL_TOKENS, WordPieceTokenizer
-from tests.helpers.texts import ODD_TEXTS, generated_texts, real_texts, rte_pairs
+from tests.helpers.texts import ODD_TEXTS, TEXTS, generated_texts, real_texts, rte_pairs
 from tools.learn_vocabulary import learn_merges, save_tokenizer
 from utils.errors import UserError
 
@@ -209,55 +205,6 @@ def test_no_tokenizer_and_no_such_kind(tmp_path):
 
 
 # A vocabulary of our own
-
-TEXTS = [
-    "low lower lowest newer newest wider",
-    "aaaa aaa aa aaaaaaa",
-    "hello, hello! hello?",
-    "banana bandana",
-    "汉字汉字 😀😀",
-]
-
-
-def naive_merges(texts: list[str], n_merges: int) -> list[tuple[str, str]]:
-    """Algorithm 1 as the paper prints it: count every pair anew in each round."""
-    alphabet = byte_alphabet()
-    words = Counter(
-        tuple(alphabet[byte] for byte in word.encode()) for text in texts for word in regex.findall(GPT2_PATTERN, text)
-    )
-    merges = []
-    while len(merges) < n_merges:
-        counts = Counter()
-        for word, times in words.items():
-            for pair in pairwise(word):
-                counts[pair] += times
-        if not counts:
-            break
-        best = min(counts, key=lambda pair: (-counts[pair], pair))
-        merges.append(best)
-        joined = Counter()
-        for word, times in words.items():
-            symbols, i = [], 0
-            while i < len(word):
-                step = 2 if word[i : i + 2] == best else 1
-                symbols.append("".join(word[i : i + step]))
-                i += step
-            joined[tuple(symbols)] += times
-        words = joined
-    return merges
-
-
-@pytest.mark.parametrize("n_merges", [0, 1, 7, 25, 10_000])
-def test_learned_merges_equal_the_naive_algorithm(n_merges):
-    merges = learn_merges(TEXTS, n_merges)
-    assert merges == naive_merges(TEXTS, n_merges)
-    assert len(merges) == n_merges or n_merges == 10_000
-    assert len({first + second for first, second in merges}) == len(merges)  # no token twice, so that ids are unique
-
-
-def test_learned_merges_equal_the_naive_algorithm_on_messages(shared):
-    texts = (shared / "data/sms_spam/SMSSpamCollection").read_text(encoding="utf-8").splitlines()[:150]
-    assert learn_merges(texts, 120) == naive_merges(texts, 120)
 
 
 @pytest.fixture

@@ -1,10 +1,6 @@
 """Checkpoints in Hugging Face layout: every kind of file that holds a GPT-2, every way in which one can be broken."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from model import from_pretrained, weights
 from model.gpt2 import GPT2, GPT2Config, init_gpt2
 from model.heads import LanguageModelHead
-from tests.helpers.paths import ROOT
+from tests.helpers.small import shard
 from utils.errors import UserError
 
 CONFIG = GPT2Config(vocab_size=60, context_length=16, dim=32, n_heads=4, n_layers=2)
@@ -46,20 +42,6 @@ def rewrite_tensors(directory: Path, change) -> None:
 def rewrite_config(directory: Path, **settings) -> None:
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-
-
-def shard(directory: Path) -> list[str]:
-    """Splits the single file in two, as the hub lays out large models. Returns the shards' names."""
-    tensors = load_file(directory / "model.safetensors")
-    (directory / "model.safetensors").unlink()
-    files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    names = sorted(tensors)
-    parts = [names[::2], names[1::2]]
-    for file, part in zip(files, parts, strict=True):
-        save_file({name: tensors[name] for name in part}, directory / file)
-    weight_map = {name: file for file, part in zip(files, parts, strict=True) for name in part}
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return files
 
 
 def refused(directory: Path, head: str | None = "lm") -> str:
@@ -306,52 +288,3 @@ def test_a_config_larger_than_its_file_is_refused_before_memory_is_taken(directo
 def test_numbers_that_are_no_weights_are_refused(directory):
     rewrite_tensors(directory, lambda tensors: tensors.update({"transformer.ln_f.bias": torch.ones(32, dtype=torch.int32)}))
     assert "ln_f.bias as torch.int32; what is read: torch.float32" in refused(directory)
-
-
-# Memory
-
-
-PEAK = """
-import os, sys
-from model import from_pretrained
-def peak():  # VmHWM, not ru_maxrss: that one starts at the peak of the process which started this one
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-warm, *directories = sys.argv[1:]
-from_pretrained(warm)  # what PyTorch itself allocates once
-for directory in directories:
-    if os.fork() == 0:  # in a process of its own, whose peak starts at its present size
-        before = peak()
-        model = from_pretrained(directory)
-        print(peak() - before, sum(p.numel() * 4 for p in model.parameters()), flush=True)
-        os._exit(0)
-    os.wait()
-"""
-
-
-@pytest.mark.not_quick  # two processes
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
-def test_loading_needs_the_model_and_little_more(directory, tmp_path):
-    with torch.device("meta"):
-        big = GPT2(GPT2Config(vocab_size=8000, context_length=64, dim=768, n_heads=12, n_layers=6))
-    single, sharded = tmp_path / "single", tmp_path / "sharded"
-    weights.save_pretrained(big.to_empty(device="cpu"), single)
-    sharded.mkdir()
-    for file in single.iterdir():
-        os.link(file, sharded / file.name)
-    shard(sharded)
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK, directory, single, sharded],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},  # no thread that a fork would lose
-        capture_output=True,
-        text=True,
-    )
-    for written in (single, sharded):
-        shutil.rmtree(written)  # pytest would keep their 400 MB for three sessions
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == 2
-    for line in lines:
-        growth, size = map(int, line.split())
-        assert size > 190e6
-        assert size * 0.9 < growth < size * 1.35 + 60e6  # below: the measurement itself would be wrong

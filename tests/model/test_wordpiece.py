@@ -1,10 +1,8 @@
-"""BERT's WordPiece against the reference library's, and the learning of a vocabulary of our own."""
+"""BERT's WordPiece against the reference library's."""
 
 import json
 import time
 import unicodedata
-from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,18 +11,11 @@ from model.tokenizers.base import longest_first
 from model.tokenizers.files import has_tokenizer_files
 from model.tokenizers.load import load_tokenizer
 from model.tokenizers.wordpiece import MAX_WORD, SPECIAL_TOKENS, BasicTokenizer, WordPieceTokenizer
-from tests.helpers.texts import ODD_TEXTS, generated_texts, real_texts, rte_pairs, sst2, unchanged_since_2002
+from tests.helpers.texts import ODD_TEXTS, SENTENCES, generated_texts, real_texts, rte_pairs, sst2, unchanged_since_2002
 from tools.learn_vocabulary import learn_vocabulary, save_vocabulary
 from utils.errors import UserError
 
 pytestmark = pytest.mark.not_quick  # reads all real texts
-
-SENTENCES = [
-    "The quick brown fox jumps over the lazy dog.",
-    "Low, lower, lowest; new, newer, newest!",
-    "Banana bandana; café, naïve, Ünder. 3.14 + 2",
-    "汉字 and kana かな",
-]
 
 
 def theirs_from(directory: Path, **settings):
@@ -236,56 +227,6 @@ def test_build_leaves_its_arguments_alone(bert):
 
 
 # A vocabulary of our own
-
-
-def naive_vocabulary(texts: list[str], size: int) -> list[str]:
-    """Counts every pair anew in each round."""
-    words = Counter(word for text in texts for word in BasicTokenizer().words(text) if len(word) <= MAX_WORD)
-    words = Counter({(word[0], *("##" + c for c in word[1:])): count for word, count in words.items()})
-    counts = Counter()
-    for word, times in words.items():
-        counts.update({symbol: times * k for symbol, k in Counter(word).items()})
-    characters = sorted(counts, key=lambda symbol: (-counts[symbol], symbol))[: size // 4]
-    words = {word: times for word, times in words.items() if set(word) <= set(characters)}
-    tokens = [*SPECIAL_TOKENS, *sorted(characters)]
-    while len(tokens) < size:
-        pairs = Counter()
-        for word, times in words.items():
-            for pair in pairwise(word):
-                pairs[pair] += times
-        if not pairs:
-            break
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        joined = best[0] + best[1][2:]
-        tokens += [joined] if joined not in tokens else []
-        rewritten = Counter()
-        for word, times in words.items():
-            symbols, i = [], 0
-            while i < len(word):
-                both = word[i : i + 2] == best
-                symbols.append(joined if both else word[i])
-                i += 2 if both else 1
-            rewritten[tuple(symbols)] += times
-        words = rewritten
-    return tokens
-
-
-@pytest.mark.parametrize("size", [6, 40, 120, 200, 2000])
-def test_learned_vocabulary_equals_the_naive_algorithm(size):
-    texts = [*SENTENCES, *ODD_TEXTS, "aaaa aaa aa aaaaaaa", "y" * (MAX_WORD + 1)]
-    tokens = learn_vocabulary(texts, size)
-    assert tokens == naive_vocabulary(texts, size)
-    assert tokens[:5] == list(SPECIAL_TOKENS)
-    assert len(set(tokens)) == len(tokens) <= size
-
-
-def test_learning_reads_any_order_of_texts_alike():
-    assert learn_vocabulary(SENTENCES, 100) == learn_vocabulary(reversed(SENTENCES), 100)
-
-
-def test_no_room_for_anything_learned():
-    with pytest.raises(UserError, match="a vocabulary of 5 has no room"):
-        learn_vocabulary(SENTENCES, 5)
 
 
 @pytest.mark.parametrize("lower_case", [True, False])

@@ -9,21 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
-from model import from_pretrained, make_head
-from model.gpt2 import GPT2, GPT2Config
-from model.registry import ARCHITECTURES
 from model.weights import save_pretrained
-from peft import IA3, Adapter, BitFit, DoRA, FreezeBlocks, Joined, LoRA, PrefixTuning, attach, merge
-from peft.huggingface.read import FromPeft, read_adapter
-from peft.huggingface.write import check_expressible, fold_bias, write_adapter
-from tests.helpers.small import make_encoder
-from utils.errors import UserError
+from peft import IA3, DoRA, FreezeBlocks, Joined, LoRA, attach, merge
+from peft.huggingface.read import FromPeft
+from peft.huggingface.write import fold_bias, write_adapter
+from tests.helpers.exchange import LABELS, PAD, fresh, inputs, logits, make_base, trained
 
 pytestmark = pytest.mark.not_quick  # the library runs in a process of its own
 
-PAD, LABELS, LAYERS = 0, 3, 2
 KINDS = ("distilbert", "bert", "roberta", "gpt2")
 EVERYTHING = "attn.q,attn.k,attn.v,attn.out,mlp.up,mlp.down"
 
@@ -117,37 +111,6 @@ json.dump(info, open(f"{folder}/info.json", "w"))
 """
 
 
-def inputs(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Three texts of 9, 6 and 4 tokens, padded on the right. RoBERTa tells padding by its id."""
-    ids = torch.randint(5, 40, (3, 9), generator=torch.Generator().manual_seed(3))
-    mask = torch.ones_like(ids)
-    for text, length in ((1, 6), (2, 4)):
-        ids[text, length:], mask[text, length:] = 1 if kind == "roberta" else PAD, 0
-    return ids, mask
-
-
-def fresh(base: Path, kind: str) -> nn.Module:
-    torch.manual_seed(2)
-    head = {"head": "lm"} if kind.endswith(" lm") else {"head": "classifier", "num_labels": LABELS}
-    return from_pretrained(base, **head, dropout=0.0).eval()
-
-
-@torch.no_grad()
-def logits(model: nn.Module, kind: str) -> torch.Tensor:
-    return model.eval()(*inputs(kind))
-
-
-def trained(base: Path, kind: str, method) -> nn.Module:
-    """After four steps, so that all that trains has moved."""
-    model = attach(fresh(base, kind), method)
-    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=5e-2)
-    for _ in range(4):
-        optimizer.zero_grad()
-        model(*inputs(kind)).log_softmax(-1)[..., 1].mean().neg().backward()
-        optimizer.step()
-    return model.eval()
-
-
 @dataclass
 class Exchanged:
     folder: Path
@@ -155,24 +118,6 @@ class Exchanged:
     here: dict[str, torch.Tensor]  # logits of what was trained here
     there: dict[str, torch.Tensor]  # logits that the library computed
     info: dict[str, list[str]]  # keys that didn't fit, by whole checkpoint
-
-
-def make_base(kind: str, folder: Path) -> Path:
-    torch.manual_seed(1)
-    sizes = {"vocab_size": 40, "context_length": 32, "dim": 16, "n_heads": 2, "n_layers": LAYERS}
-    if kind == "gpt2":
-        model = GPT2(GPT2Config(**sizes))
-    else:
-        sizes |= {"mlp_dim": 24, "dropout": 0.0, "head_dropout": 0.0}
-        model = ARCHITECTURES[kind].model(ARCHITECTURES[kind].config(**sizes, pad_id=1 if kind == "roberta" else PAD))
-    if kind == "bert":
-        model.head = make_head(model, "classifier", LABELS)
-    save_pretrained(model, folder)
-    if kind == "bert":  # as published: it has the pooler, which is our head's dense layer, and no classifier
-        file = folder / "model.safetensors"
-        kept = {name: tensor for name, tensor in load_file(file).items() if not name.startswith("classifier")}
-        save_file(kept, file, {"format": "pt"})
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -263,184 +208,3 @@ def test_what_was_read_trains_on(tmp_path):
     moved = {name for name, one in before.named_parameters() if not torch.equal(one, model.get_parameter(name))}
     trains = {name for name, one in model.named_parameters() if one.requires_grad}
     assert moved == trains and "blocks.0.attn.q.lora_a" in trains and "blocks.0.mlp.up.weight" not in trains
-
-
-# --- what can't be exchanged
-
-
-def an_adapter(folder: Path, **changes) -> Path:
-    """A LoRA on q of the DistilBERT of `make_base`, with changes to its settings."""
-    folder.mkdir(exist_ok=True)
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_lin"], **changes}
-    config = {name: value for name, value in config.items() if value != "left out"}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    path = "base_model.model.distilbert.transformer.layer.1.attention.q_lin"
-    tensors = {f"{path}.lora_A.weight": torch.ones(2, 16), f"{path}.lora_B.weight": torch.ones(16, 2)}
-    save_file(tensors, folder / "adapter_model.safetensors")
-    return folder
-
-
-MALFORMED = {
-    "of an unknown kind": ({"peft_type": "VERA"}, "peft_type = 'VERA'; what can be read: LORA, IA3, PREFIX_TUNING"),
-    "without a kind": ({"peft_type": "left out"}, "peft_type = None"),
-    "without a rank": ({"r": "left out"}, "r = None; it must be int"),
-    "with a rank that is none": ({"r": True}, "r = True; it must be int"),
-    "with another rank": ({"r": 3}, r"lora_A.weight has shape \[2, 16\], expected \[3, 16\]"),
-    "with biases": ({"bias": "all"}, "bias = 'all', which isn't supported; it must be 'none'"),
-    "that repeats layers": ({"layer_replication": [[0, 1]]}, "layer_replication"),
-    "that changes the base": ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
-    "without magnitudes": ({"use_dora": True}, "expected lora_A, lora_B, lora_magnitude_vector"),
-    "with a broken pattern": ({"rank_pattern": {"(": 2}}, "is no pattern"),
-    "of IA3 with products": ({"peft_type": "IA3"}, "expected ia3_l"),
-    "of a prefix without one": ({"peft_type": "PREFIX_TUNING"}, "prompt_embeddings|no place"),
-}
-
-
-@pytest.mark.parametrize("what", MALFORMED)
-def test_a_malformed_adapter_is_one_clear_line(what, tmp_path):
-    changes, message = MALFORMED[what]
-    base = make_base("distilbert", tmp_path / "base")
-    with pytest.raises(UserError, match=message) as found:
-        attach(fresh(base, "distilbert"), FromPeft(str(an_adapter(tmp_path / "adapter", **changes))))
-    assert "\n" not in str(found.value)
-
-
-@pytest.mark.parametrize(
-    "rename, message",
-    [
-        (lambda name: name.removeprefix("base_model.model."), "doesn't begin with base_model.model."),
-        (lambda name: name.replace("q_lin", "q_proj"), "q_proj.lora_A.weight, for which the model has no place"),
-        (lambda name: name.replace("attention.q_lin", "sa_layer_norm"), "sa_layer_norm, which is no Linear layer"),
-        (lambda name: name.replace("lora_B", "lora_C"), "no place"),
-        (lambda name: name.replace("lora_B", "lora_A") if "lora_B" in name else "base_model.model.x", "no place"),
-    ],
-)
-def test_a_tensor_without_a_place_is_an_error(rename, message, tmp_path):
-    base, adapter = make_base("distilbert", tmp_path / "base"), an_adapter(tmp_path / "adapter")
-    file = adapter / "adapter_model.safetensors"
-    save_file({rename(name): tensor for name, tensor in load_file(file).items()}, file)
-    with pytest.raises(UserError, match=message):
-        attach(fresh(base, "distilbert"), FromPeft(str(adapter)))
-
-
-def test_pickles_and_what_is_nowhere_are_refused(tmp_path):
-    adapter = an_adapter(tmp_path / "adapter")
-    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    model = fresh(make_base("distilbert", tmp_path / "base"), "distilbert")
-    with pytest.raises(UserError, match=r"a pickled adapter_model\.bin is never loaded"):
-        attach(model, FromPeft(str(adapter)))
-    with pytest.raises(UserError, match=r"no readable adapter_config\.json"):
-        attach(model, FromPeft(str(tmp_path)))
-    with pytest.raises(UserError, match="'nowhere' is no directory, and no repository"):
-        attach(model, FromPeft("nowhere"))
-
-
-def test_an_adapter_by_its_name_comes_from_the_cache(alone):
-    repository = alone / "hf" / "hub" / "models--owner--lora"
-    for folder in ("refs", "snapshots"):
-        (repository / folder).mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0" * 40)
-    an_adapter(repository / "snapshots" / ("0" * 40), r=2)
-    found = read_adapter("owner/lora")
-    assert (found.config["r"], len(found.tensors)) == (2, 2)
-    with pytest.raises(UserError, match="owner/other isn't in the Hugging Face cache and HF_HUB_OFFLINE is set"):
-        read_adapter("owner/other")
-
-
-REFUSED = {
-    "a prefix": ("distilbert", PrefixTuning(3), "a prefix can't be exported"),
-    "bottlenecks": ("distilbert", Adapter(reduction_factor=4), "has added AdapterLinear, Bottleneck"),
-    "two kinds": ("gpt2 lm", Joined((LoRA(targets="attn.q"), DoRA(targets="attn.v"))), "added DoRALinear, LoRALinear"),
-    "nothing added": ("distilbert", BitFit(), "has added nothing"),
-    "whole modules alone": ("distilbert", Joined((LoRA(), FreezeBlocks(part="qkv"))), "use --export_model"),
-}
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_the_library_has_no_form_for_is_refused(what, tmp_path):
-    kind, method, message = REFUSED[what]
-    base = make_base(kind.split()[0], tmp_path / "base")
-    with pytest.raises(UserError, match=message):
-        write_adapter(trained(base, kind, method), fresh(base, kind), tmp_path / "out", {})
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_classifier_that_reads_elsewhere_is_refused(tmp_path):
-    for kind, how, message in (
-        ("distilbert", {"position": "last"}, "reads the position 'last', theirs the first position"),
-        ("gpt2", {"position": "first"}, "reads the position 'first', theirs the last real token"),
-        ("gpt2", {"average": True}, "reads the mean of all positions"),
-        ("gpt2", {"causal": False}, "--disable_causal_mask"),
-    ):
-        model = from_pretrained(make_base(kind, tmp_path / kind), head="classifier", **how)
-        with pytest.raises(UserError, match=message):
-            check_expressible(model)
-
-
-def test_what_no_checkpoint_can_hold_is_refused(experiment):
-    import experiments
-
-    found = experiment("--trainable_layers", "prefix", "--trainable_token_pos", "flexible")
-    with pytest.raises(UserError, match="no published layer can hold what prefix adds"):
-        experiments.main(["--export_model", "x", "--run_dir", str(found.directory)])
-
-
-def test_a_bias_that_cannot_be_folded_is_refused(tmp_path):
-    model = fresh(make_base("gpt2", tmp_path), "gpt2")
-    with torch.no_grad():
-        model.head.classifier.weight[1] = model.head.classifier.weight[0]  # whose logits differ by the bias alone
-    with pytest.raises(UserError, match="can't be folded"):
-        fold_bias(model)
-
-
-# --- the commands
-
-
-def test_commands_export_and_read_again(experiment, alone, capsys):
-    import experiments
-
-    flags = ("--trainable_layers", "lora", "--lora_rank", 4, "--trainable_token_pos", "flexible")
-    first = experiment(*flags, learning_rate=1e-2, max_steps=8)
-    assert experiments.main(["--export_peft", "adapter", "--run_dir", str(first.directory)]) == 0
-    said = capsys.readouterr().out
-    assert "pad_token_id" in said and "PeftModel.from_pretrained(AutoModelForSequenceClassification" in said
-    again = experiment("--trainable_token_pos", "flexible", "--num_epochs", 0, adapter="adapter", output_dir="again")
-    for name in ("train_accuracy", "validation_accuracy", "test_accuracy"):
-        assert again.result[name] == first.result[name]
-    assert (again.result["method"], again.result["steps"]) == ("peft", 0)
-    further = experiment("--trainable_token_pos", "flexible", adapter="adapter", output_dir="further")
-    assert any("lora_a" in name for name in further.tensors)
-    for what in ("export_peft", "export_model"):  # of a run that itself began with an adapter
-        assert experiments.main([f"--{what}", what, "--run_dir", str(further.directory)]) == 0
-    whole = experiment(
-        "--trainable_token_pos", "flexible", "--num_epochs", 0, checkpoint="export_model", output_dir="whole"
-    )
-    read = experiment("--trainable_token_pos", "flexible", "--num_epochs", 0, adapter="export_peft", output_dir="read")
-    for name in ("train_accuracy", "validation_accuracy", "test_accuracy"):
-        assert whole.result[name] == read.result[name] == further.result[name]
-
-
-def test_commands_that_make_no_sense(experiment, alone, encoder_data):
-    import experiments
-
-    for argv, message in (
-        (["--export_peft", "x"], "--run_dir with that of an earlier run"),
-        (["--export_peft", "x", "--run_dir", "y", "--seed", "1"], "--seed doesn't go with --export_peft"),
-        (["--export_model", "x", "--run_dir", "nowhere"], "nowhere is no directory"),
-        (["--model", "gpt2-pocket", "--trainable_layers", "peft"], "needs --adapter"),
-        (["--model", "gpt2-pocket", "--adapter", "x", "--trainable_layers", "lora"], "peft[+]lora"),
-    ):
-        with pytest.raises(UserError, match=message):
-            experiments.main(argv)
-
-
-def test_an_encoder_by_command(alone, encoder_data, tmp_path, capsys):
-    import experiments
-
-    checkpoint = make_encoder(tmp_path / "base", "distilbert", encoder_data)
-    base = ["--checkpoint", str(checkpoint), "--data_dir", str(encoder_data), "--dataset", "sst2", "--device", "cpu"]
-    assert experiments.main([*base, "--trainable_layers", "lora", "--max_steps", "4", "--output_dir", "one"]) == 0
-    assert experiments.main(["--export_peft", "adapter", "--run_dir", "one"]) == 0
-    assert experiments.main([*base, "--adapter", "adapter", "--num_epochs", "0", "--output_dir", "two"]) == 0
-    one, two = (json.loads(Path(folder, "result.json").read_text()) for folder in ("one", "two"))
-    assert one["validation_accuracy"] == two["validation_accuracy"]

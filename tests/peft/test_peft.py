@@ -1,19 +1,17 @@
 """What every method promises: attach changes nothing but what trains; export, restore and merge keep the function."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-import peft
 from config import Run, resolve
 from data.spam import RECIPE
 from model.heads import LanguageModelHead
 from model.weights import to_hugging_face
 from peft import (
-    METHODS,
     Adapter,
     BitFit,
     Bypass,
@@ -24,11 +22,22 @@ from peft import (
     attach,
     export,
     merge,
-    method,
     method_of,
     restore,
 )
-from tests.helpers.methods import ALL, FOLDED, NEUTRAL, every_method, logits, snapshot, tiny, train, trained_names
+from tests.helpers.methods import (
+    ALL,
+    FINAL_NORM,
+    FOLDED,
+    HEAD,
+    NEUTRAL,
+    every_method,
+    logits,
+    snapshot,
+    tiny,
+    train,
+    trained_names,
+)
 from utils.errors import UserError
 
 
@@ -139,8 +148,6 @@ def test_the_base_keeps_its_names_and_tensors(chosen):
 # Which parameters each choice trains
 
 LINEARS = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.up", "mlp.down")
-HEAD = {"head.classifier.weight", "head.classifier.bias"}
-FINAL_NORM = {"final_norm.weight", "final_norm.bias"}
 
 
 def block(i: int) -> set[str]:
@@ -295,7 +302,7 @@ def test_tensors_that_do_not_fit_are_refused(chosen):
         assert all(torch.equal(after[key], before[key]) for key in before)  # not half restored
 
 
-# Names
+# Joined
 
 
 @pytest.mark.parametrize(
@@ -310,45 +317,3 @@ def test_tensors_that_do_not_fit_are_refused(chosen):
 def test_two_methods_for_one_layer_are_refused(first, second):
     with pytest.raises(UserError, match="already"):
         attach(tiny(), Joined((first, second)))
-
-
-@pytest.mark.parametrize("name", ["loar", None])
-def test_an_unknown_method_lists_the_choices(name: str | None):
-    with pytest.raises(UserError) as caught:
-        method_of(Run(trainable_layers=name))
-    assert repr(name) in str(caught.value)
-    names = ("last_layer", "last_block", "last_two_blocks", "all", "freeze", "bitfit", "adapter", "bypass", "lora")
-    for choice in (*names, "lora_alternative"):
-        assert choice in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["lora+", "+lora", "lora+loar", "lora bypass", "lora + bypass"])
-def test_a_misspelt_join_names_the_part(name: str):
-    wrong = next(part for part in name.split("+") if part not in METHODS)
-    with pytest.raises(UserError, match=re.escape(f"unknown --trainable_layers {wrong!r}: choose ") + ".*joined with +"):
-        method_of(resolve(Run(trainable_layers=name), RECIPE))
-
-
-def test_a_method_of_ones_own(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(peft, "METHODS", dict(METHODS))  # what is registered here is gone after the test
-
-    @method("mine", "mine_too")
-    @dataclass(frozen=True)
-    class Norms:
-        name: str
-        train_head: bool
-
-        @classmethod
-        def from_run(cls, name: str, run: Run) -> "Norms":
-            return cls(name, run.train_head == "yes")
-
-        def attach(self, model: nn.Module) -> None:
-            model.final_norm.requires_grad_(True)
-            peft.train_head(model, self.train_head)
-
-    found = method_of(Run(trainable_layers="mine_too", train_head="no"))
-    assert found == Norms("mine_too", False)
-    assert trained_names(attach(tiny(), found)) == FINAL_NORM
-    assert trained_names(attach(tiny(), method_of(Run(trainable_layers="mine", train_head="yes")))) == FINAL_NORM | HEAD
-    with pytest.raises(UserError, match="mine, mine_too"):
-        method_of(Run(trainable_layers="yours"))

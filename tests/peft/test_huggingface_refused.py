@@ -1,0 +1,139 @@
+"""What can't be exchanged with the Hugging Face library `peft` is refused in one clear line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import experiments
+from model import from_pretrained
+from peft import Adapter, BitFit, DoRA, FreezeBlocks, Joined, LoRA, PrefixTuning, attach
+from peft.huggingface.read import FromPeft, read_adapter
+from peft.huggingface.write import check_expressible, fold_bias, write_adapter
+from tests.helpers.exchange import fresh, make_base, trained
+from utils.errors import UserError
+
+
+def an_adapter(folder: Path, **changes) -> Path:
+    """A LoRA on q of the DistilBERT of `make_base`, with changes to its settings."""
+    folder.mkdir(exist_ok=True)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_lin"], **changes}
+    config = {name: value for name, value in config.items() if value != "left out"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    path = "base_model.model.distilbert.transformer.layer.1.attention.q_lin"
+    tensors = {f"{path}.lora_A.weight": torch.ones(2, 16), f"{path}.lora_B.weight": torch.ones(16, 2)}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+MALFORMED = {
+    "of an unknown kind": ({"peft_type": "VERA"}, "peft_type = 'VERA'; what can be read: LORA, IA3, PREFIX_TUNING"),
+    "without a kind": ({"peft_type": "left out"}, "peft_type = None"),
+    "without a rank": ({"r": "left out"}, "r = None; it must be int"),
+    "with a rank that is none": ({"r": True}, "r = True; it must be int"),
+    "with another rank": ({"r": 3}, r"lora_A.weight has shape \[2, 16\], expected \[3, 16\]"),
+    "with biases": ({"bias": "all"}, "bias = 'all', which isn't supported; it must be 'none'"),
+    "that repeats layers": ({"layer_replication": [[0, 1]]}, "layer_replication"),
+    "that changes the base": ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
+    "without magnitudes": ({"use_dora": True}, "expected lora_A, lora_B, lora_magnitude_vector"),
+    "with a broken pattern": ({"rank_pattern": {"(": 2}}, "is no pattern"),
+    "of IA3 with products": ({"peft_type": "IA3"}, "expected ia3_l"),
+    "of a prefix without one": ({"peft_type": "PREFIX_TUNING"}, "prompt_embeddings|no place"),
+}
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_a_malformed_adapter_is_one_clear_line(what, tmp_path):
+    changes, message = MALFORMED[what]
+    base = make_base("distilbert", tmp_path / "base")
+    with pytest.raises(UserError, match=message) as found:
+        attach(fresh(base, "distilbert"), FromPeft(str(an_adapter(tmp_path / "adapter", **changes))))
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "rename, message",
+    [
+        (lambda name: name.removeprefix("base_model.model."), "doesn't begin with base_model.model."),
+        (lambda name: name.replace("q_lin", "q_proj"), "q_proj.lora_A.weight, for which the model has no place"),
+        (lambda name: name.replace("attention.q_lin", "sa_layer_norm"), "sa_layer_norm, which is no Linear layer"),
+        (lambda name: name.replace("lora_B", "lora_C"), "no place"),
+        (lambda name: name.replace("lora_B", "lora_A") if "lora_B" in name else "base_model.model.x", "no place"),
+    ],
+)
+def test_a_tensor_without_a_place_is_an_error(rename, message, tmp_path):
+    base, adapter = make_base("distilbert", tmp_path / "base"), an_adapter(tmp_path / "adapter")
+    file = adapter / "adapter_model.safetensors"
+    save_file({rename(name): tensor for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(UserError, match=message):
+        attach(fresh(base, "distilbert"), FromPeft(str(adapter)))
+
+
+def test_pickles_and_what_is_nowhere_are_refused(tmp_path):
+    adapter = an_adapter(tmp_path / "adapter")
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    model = fresh(make_base("distilbert", tmp_path / "base"), "distilbert")
+    with pytest.raises(UserError, match=r"a pickled adapter_model\.bin is never loaded"):
+        attach(model, FromPeft(str(adapter)))
+    with pytest.raises(UserError, match=r"no readable adapter_config\.json"):
+        attach(model, FromPeft(str(tmp_path)))
+    with pytest.raises(UserError, match="'nowhere' is no directory, and no repository"):
+        attach(model, FromPeft("nowhere"))
+
+
+def test_an_adapter_by_its_name_comes_from_the_cache(alone):
+    repository = alone / "hf" / "hub" / "models--owner--lora"
+    for folder in ("refs", "snapshots"):
+        (repository / folder).mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    an_adapter(repository / "snapshots" / ("0" * 40), r=2)
+    found = read_adapter("owner/lora")
+    assert (found.config["r"], len(found.tensors)) == (2, 2)
+    with pytest.raises(UserError, match="owner/other isn't in the Hugging Face cache and HF_HUB_OFFLINE is set"):
+        read_adapter("owner/other")
+
+
+REFUSED = {
+    "a prefix": ("distilbert", PrefixTuning(3), "a prefix can't be exported"),
+    "bottlenecks": ("distilbert", Adapter(reduction_factor=4), "has added AdapterLinear, Bottleneck"),
+    "two kinds": ("gpt2 lm", Joined((LoRA(targets="attn.q"), DoRA(targets="attn.v"))), "added DoRALinear, LoRALinear"),
+    "nothing added": ("distilbert", BitFit(), "has added nothing"),
+    "whole modules alone": ("distilbert", Joined((LoRA(), FreezeBlocks(part="qkv"))), "use --export_model"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_the_library_has_no_form_for_is_refused(what, tmp_path):
+    kind, method, message = REFUSED[what]
+    base = make_base(kind.split()[0], tmp_path / "base")
+    with pytest.raises(UserError, match=message):
+        write_adapter(trained(base, kind, method), fresh(base, kind), tmp_path / "out", {})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_that_reads_elsewhere_is_refused(tmp_path):
+    for kind, how, message in (
+        ("distilbert", {"position": "last"}, "reads the position 'last', theirs the first position"),
+        ("gpt2", {"position": "first"}, "reads the position 'first', theirs the last real token"),
+        ("gpt2", {"average": True}, "reads the mean of all positions"),
+        ("gpt2", {"causal": False}, "--disable_causal_mask"),
+    ):
+        model = from_pretrained(make_base(kind, tmp_path / kind), head="classifier", **how)
+        with pytest.raises(UserError, match=message):
+            check_expressible(model)
+
+
+def test_what_no_checkpoint_can_hold_is_refused(experiment):
+    found = experiment("--trainable_layers", "prefix", "--trainable_token_pos", "flexible")
+    with pytest.raises(UserError, match="no published layer can hold what prefix adds"):
+        experiments.main(["--export_model", "x", "--run_dir", str(found.directory)])
+
+
+def test_a_bias_that_cannot_be_folded_is_refused(tmp_path):
+    model = fresh(make_base("gpt2", tmp_path), "gpt2")
+    with torch.no_grad():
+        model.head.classifier.weight[1] = model.head.classifier.weight[0]  # whose logits differ by the bias alone
+    with pytest.raises(UserError, match="can't be folded"):
+        fold_bias(model)
