@@ -122,11 +122,12 @@ def test_a_run_interrupted_in_an_early_stage_has_the_model_of_that_stage(forward
 
 def test_a_classifier_of_several_stages_is_had_again_and_does_not_write(experiment, monkeypatch):
     measured = measured_models(monkeypatch)
-    saved = load_run(experiment("--stages", "layer_by_layer_then_lora", learning_rate=0.05).directory)
+    directory = experiment("--stages", "layer_by_layer_then_lora", learning_rate=0.05).directory
+    saved = load_run(directory)
     ids = torch.randint(100, (2, 9))
     torch.testing.assert_close(saved.model(ids), measured[-1].eval()(ids), atol=1e-5, rtol=1e-5)
     with pytest.raises(UserError, match="doesn't write; choose a GPT-2, or a run that was trained on dialogues"):
-        chat.Speaker(saved, {}, torch.device("cpu"))
+        chat.make_speaker(Run(), str(directory), {})
 
 
 def test_what_is_no_run(alone, train):

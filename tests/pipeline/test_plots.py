@@ -44,8 +44,9 @@ def run_directory(tmp_path):
 
 
 def test_the_documented_command_prints_csv(run_directory):
-    command = [sys.executable, ROOT / "plots.py", run_directory, "--csv"]
-    rows = list(csv.DictReader(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()))
+    command = [sys.executable, "-m", "pipeline.plots", run_directory, "--csv"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    rows = list(csv.DictReader(done.stdout.splitlines()))
     assert [(row["step"], row["split"], row["loss"], row["targets"]) for row in rows] == [
         ("1", "train", "0.7", ""), ("2", "validation", "0.6", "4"), ("1", "train", "0.5", ""),
     ]  # fmt: skip
