@@ -18,7 +18,8 @@ from torch import nn
 
 from config import Run
 from data.batching import by_length
-from data.chat import ChatTask, DialogueEncoder
+from data.chat import ChatTask
+from data.dialogue_encoder import DialogueEncoder
 from data.dialogues import Dialogue
 from data.encode import padded_length
 from model.generation import generate, left_padded

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from config import Run, explicit, override, resolve
-from data.chat import DialogueEncoder
+from data.dialogue_encoder import DialogueEncoder
 from data.dialogues import Dialogue, Turn
 from data.registry import get_task
 from model import from_pretrained
@@ -44,7 +44,7 @@ class Speaker:
         self.turns: tuple[Turn, ...] = ()
 
     def prompt(self, question: str) -> list[int]:
-        """Return the token ids of the dialogue up to where the answer begins. Forgets the turns that there is no room for."""
+        """Return the token ids of the dialogue up to where the answer begins. Forgets turns that there is no room for."""
         new_turn = Turn(question, "", "")
         room = min(self.sampling.max_new_tokens, self.context_length // 2)
         ids = self.encoder.prompt(Dialogue((*self.turns, new_turn)))

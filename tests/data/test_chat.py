@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import train
 from config import DEFAULTS, Run
 from data.batching import IGNORED
-from data.chat import TEMPLATES, DialogueEncoder
+from data.dialogue_encoder import TEMPLATES, DialogueEncoder
 from data.dialogues import Dialogue, Turn
 from data.registry import get_task
 from model import fast_path

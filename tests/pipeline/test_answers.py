@@ -9,7 +9,7 @@ import torch
 
 import experiments
 from config import DEFAULTS, Run
-from data.chat import DialogueEncoder
+from data.dialogue_encoder import DialogueEncoder
 from data.dialogues import Dialogue, Turn
 from model.tokenizers.bpe import GPT2Tokenizer
 from pipeline import answers

@@ -8,7 +8,7 @@ import torch
 from config import Run, resolve
 from data import spam
 from data.batching import IGNORED, Batches, seeded_order
-from data.chat import DialogueEncoder
+from data.dialogue_encoder import DialogueEncoder
 from data.dialogues import Dialogue, Turn
 from model import fast_path
 from model.tokenizers.bpe import GPT2Tokenizer
