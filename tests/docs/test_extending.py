@@ -38,9 +38,9 @@ def apply(kind: str, block: str, folder: Path) -> None:
         path.write_text(content, encoding="utf-8")
         return
     text = path.read_text(encoding="utf-8")
-    for old, new in re.findall(r"^-(.*)\n\+(.*)$", content, re.MULTILINE):
-        assert text.count(old) == 1, f"{name} has no line with {old}"
-        text = text.replace(old, new)
+    for old, added in re.findall(r"^-(.*)\n((?:\+.*\n)+)", content, re.MULTILINE):
+        assert text.count(old) == 1, f"{name} has {text.count(old)} lines with {old}"
+        text = text.replace(old, "\n".join(line[1:] for line in added.splitlines()))
     path.write_text(text, encoding="utf-8")
 
 
