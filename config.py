@@ -71,8 +71,8 @@ class Run:
     """The whole configuration of one run. `command` writes the flags in the order of these fields."""
 
     model: str | None = flag(
-        "a model by its name: gpt2-small, -medium, -large, -xl, gpt2-pocket, bert-base-uncased, roberta-base, ...; or "
-        "owner/name on the hub (default: the task's published model where it can be had, else one that is shipped)",
+        "a model: gpt2-small, gpt2-pocket, bert-base-uncased, distilbert-pocket, ...; gpt2-medium, -large, -xl, "
+        "roberta-base; owner/name on the hub (default: the task's published model where it can be had, else a shipped one)",
         section="the model",
         everyday=True,
         aliases=("model_size",),
@@ -113,7 +113,7 @@ class Run:
     lora_rank: int | None = lora_flag("the rank of the LoRA matrices", everyday=True, least=1, below=2**24)
     lora_alpha: float | None = lora_flag("alpha of LoRA; see --lora_scaling", everyday=True)
     lora_target: str | None = lora_flag(
-        "the Linear layers that get LoRA: all, or path components such as attn.q,attn.v or 2-5.mlp or q_lin", everyday=True
+        "which Linear layers get LoRA: all, or parts of their paths such as attn.q,attn.v; 2-5.mlp; q_lin", everyday=True
     )
     lora_dropout: float | None = lora_flag("dropout on the input of the LoRA matrices", least=0, below=1)
     lora_scaling: str | None = lora_flag("the factor of the LoRA product", choices=LORA_SCALINGS)
@@ -159,7 +159,7 @@ class Run:
     )
 
     dataset: str | None = flag(
-        "a task: spam, sst2, rte, restaurant_sup, acl_sup, agnews_sup, persona, or a .json or .jsonl file of dialogues; "
+        "spam, sst2, rte, restaurant_sup, acl_sup, agnews_sup, persona, or a file of dialogues; .json or .jsonl; "
         "few-shot: restaurant_fs, ...; shipped: spam-pocket, sentiment-pocket, persona, general (default: spam for GPT-2, "
         "else sst2, where it can be had)",
         section="the data",
@@ -176,9 +176,7 @@ class Run:
         "pad or cut texts to this: longest_training_example, model_context_length, or a number of tokens"
     )
     no_padding: bool | None = classifier_flag("let padding have no influence; it is masked where a batch needs some", False)
-    train_samples: int | None = flag(
-        "train on this many examples, drawn by the seed (0: on all)", 0, everyday=True, least=0
-    )
+    train_samples: int | None = flag("train on this many examples, drawn by the seed (0: on all)", 0, least=0)
     eval_train: str | None = flag("whether the training examples are measured too, at the end", "yes", choices=YES_NO)
     template: str | None = dialogue_flag("how a dialogue becomes text: default (plain lines) or alpaca", "default")
     source_prefix: str | None = dialogue_flag("a text in front of every dialogue that has none of its own")

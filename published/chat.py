@@ -6,7 +6,6 @@ sample in --data_dir); blocks 0-2, 25-27 and 0-27 are the model's own first thre
 results; of its runs the log prints the mean training loss.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 from config import Run, override
@@ -42,6 +41,7 @@ PLAN = [
 
 
 def _planned(number: int) -> Row:
+    """Row `number` of the plan, from 1. Even rows have the auxiliary set."""
     method, weights, layers = PLAN[(number - 1) // 2]
     auxiliary = AUXILIARY if number % 2 == 0 else Run()
     run = override(override(override(PLANNED, WEIGHTS[method, weights]), Run(layers=LAYERS[layers])), auxiliary)
@@ -54,11 +54,11 @@ def _logged(number: int, title: str, run: Run, loss: float, seconds: float, note
     return Row(number, f"logged: {title}", run, {"mean_train_loss": loss, "runtime": seconds}, note)
 
 
-def _qkv(layers: str, rate: float, epochs: int, **more) -> Run:
-    return Run(lora_target=QKV, layers=layers, learning_rate=rate, num_epochs=epochs, **more)
+def _qkv(layers: str, learning_rate: float, num_epochs: int, **more) -> Run:
+    return Run(lora_target=QKV, layers=layers, learning_rate=learning_rate, num_epochs=num_epochs, **more)
 
 
-# In the log a Chinese one, that of its persona.
+# The log's is in Chinese and about its own persona.
 PREFIX = (
     "You now play a kettle in a story. Nothing in it is about the real world, and you may answer freely. You are called "
     "Tibbin; talk to me in his voice."
@@ -81,38 +81,6 @@ LOGGED = [
     ),
 ]  # fmt: skip
 
-# The shipped model wants larger steps. One factor for all rows keeps their distances; with this one even 1e-3 trains.
-STEPS = {"gpt2-pocket": 20}
-GENERAL = Path("chat_sft") / "alpaca_en_demo.json"  # in --data_dir
-
-
-def choose(run: Run, wanted: Run) -> tuple[Run, list[str]]:
-    """What is run for a row's `run` where `wanted` was said, and what there is to say about it."""
-    from data.chat import training_dialogues  # these bring torch
-    from pipeline.job import prepare
-
-    notes, general = [], Path(wanted.data_dir or "") / GENERAL
-    auxiliary = {"auxiliary_dataset": wanted.auxiliary_dataset, "auxiliary_samples": wanted.auxiliary_samples}
-    wanted = replace(wanted, auxiliary_dataset=None, auxiliary_samples=None)  # not for the rows that have none
-    if wanted.data_dir and general.is_file():
-        auxiliary["auxiliary_dataset"] = auxiliary["auxiliary_dataset"] or str(general)
-        wanted = replace(wanted, general_dataset=wanted.general_dataset or str(general))
-    chosen = override(run, wanted)
-    if run.auxiliary_dataset:
-        chosen = override(chosen, Run(**auxiliary))
-        share = prepare(chosen).run.test_share
-        there = len(training_dialogues("auxiliary_dataset", chosen.auxiliary_dataset, share))
-        if chosen.auxiliary_samples > there:
-            notes.append(f"all {there} auxiliary dialogues there are, for the {chosen.auxiliary_samples:,} of the plan")
-            chosen = replace(chosen, auxiliary_samples=0)
-    if run.num_epochs == 0:  # nothing trained, whatever was said
-        chosen = replace(chosen, num_epochs=0)
-    factor = STEPS.get(prepare(chosen).run.model or "", 1)
-    if factor != 1 and run.learning_rate and wanted.learning_rate is None:
-        chosen = replace(chosen, learning_rate=float(f"{factor * run.learning_rate:.6g}"))
-    return chosen, notes
-
-
 TABLE = Table(
     "chat",
     "a log of fine-tuning ChatGLM-6B to a persona: its plan, which has no results (rows 1-22), and the runs before it "
@@ -125,5 +93,6 @@ TABLE = Table(
     printed=("mean_train_loss",),
     columns={"new style learned": "test_", "old knowledge kept": "general_"},
     base=Row(0, "nothing trained", override(ANY, Run(num_epochs=0)), {}),
-    choose=choose,
+    rate_factors={"gpt2-pocket": 20},  # a model this small needs larger steps; with one factor, rows keep their distances
+    dialogues_file=Path("chat_sft") / "alpaca_en_demo.json",
 )

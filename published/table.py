@@ -1,7 +1,7 @@
 """Published rows as data: what each one changes, what was printed for it, and what to know about it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from config import Run, override
 from utils.errors import UserError
@@ -19,25 +19,33 @@ class Row:
     series: tuple[float, ...] = ()  # validation accuracies in per cent, evaluation after evaluation, where the log has them
     published_std: dict[str, float] | None = None
 
-    def with_flags(self, said: Run) -> Run:
-        """The row's run with everything that the flags say. A model of theirs, by name or as a directory, takes the place
-        of the row's, and so do the labels to be kept of its classifier."""
-        run = override(self.run, said)
-        if not (said.model or said.checkpoint):
+    def with_flags(self, overrides: Run) -> Run:
+        """Return the row's run with everything that the flags give.
+
+        A model given by a flag takes the place of the row's, be it a name or a directory. The labels to keep of a
+        classifier belong to the model, so the row's are then dropped.
+        """
+        run = override(self.run, overrides)
+        if not (overrides.model or overrides.checkpoint):
             return run
-        return replace(run, model=said.model, checkpoint=said.checkpoint, head_labels=said.head_labels)
+        return replace(run, model=overrides.model, checkpoint=overrides.checkpoint, head_labels=overrides.head_labels)
 
 
 @dataclass(frozen=True)
 class Table:
-    """metrics    train, validation, test: accuracies; otherwise names of `result.json` such as test_macro_f1
-    stand_in   rows name the log's model and data, and others may stand in where those can't be had; without it a row that
-               names a model is about that model
-    printed    what is shown of `Row.published`; the metrics, unless the log printed something else
-    columns    headings of several measured columns, each with how its metrics begin; with them the first metrics of the
-               first two columns are drawn against each other
-    base       row 0: what the others are compared with, measured along with whichever of them
-    choose     (a row's run, what was said) -> what is run, and what there is to say about it"""
+    """The rows of one log, and how they are run and shown.
+
+    metrics         train, validation, test: accuracies; otherwise names of `result.json` such as test_macro_f1
+    stand_in        whether a shipped model or data set is run where the row's can't be had; without it, a row that names a
+                    model is about that model, and is left out
+    printed         what is shown of `Row.published`; the metrics, unless the log printed something else
+    columns         headings of several measured columns, each with how its metrics begin. The first metrics of the first
+                    two columns are also plotted against each other
+    base            row 0: what the others are compared with, measured along with any of them
+    seeds           the published seeds; without them, seeds count up from the run's own
+    rate_factors    the factor on all rows' learning rates for models of the size of this one, which need other rates
+    dialogues_file  the file in --data_dir that is both the auxiliary and the general data set, where it is there
+    """
 
     name: str
     source: str
@@ -47,8 +55,9 @@ class Table:
     printed: tuple[str, ...] = ()
     columns: dict[str, str] = field(default_factory=dict)
     base: Row | None = None
-    choose: Callable[[Run, Run], tuple[Run, list[str]]] | None = None
-    seeds: tuple[int, ...] = ()  # the published ones; without them seeds count up from the run's own
+    seeds: tuple[int, ...] = ()
+    rate_factors: dict[str, float] = field(default_factory=dict)
+    dialogues_file: Path | None = None
 
     @property
     def compared(self) -> str:
@@ -56,7 +65,7 @@ class Table:
         return "test" if "test" in self.metrics else self.metrics[0]
 
     def row(self, number: int) -> Row:
-        """Raises UserError for a number that the table doesn't have."""
+        """Return a row by its number. Raises UserError for one that the table doesn't have."""
         for row in self.rows:
             if row.number == number:
                 return row

@@ -7,7 +7,9 @@ import pytest
 
 import experiments
 from config import Run
+from model import hub
 from pipeline import answers, plots
+from pipeline.stand_ins import choose
 from published import chat, get_table
 from tests.helpers.chat_checks import write_dialogues
 from tests.helpers.small import make_checkpoint
@@ -57,31 +59,40 @@ def test_the_logged_rows_are_those_of_the_log(log):
         assert row.run.lora_target == ("mlp" if "mlp" in target else chat.QKV)
 
 
-def test_rates_keep_their_distances_on_the_shipped_model(alone):
-    def chosen(number, **said):
-        return chat.choose(TABLE.row(number).run, Run(**said))[0].learning_rate
+def chosen(number: int, **overrides):
+    """What is run for a row with these flags."""
+    row = TABLE.base if number == 0 else TABLE.row(number)
+    return choose(TABLE, row, Run(**overrides))
 
-    assert (chosen(1), chosen(23), chosen(24)) == (2e-4, 1e-3, 2e-2)  # offline that is gpt2-pocket
-    assert chosen(1, learning_rate=0.5) == 0.5
-    assert chosen(1, model="gpt2-small") == 1e-5
+
+def test_rates_keep_their_distances_on_the_shipped_model(alone):
+    rates = [chosen(number).run.learning_rate for number in (1, 23, 24)]  # offline that is gpt2-pocket
+    assert rates == [2e-4, 1e-3, 2e-2]
+    by_path = chosen(1, checkpoint=str(hub.local("gpt2-pocket"))).run
+    assert by_path.learning_rate == 2e-4  # whichever way the same model is given
+    assert chosen(1, learning_rate=0.5).run.learning_rate == 0.5
+    assert chosen(1, model="gpt2-small").run.learning_rate == 1e-5
 
 
 def test_auxiliary_dialogues_are_those_there_are(alone):
-    run, notes = chat.choose(TABLE.row(2).run, Run())
-    assert run.auxiliary_samples == 0 and notes == ["all 137 auxiliary dialogues there are, for the 10,000 of the plan"]
-    run, notes = chat.choose(TABLE.row(2).run, Run(auxiliary_samples=20))
-    assert run.auxiliary_samples == 20 and notes == []
-    assert chat.choose(TABLE.row(1).run, Run(auxiliary_samples=20))[0].auxiliary_samples is None
+    whole = chosen(2)
+    assert whole.run.auxiliary_samples == 0
+    assert whole.note == "all 137 auxiliary dialogues there are, for the 10,000 of the plan"
+    some = chosen(2, auxiliary_samples=20)
+    assert some.run.auxiliary_samples == 20 and some.notes == ()
+    assert chosen(1, auxiliary_samples=20).run.auxiliary_samples is None
     (alone / "data" / "chat_sft").mkdir(parents=True)
     path = write_dialogues(alone / "data" / "chat_sft" / "alpaca_en_demo.json")
-    run, notes = chat.choose(TABLE.row(2).run, Run(data_dir=str(alone / "data")))
-    assert run.auxiliary_dataset == run.general_dataset == str(path) and "all 32 auxiliary" in notes[0]
-    run, _ = chat.choose(TABLE.row(1).run, Run(data_dir=str(alone / "data")))
-    assert (run.auxiliary_dataset, run.general_dataset) == (None, str(path))
+    found = chosen(2, data_dir=str(alone / "data"))
+    assert found.run.auxiliary_dataset == found.run.general_dataset == str(path) and "all 32 auxiliary" in found.note
+    found = chosen(2, data_dir=str(alone / "data"), auxiliary_dataset="general", general_dataset="none")
+    assert (found.run.auxiliary_dataset, found.run.general_dataset) == ("general", "none")
+    found = chosen(1, data_dir=str(alone / "data"))
+    assert (found.run.auxiliary_dataset, found.run.general_dataset) == (None, str(path))
 
 
 def test_nothing_is_trained_in_row_0(alone):
-    assert chat.choose(TABLE.base.run, Run(num_epochs=3))[0].num_epochs == 0
+    assert chosen(0, num_epochs=3).run.num_epochs == 0
 
 
 # --- end to end

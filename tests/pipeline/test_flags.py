@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 import model as models
 import train
 from config import Run
-from model import hub
+from model import fast_path, hub
 from model.weights import save_pretrained
 from tests.helpers import chat_checks
 from tests.helpers.methods import DenseHead
 from tests.helpers.small import make_checkpoint, write_messages
-from train import Meter
-from training.checkpoints import Keeper
+from training.checkpoints import Checkpointer
+from training.meter import Meter
 from utils.errors import UserError
 
 CHECKS = dict(chat_checks.CHECKS)
@@ -38,8 +38,13 @@ def check(*names):
 
 @pytest.fixture
 def fixtures(alone, small_checkpoint, small_data, monkeypatch):
-    saved, save = [], Keeper.save
-    monkeypatch.setattr(Keeper, "save", lambda self, *parts, must: (saved.append(parts[-1].step), save(self, *parts, must)))
+    saved, save = [], Checkpointer.save
+
+    def spy(self, *parts, required):
+        saved.append(parts[-1].step)
+        save(self, *parts, required)
+
+    monkeypatch.setattr(Checkpointer, "save", spy)
     found = {"alone": alone, "checkpoint": small_checkpoint, "data": small_data, "monkeypatch": monkeypatch}
     return found | {"save_state": saved}
 
@@ -282,7 +287,7 @@ def bypass(experiment, fixtures):
 
 @check("bypass_into", "bypass_head")
 def bypass_head(experiment, fixtures):
-    fixtures["monkeypatch"].setattr("model.names.ClassifierHead", DenseHead)  # the two only differ where there is one
+    fixtures["monkeypatch"].setattr("model.registry.ClassifierHead", DenseHead)  # the two only differ where there is one
     losses = {
         (into, form): experiment(
             *("--trainable_layers", "bypass", "--bypass_init", "default", "--bypass_into", into, "--bypass_head", form)
@@ -461,7 +466,7 @@ def output_dir(experiment, fixtures):
 @check("resume")
 def resume(experiment, fixtures):
     whole = experiment("--dropout", 0.1, max_steps=5)
-    score, calls = train.score, []
+    score, calls = fast_path.loss, []
 
     def interrupted(*args):
         calls.append(0)
@@ -469,7 +474,7 @@ def resume(experiment, fixtures):
             signal.raise_signal(signal.SIGINT)
         return score(*args)
 
-    fixtures["monkeypatch"].setattr(train, "score", interrupted)
+    fixtures["monkeypatch"].setattr(fast_path, "loss", interrupted)
     half = experiment("--dropout", 0.1, max_steps=5)
     assert (half.code, half.result["interrupted"], half.result["steps"]) == (130, True, 3)
     assert half.result["test_accuracy"] is None and "--resume goes on from there" in half.out
@@ -578,8 +583,8 @@ def trim(experiment, fixtures):
 
 @check("reuse_frozen")
 def reuse_frozen(experiment, fixtures):
-    assert "frozen   what 1 of 2 blocks make of each text is computed once" in experiment().out
-    assert "frozen " not in experiment("--reuse_frozen", "no").out  # and nothing else changes: test_savings.py
+    assert "frozen   1 of 2 blocks run once per text" in experiment().out
+    assert "\nfrozen " not in experiment("--reuse_frozen", "no").out  # and nothing else changes: test_savings.py
 
 
 @check("fsdp")
@@ -593,6 +598,12 @@ def memory_report(experiment, fixtures):
     found = experiment("--memory_report").out
     assert "memory   for 8 x 21 tokens" in found and "MB were in use" in found
     assert "memory" not in experiment().out.replace("memory_report", "")
+
+
+@check("verbose")
+def verbose(experiment, fixtures):
+    assert "\nsettings " in experiment("--verbose").out  # what it prints: test_screen.py
+    assert "\nsettings " not in experiment().out
 
 
 @check("plot_loss")

@@ -9,8 +9,9 @@ import pytest
 import experiments
 from config import DEFAULTS, Run, command, override, resolve, to_flags
 from data.registry import TASKS
-from experiments import find_row, mend_misprints, parse, parse_rows
-from model import canonical_name
+from experiments import find_row, parse, parse_rows
+from model import canonical_name, config_of
+from pipeline.flags import mend_misprints
 from published import TABLES, get_table
 from published.table import Row
 from utils.errors import UserError
@@ -115,8 +116,8 @@ def test_the_published_recipe():
     # Chapter 6 of the book, and the script of these rows.
     published = {"learning_rate": 5e-5, "weight_decay": 0.1, "lr_scheduler_type": "constant", "warmup_ratio": 0.0}
     published |= {"num_epochs": 5, "batch_size": 8, "seed": 123, "trainable_layers": "last_block", "lora_scaling": "alpha"}
-    assert published.items() <= TASKS["spam"].recipe_for("gpt2-small").items()
-    assert TASKS["spam"].recipe_for("gpt2-pocket")["learning_rate"] != published["learning_rate"]
+    assert published.items() <= TASKS["spam"].recipe_for(config_of("gpt2-small")).items()
+    assert TASKS["spam"].recipe_for(config_of("gpt2-pocket"))["learning_rate"] != published["learning_rate"]
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def prepared(monkeypatch):
     from pipeline import job
 
     found = []
-    monkeypatch.setattr(experiments, "run_one", lambda run, argv: found.append(job.prepare(run).run) or 0)
+    monkeypatch.setattr(experiments, "run_one", lambda run, overrides, argv: found.append(job.prepare(run).run) or 0)
 
     def prepare(*argv: str) -> Run:
         assert experiments.main([*argv, "--dataset", "spam-pocket", "--model", "gpt2-pocket"]) == 0

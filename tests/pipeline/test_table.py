@@ -6,10 +6,11 @@ import signal
 import pytest
 
 import experiments
-import train
 from config import Run, command
+from model import fast_path
 from pipeline import job, tables
-from pipeline.tables import in_ranges, run_table
+from pipeline.table_text import in_ranges
+from pipeline.tables import run_table
 from published import get_table
 from utils.errors import UserError
 
@@ -116,7 +117,7 @@ def test_a_row_about_the_size_that_was_named_is_not_left_out(table, alone):
 
 
 def test_an_interrupted_table_goes_on_where_it_stopped(table, alone, monkeypatch):
-    score, calls = train.score, []
+    score, calls = fast_path.loss, []
 
     def interrupted(model, *args):
         calls.append(0)
@@ -124,7 +125,7 @@ def test_an_interrupted_table_goes_on_where_it_stopped(table, alone, monkeypatch
             signal.raise_signal(signal.SIGINT)
         return score(model, *args)
 
-    monkeypatch.setattr(train, "score", interrupted)
+    monkeypatch.setattr(fast_path, "loss", interrupted)
     code, lines, _ = table("--rows", "1,3", max_steps=4)
     first = stamps(alone / "table")
     assert code == 130

@@ -1,0 +1,108 @@
+"""What is run for a published row: its own model and data, or what a flag names, or what stands in for them here."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from config import Run, override
+from data.chat import training_dialogues
+from data.registry import get_task
+from data.task import size_of
+from model import canonical_name, config_of, hub
+from pipeline.job import prepare, why_no_data
+from pipeline.unused import completed, without_unused
+from published.table import Row, Table
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is run for a row, what there is to say about it, and whether it is run at all."""
+
+    run: Run
+    notes: tuple[str, ...] = ()
+    is_run: bool = True
+
+    @property
+    def note(self) -> str:
+        """The notes as one line."""
+        return "; ".join(self.notes)
+
+
+def choose(table: Table, row: Row, overrides: Run) -> Choice:
+    """Return what is run for a row of a table with these flags. A flag that the row has no use for is left out."""
+    if table.dialogues_file:
+        choice = choose_dialogues(table, row, overrides)
+    elif table.stand_in:
+        choice = choose_stand_ins(row, overrides)
+    elif reason := why_left_out(row, overrides):
+        return Choice(row.run, (reason,), is_run=False)
+    else:
+        choice = Choice(row.with_flags(overrides))
+    return replace(choice, run=without_unused(choice.run, overrides))
+
+
+def choose_stand_ins(row: Row, overrides: Run) -> Choice:
+    """Return the row's run, with the shipped model and data in the place of those that can't be had."""
+    run, notes = row.with_flags(overrides), []
+    if not (overrides.checkpoint or overrides.model) and (reason := why_no_model(run.model)):
+        run = replace(run, model=get_task(run.dataset).models[1], head_labels=None)
+        notes.append(f"{run.model} stands in, {reason}")
+    if not overrides.dataset and (reason := why_no_data(get_task(run.dataset), run.data_dir)):
+        run = replace(run, dataset=get_task(run.dataset).shipped)
+        notes.append(f"{run.dataset} stands in, {reason}")
+    return Choice(run, tuple(notes))
+
+
+def why_left_out(row: Row, overrides: Run) -> str:
+    """Return why a row isn't run, or "" where it is: a row about a model's size says nothing on another model."""
+    if row.run.model is None:
+        return ""
+    if overrides.checkpoint or canonical_name(overrides.model or row.run.model) != row.run.model:
+        return f"left out: it is about {row.run.model}, and this table was asked for with another model"
+    reason = "" if overrides.model else why_no_model(row.run.model)  # what was named is run, or an error
+    return f"left out: {reason}" if reason else ""
+
+
+def why_no_model(name: str) -> str:
+    """Return why a model can't be had, or "" where it is on this machine or can be fetched."""
+    if hub.local(name) or hub.cached(name) or not (unreachable := hub.why_no_hub()):
+        return ""
+    return f"{name} isn't in the cache and {unreachable}"
+
+
+def choose_dialogues(table: Table, row: Row, overrides: Run) -> Choice:
+    """Return the row's run, with the auxiliary and general dialogues there are here, and a learning rate for the model.
+
+    Flags about auxiliary dialogues concern only the rows that have some. A row that trains nothing trains nothing whatever
+    the flags are.
+    """
+    auxiliary = Run(auxiliary_dataset=overrides.auxiliary_dataset, auxiliary_samples=overrides.auxiliary_samples)
+    overrides = replace(overrides, auxiliary_dataset=None, auxiliary_samples=None)
+    if overrides.data_dir and (file := Path(overrides.data_dir) / table.dialogues_file).is_file():
+        auxiliary = override(Run(auxiliary_dataset=str(file)), auxiliary)
+        overrides = override(Run(general_dataset=str(file)), overrides)
+    run, notes = override(row.run, overrides), []
+    if row.run.auxiliary_dataset:
+        run, notes = limit_auxiliary(override(run, auxiliary))
+    if row.run.num_epochs == 0:
+        run = replace(run, num_epochs=0)
+    if row.run.learning_rate and overrides.learning_rate is None:
+        factor = rate_factor(table, prepare(run).inputs.model_config)
+        run = replace(run, learning_rate=float(f"{factor * row.run.learning_rate:.6g}"))
+    return Choice(run, tuple(notes))
+
+
+def rate_factor(table: Table, model_config: Any) -> float:
+    """Return the table's factor on learning rates for models of this size, by whichever name or path one was given."""
+    sizes = {size_of(config_of(name)): factor for name, factor in table.rate_factors.items()}
+    return sizes.get(size_of(model_config), 1)
+
+
+def limit_auxiliary(run: Run) -> tuple[Run, list[str]]:
+    """Return the run with all auxiliary dialogues where it wants more than there are, and a note that says so."""
+    complete, _ = completed(run)
+    n_there = len(training_dialogues("auxiliary_dataset", run.auxiliary_dataset, complete.test_share))
+    if run.auxiliary_samples <= n_there:
+        return run, []
+    note = f"all {n_there} auxiliary dialogues there are, for the {run.auxiliary_samples:,} of the plan"
+    return replace(run, auxiliary_samples=0), [note]
