@@ -1,4 +1,4 @@
-"""Dialogues from JSON and JSONL: reading them, setting the malformed ones aside, holding some out.
+"""Reads dialogues from JSON and JSONL, sets malformed ones aside, and holds some out for validation and test.
 
 Two kinds of record, in one file or several:
 
@@ -19,7 +19,7 @@ from data.files import parse_json, read_text, shown
 from utils.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-SPLIT_OF = {name: name for name in SPLITS} | {"held_out": "test"}  # by what a record says
+SPLIT_OF = {name: name for name in SPLITS} | {"held_out": "test"}  # what a record says -> the split
 LARGEST_PART = 100  # dialogues held out at most, the number on which the published plan measures
 HELD_OUT_SEED = 2023  # of the draw, whatever the seed of the run: all runs are measured on the same dialogues
 
@@ -39,7 +39,7 @@ class Dialogue(NamedTuple):
     system: str = ""  # what the record itself puts in front
 
     def content(self) -> list:
-        """What a hash of the data depends on."""
+        """Return what a hash of the data depends on."""
         return [self.turns, self.system]
 
 
@@ -56,7 +56,7 @@ class Records:
     problems: list[str]  # "line 3: ..." or "record 3: ..."
 
     def report(self, most: int = 3) -> str:
-        """Empty where nothing was skipped."""
+        """Return how many records were skipped and why, or "" where none was."""
         if not self.problems:
             return ""
         total, more = len(self.dialogues) + len(self.problems), len(self.problems) - most
@@ -65,7 +65,10 @@ class Records:
 
 
 def read_records(path: Path) -> Records:
-    """A file that begins with `[` is one JSON list, its records counted from 1; every other has a record on each line."""
+    """Return the records of a file: of one JSON list where it begins with `[`, else one record on each line.
+
+    Raises UserError where none can be used.
+    """
     text = read_text(path).removeprefix("\ufeff")
     dialogues, problems = [], []
     as_list = path.suffix != ".jsonl" and text.lstrip().startswith("[")
@@ -81,20 +84,20 @@ def read_records(path: Path) -> Records:
 
 
 def enumerate_list(text: str, path: Path):
-    """(place, record) for each element of a JSON list."""
+    """Yield (place, record) for each element of a JSON list, counted from 1."""
     for number, record in enumerate(parse_json(text, path), start=1):
         yield f"record {number}", record
 
 
 def enumerate_lines(text: str):
-    """Only a newline ends a line: texts may hold the other characters that Python splits at. Empty lines are no records."""
+    """Yield (place, line) for each line that isn't empty. Only a newline ends one: texts may hold other separators."""
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield f"line {number}", line
 
 
 def parse_line(line: str) -> object:
-    """One record of a JSON Lines file. Raises Malformed."""
+    """Return one record of a JSON Lines file. Raises Malformed."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -102,18 +105,18 @@ def parse_line(line: str) -> object:
 
 
 def parse_record(record: object) -> tuple[Dialogue, str | None]:
-    """The dialogue and its split. Raises Malformed."""
+    """Return the dialogue and its split, or None where the record names none. Raises Malformed."""
     if not isinstance(record, dict):
         raise Malformed(f"expected an object with instruction and output, or messages, got {shown(record)}")
-    said = record.get("split")
-    if said is not None and (not isinstance(said, str) or said not in SPLIT_OF):
-        raise Malformed(f"the split is {shown(said)}; it must be one of {', '.join(SPLIT_OF)}")
+    name = record.get("split")
+    if name is not None and (not isinstance(name, str) or name not in SPLIT_OF):
+        raise Malformed(f"the split is {shown(name)}; it must be one of {', '.join(SPLIT_OF)}")
     dialogue = from_messages(record["messages"]) if "messages" in record else from_instruction(record)
-    return dialogue, SPLIT_OF.get(said)
+    return dialogue, SPLIT_OF.get(name)
 
 
 def from_instruction(record: dict) -> Dialogue:
-    """`history` holds the earlier turns. Where both are given, `input` is what the instruction is about."""
+    """Return the dialogue of a record of the first kind; `history` holds its earlier turns. Raises Malformed."""
     history = record.get("history") or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise Malformed(f"expected a list of [question, answer] under history, got {shown(history)}")
@@ -125,7 +128,10 @@ def from_instruction(record: dict) -> Dialogue:
 
 
 def from_messages(messages: object) -> Dialogue:
-    """At most one system message, first; then user and assistant by turns, the assistant last."""
+    """Return the dialogue of a record of the second kind. Raises Malformed.
+
+    There is at most one system message, which comes first; then user and assistant by turns, the assistant last.
+    """
     if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
         raise Malformed(f"expected a list of objects with role and content under messages, got {shown(messages)}")
     roles = [one.get("role") for one in messages]
@@ -139,7 +145,7 @@ def from_messages(messages: object) -> Dialogue:
 
 
 def text_of(value: object, name: str, may_be_blank: bool = False) -> str:
-    """The value, checked: a text in valid Unicode that isn't blank. Raises Malformed."""
+    """Return the value where it is a text in valid Unicode that isn't blank. Raises Malformed."""
     if not isinstance(value, str) or not (may_be_blank or value.strip()):
         raise Malformed(f"expected a text under {name}, got {shown(value)}")
     try:
@@ -150,8 +156,11 @@ def text_of(value: object, name: str, may_be_blank: bool = False) -> str:
 
 
 def split(records: Records, share: float) -> dict[str, list[Dialogue]]:
-    """Each dialogue where its record says. Where no record is in validation or in test, that part is drawn from the
-    training dialogues: this share of them, at most LARGEST_PART. A part that stays empty is left out."""
+    """Return the dialogues by split, each where its record says.
+
+    Where no record is for validation or for test, that part is drawn from the training dialogues: this share of them, at
+    most LARGEST_PART. A part that stays empty is left out.
+    """
     splits = {name: [one for one, where in records.dialogues if (where or "train") == name] for name in SPLITS}
     rest = splits["train"]
     size = min(LARGEST_PART, round(share * len(rest)))

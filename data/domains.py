@@ -1,5 +1,8 @@
-"""Three tasks from as many domains, as Ke et al. (2022) use them, in full and few-shot: the sentiment of restaurant reviews
-towards one aspect (SemEval-2014), the intent of citations (ACL-ARC), the topic of news (AG News)."""
+"""Three tasks from as many domains, as Ke et al. (2022) use them, in full and few-shot.
+
+They are the sentiment of restaurant reviews towards one aspect (SemEval-2014), the intent of citations (ACL-ARC), and the
+topic of news (AG News).
+"""
 
 import csv
 import io
@@ -42,7 +45,7 @@ AGNEWS_SPLIT_SEED = 2022  # of the published split, whatever the seed of the run
 
 
 def read_restaurant(data_dir: Path | None) -> dict[str, list[TextExample]]:
-    """3,452 / 150 / 1,120 pairs of an aspect's term and the sentence about it.
+    """Return 3,452 / 150 / 1,120 pairs of an aspect's term and the sentence about it.
 
     The term comes first, as in the program that Xu et al. (2019, BERT-PT) published with this split; the log doesn't say.
     """
@@ -54,7 +57,7 @@ def read_restaurant(data_dir: Path | None) -> dict[str, list[TextExample]]:
 
 
 def read_aspects(path: Path) -> list[TextExample]:
-    """One JSON object: id -> {"term", "sentence", "polarity"}."""
+    """Return the examples of a file with one JSON object: id -> {"term", "sentence", "polarity"}. Raises UserError."""
     records = parse_json(read_text(path), path)
     if not isinstance(records, dict) or not records:
         raise UserError(f"{path}: expected an object of records by their ids, got {shown(records)}")
@@ -65,7 +68,7 @@ def read_aspects(path: Path) -> list[TextExample]:
 
 
 def read_acl(data_dir: Path | None) -> dict[str, list[TextExample]]:
-    """1,688 / 114 / 139 sentences around a citation. The labels are in the order of their frequency."""
+    """Return 1,688 / 114 / 139 sentences around a citation. The labels are in the order of their frequency."""
     splits = {}
     for split, name in (("train", "train.jsonl"), ("validation", "dev.jsonl"), ("test", "test.jsonl")):
         url = f"{ACL_URL}/{name.replace('.jsonl', '.txt')}"
@@ -75,13 +78,16 @@ def read_acl(data_dir: Path | None) -> dict[str, list[TextExample]]:
 
 
 def read_agnews(data_dir: Path | None) -> dict[str, list[TextExample]]:
-    """The 7,600 descriptions of AG News's test file, 6,840 to train and 760 to test."""
+    """Return the 7,600 descriptions of AG News's test file, 6,840 to train and 760 to test."""
     path = find(data_dir, AGNEWS_FILE, partial(download_file, (AGNEWS_URL,), has_sha256(AGNEWS_SHA256)))
     return split_one_tenth(path, read_news(path))
 
 
 def read_news(path: Path) -> list[TextExample]:
-    """CSV without a header: class from 1 to 4, title, description. The title isn't used."""
+    """Return the examples of a CSV file without a header: class from 1 to 4, title (not used), description.
+
+    Raises UserError.
+    """
     labels = tuple(str(i + 1) for i in range(len(TOPICS)))
     names = ("class", "title", "description")
     examples = []
@@ -101,8 +107,10 @@ def read_news(path: Path) -> list[TextExample]:
 
 
 def split_one_tenth(path: Path, examples: list[TextExample]) -> dict[str, list[TextExample]]:
-    """As `train_test_split(test_size=0.1, seed=2022)` of the library datasets does it: one permutation, the first tenth of
-    it, rounded up, to test."""
+    """Return the split that `train_test_split(test_size=0.1, seed=2022)` of the library datasets makes.
+
+    Of one permutation the first tenth, rounded up, is the test split. Raises UserError.
+    """
     if len(examples) < 2:
         raise UserError(f"{path} has {len(examples)} examples; a split needs at least 2")
     n_test = math.ceil(0.1 * len(examples))

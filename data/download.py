@@ -1,4 +1,7 @@
-"""Fetching a data set: standard library only; resumed where it broke off, checked, and never half there."""
+"""Fetches data sets: a download is resumed where it broke off, checked, and never half there.
+
+The standard library does it, and tqdm, which comes with huggingface_hub, shows how far it is.
+"""
 
 import hashlib
 import http.client
@@ -39,7 +42,7 @@ LOST = (TimeoutError, ConnectionResetError, ConnectionAbortedError, http.client.
 
 
 class BadAnswer(Exception):
-    """What an address did wrong. `again`: it may do better if asked again."""
+    """What an address did wrong. `again`: it may do better if it is asked again."""
 
     def __init__(self, reason: str, again: bool = False):
         super().__init__(reason)
@@ -47,13 +50,16 @@ class BadAnswer(Exception):
 
 
 def cache_dir() -> Path:
-    """Our one cache directory: $PEFT_FROM_SCRATCH_CACHE, else peft-from-scratch in the user's cache directory."""
+    """Return our one cache directory: $PEFT_FROM_SCRATCH_CACHE, else peft-from-scratch in the user's cache directory."""
     fallback = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "peft-from-scratch"
     return Path(os.environ.get("PEFT_FROM_SCRATCH_CACHE", fallback))
 
 
 def find(data_dir: Path | None, file: Path, download: Callable[[Path], Path]) -> Path:
-    """A file of a data set, by its path in a data directory: there, or without one in our cache, downloaded once."""
+    """Return a file of a data set, by its path in a data directory: there, or else in our cache, downloaded once.
+
+    Raises UserError.
+    """
     if data_dir is None:
         return download(cache_dir() / file)
     if not os.path.isfile(data_dir / file):  # Path's own raises for a name that is too long
@@ -65,7 +71,7 @@ Check = Callable[[Path], None]  # raises UserError where a file that arrived isn
 
 
 def has_sha256(expected: str) -> Check:
-    """A check that a file's content has this hash."""
+    """Return a check that a file's content has this hash."""
 
     def check(path: Path) -> None:
         with path.open("rb") as file:
@@ -77,20 +83,25 @@ def has_sha256(expected: str) -> Check:
 
 
 def download_file(urls: tuple[str, ...], check: Check, destination: Path) -> Path:
-    """Puts the file behind one of the addresses at `destination`, trying each in turn."""
-    return _download(urls, destination, partial(_keep, check, destination))
+    """Put the file behind one of the addresses at `destination`, trying each in turn. Raises UserError."""
+    return _download(urls, destination, partial(_store_file, check, destination))
 
 
 def download_from_zip(urls: tuple[str, ...], members: dict[str, Check], destination: Path) -> Path:
-    """The same for a file of a zip archive. All `members` come to lie beside it, each under the last part of its path:
-    nothing else of the archive is read, so that no path in it can lead anywhere else."""
-    return _download(urls, destination, partial(_unpack, members, destination.parent))
+    """Do the same for a file of a zip archive.
+
+    All `members` come to lie beside it, each under the last part of its path. Nothing else of the archive is read, so that
+    no path in it can lead anywhere else.
+    """
+    return _download(urls, destination, partial(_store_members, members, destination.parent))
 
 
-def _download(urls: tuple[str, ...], destination: Path, keep: Callable[[Path], None]) -> Path:
-    """The file appears under its name once it has passed its check. Raises UserError with each address's own reason.
+def _download(urls: tuple[str, ...], destination: Path, store: Callable[[Path], None]) -> Path:
+    """Return the destination, where the file appears once it has passed its check.
 
-    keep   (what was fetched) -> None: checks it and moves it to where it belongs
+    store   (what was fetched) -> None: checks it and moves it to where it belongs
+
+    Raises UserError with the reason of each address.
     """
     if destination.is_file():
         return destination
@@ -108,7 +119,7 @@ def _download(urls: tuple[str, ...], destination: Path, keep: Callable[[Path], N
                 if destination.is_file():  # this process waited for another that has downloaded it
                     return destination
                 try:
-                    _fetch_and_keep(url, part, keep)
+                    _fetch_and_store(url, part, store)
                     return destination
                 except BadAnswer as error:
                     reasons.append(f"{url}: {error}")
@@ -122,7 +133,7 @@ def _download(urls: tuple[str, ...], destination: Path, keep: Callable[[Path], N
 
 @contextmanager
 def _part_of(destination: Path) -> Iterator[Path]:
-    """The file that a download grows in. An interrupted one leaves it to the next; it belongs to one process at a time."""
+    """Yield the file in which a download grows. An interrupted one leaves it to the next; one process has it at a time."""
     part = destination.with_name(f".{destination.name}.part")
     lock = _lock(part) if fcntl else None
     if lock is None:  # then no process may touch the part of another, and none can go on from it
@@ -141,8 +152,10 @@ def _part_of(destination: Path) -> Iterator[Path]:
 
 
 def _lock(part: Path):
-    """Waits until no other process has `part`. Closing what is returned frees it, as does the end of the process; None on a
-    file system without locks."""
+    """Wait until no other process has `part`. Return a file whose end, or that of the process, frees it again.
+
+    Returns None on a file system without locks.
+    """
     while True:
         file = part.open("ab")
         try:
@@ -161,27 +174,28 @@ def _lock(part: Path):
         file.close()  # the other process has moved or removed it meanwhile
 
 
-def _fetch_and_keep(url: str, part: Path, keep: Callable[[Path], None]) -> None:
+def _fetch_and_store(url: str, part: Path, store: Callable[[Path], None]) -> None:
+    """Fetch one address, and once more from the beginning where what an earlier download left doesn't fit to the rest."""
     begun = part.stat().st_size
     _fetch(url, part)
     try:
-        keep(part)
+        store(part)
     except WRONG_CONTENT as error:
         with part.open("rb") as file:
             is_page = file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html"))
         os.truncate(part, 0)
         if begun:  # what was there already may have been of another version
-            return _fetch_and_keep(url, part, keep)
+            return _fetch_and_store(url, part, store)
         reason = "sent a web page instead of the file (does this network want a login?)" if is_page else str(error)
         raise BadAnswer(f"{reason}; removed") from None
 
 
-def _keep(check: Check, destination: Path, part: Path) -> None:
+def _store_file(check: Check, destination: Path, part: Path) -> None:
     check(part)
     os.replace(part, destination)
 
 
-def _unpack(members: dict[str, Check], folder: Path, part: Path) -> None:
+def _store_members(members: dict[str, Check], folder: Path, part: Path) -> None:
     unpacked = {member: part.with_name(f"{part.name}.{PurePosixPath(member).name}") for member in members}
     try:
         with zipfile.ZipFile(part) as bundle:
@@ -205,7 +219,7 @@ def _unpack(members: dict[str, Check], folder: Path, part: Path) -> None:
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Lets `part` grow to the whole file, from where it ends, over as many connections as it takes."""
+    """Let `part` grow to the whole file, from where it ends, over as many connections as it takes. Raises BadAnswer."""
     failures, most = 0, part.stat().st_size
     while True:
         try:
@@ -221,7 +235,7 @@ def _fetch(url: str, part: Path) -> None:
 
 
 def _receive(url: str, part: Path) -> None:
-    """One connection: asks for what `part` lacks, and takes the whole where the server sends that."""
+    """Ask once for what `part` lacks, and take the whole file where the server sends that. Raises BadAnswer."""
     begun = part.stat().st_size
     with _ask(url, begun, part) as answer:
         if answer.status != 206:
@@ -256,17 +270,18 @@ def _ask(url: str, begun: int, part: Path) -> http.client.HTTPResponse:
             raise BadAnswer(f"redirects in a circle or to nowhere ({error})") from None
         raise BadAnswer(str(error), again=error.code in (408, 429) or error.code >= 500) from None
     except CONNECTION as error:
-        raise _lost(error) from None
+        raise _bad_answer(error) from None
 
 
 def _read(answer: http.client.HTTPResponse) -> bytes:
     try:
         return answer.read1(1 << 16)
     except CONNECTION as error:
-        raise _lost(error) from None
+        raise _bad_answer(error) from None
 
 
-def _lost(error: Exception) -> BadAnswer:
+def _bad_answer(error: Exception) -> BadAnswer:
+    """Return what was wrong with a connection."""
     cause = getattr(error, "reason", error)  # of a URLError
     if isinstance(cause, TimeoutError):
         return BadAnswer(f"stalled: nothing came for {STALL:g} seconds", again=True)

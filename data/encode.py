@@ -12,9 +12,10 @@ from utils.errors import UserError
 
 
 def padded_length(run: Run, longest: int, limit: int) -> int:
-    """--context_length as a number of tokens; every text is cut to it.
+    """Return --context_length as a number of tokens; every text is cut to it. Raises UserError.
 
-    longest: the longest training example; without padding that of all splits, which no length has to exceed.
+    longest   tokens of the longest training example; without padding of the longest in all splits
+    limit     the context of the model
     """
     if run.context_length == "longest_training_example":
         length, what = longest, f"the longest training example has {longest} tokens"
@@ -38,7 +39,7 @@ def padded_length(run: Run, longest: int, limit: int) -> int:
 
 
 def draw_training(task, examples: list, run: Run) -> list:
-    """What the run trains on: a few-shot task's draw, of that `--train_samples` (all for 0), both from the run's seed."""
+    """Return what the run trains on: `--train_samples` of the task's training examples (all for 0), drawn by its seed."""
     examples = task.sample_training(examples, run.seed)
     if not run.train_samples:
         return examples
@@ -49,9 +50,9 @@ def draw_training(task, examples: list, run: Run) -> list:
 
 
 def unread_tail(run: Run, causal: bool) -> str:
-    """What of a text can be left out without changing anything ("": nothing; else "padding" or "all but the first token").
+    """Return what of a text can be left out without changing the result: "", "padding" or "all but the first token".
 
-    A position of a causal model sees none behind it, so neither does a classifier that reads a single position.
+    No position of a causal model sees what stands behind it, so neither does a classifier that reads one position.
     """
     if run.trim == "no" or not causal or run.average_embeddings:
         return ""
@@ -59,32 +60,29 @@ def unread_tail(run: Run, causal: bool) -> str:
 
 
 def make_batches(task, run: Run, texts: dict[str, list[TextExample]], tokenizer: Tokenizer, config) -> dict[str, Batches]:
-    """The splits as batches: "train" in its training order, "train_in_order" and what else there is for evaluation.
+    """Return the splits as batches: "train" in its training order, "train_in_order" and the others for evaluation.
 
     config   the model's, for its `context_length` and whether it is `causal`
     """
     texts = texts | {"train": draw_training(task, texts["train"], run)}
-    words = {
+    encoded = {
         name: [(tokenizer.encode(one.text), None if one.pair is None else tokenizer.encode(one.pair)) for one in examples]
         for name, examples in texts.items()
     }
-    measured = [one for name in words if name == "train" or run.no_padding for one in words[name]]
-    length = padded_length(run, max(len(tokenizer.build(*one)[0]) for one in measured), config.context_length)
+    measured = [one for name in encoded if name == "train" or run.no_padding for one in encoded[name]]
+    longest = max(len(tokenizer.build(*one)[0]) for one in measured)
+    length = padded_length(run, longest, config.context_length)
     unread = unread_tail(run, config.causal)
     length = 1 if unread and run.trainable_token_pos == "first" else length
-    splits = {
-        name: [
-            Example(ids, one.label, types)
-            for one, pair in zip(examples, words[name], strict=True)
-            for ids, types in [tokenizer.build(*pair, length)]
-        ]
-        for name, examples in texts.items()
-    }
+    splits: dict[str, list[Example]] = {}
+    for name, examples in texts.items():
+        sequences = [tokenizer.build(*one, length) for one in encoded[name]]
+        splits[name] = [Example(ids, one.label, types) for one, (ids, types) in zip(examples, sequences, strict=True)]
     return batches_of(run, splits, tokenizer.pad_id, None if run.no_padding or unread else length)
 
 
 def batches_of(run: Run, splits: dict[str, list[Example]], pad_id: int, pad_to: int | None) -> dict[str, Batches]:
-    """Of every split for evaluation, "train" under the name "train_in_order"; and "train" in its training order."""
+    """Return "train" in its training order, and every split for evaluation, "train" under the name "train_in_order"."""
     batches = {}
     for name, examples in splits.items():
         order = None if pad_to else by_length([len(one.ids) for one in examples])
@@ -94,7 +92,7 @@ def batches_of(run: Run, splits: dict[str, list[Example]], pad_id: int, pad_to: 
 
 
 def training_order(run: Run, examples: Sequence[Example]) -> Order:
-    """What --data_order means for these examples."""
+    """Return the order that --data_order names, for these examples."""
     if run.data_order == "published":
         return published_order(len(examples), run.seed, run.batch_size)
     if run.data_order == "bucketed":

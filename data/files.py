@@ -1,4 +1,4 @@
-"""Reading the files of data sets: whatever is wrong with one is said in one line, with the place and what was expected."""
+"""Reads the files of data sets. What is wrong with one is an error of one line: the place, and what was expected."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -16,12 +16,12 @@ class TextExample(NamedTuple):
     pair: str | None = None  # the second text of a task about two
 
     def content(self) -> tuple:
-        """What a hash of the data depends on."""
+        """Return what a hash of the data depends on."""
         return self[:2] if self.pair is None else self
 
 
 def read_text(path: Path) -> str:
-    """The file as UTF-8. Raises UserError with the line where it isn't."""
+    """Return the content of a file in UTF-8. Raises UserError with the line where it isn't."""
     try:
         return path.read_bytes().decode("utf-8")
     except OSError as error:
@@ -32,7 +32,7 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(place, line) for each line. Only a newline ends one: texts may hold the other characters that Python splits at."""
+    """Yield (place, line) for each line. Only a newline ends one: texts may hold other characters that Python splits at."""
     content = read_text(path)
     if not content.strip():
         raise UserError(f"{path} is empty")
@@ -41,9 +41,10 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_tsv(path: Path, columns: tuple[str, ...], labels: tuple[str, ...]) -> list[TextExample]:
-    """GLUE's files: a line with the columns' names, then rows whose quotes mean nothing.
+    """Return the examples of a file as GLUE has them: a line with the columns' names, then rows in which quotes are text.
 
     `columns` are those of the texts, one or two; the label stands in "label". Spaces around a text belong to it.
+    Raises UserError.
     """
     lines = read_lines(path)
     place, first = next(lines)
@@ -60,7 +61,7 @@ def read_tsv(path: Path, columns: tuple[str, ...], labels: tuple[str, ...]) -> l
 
 
 def read_jsonl(path: Path, columns: tuple[str, ...], labels: tuple[str, ...]) -> list[TextExample]:
-    """One JSON object per line, with its texts under `columns` and its label under "label"."""
+    """Return the examples of a file with a JSON object per line: texts under `columns`, the label under "label"."""
     return [
         make_example(place, parse_json(line, path, number), columns, "label", labels)
         for number, (place, line) in enumerate(read_lines(path), start=1)
@@ -68,7 +69,7 @@ def read_jsonl(path: Path, columns: tuple[str, ...], labels: tuple[str, ...]) ->
 
 
 def parse_json(text: str, path: Path, line: int = 1) -> object:
-    """Raises UserError with the line, counted from `line` for the text's first."""
+    """Return the content of a JSON text. Raises UserError with the line; that of the text's first is `line`."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets within brackets
@@ -77,7 +78,7 @@ def parse_json(text: str, path: Path, line: int = 1) -> object:
 
 
 def make_example(place: str, record: object, columns: tuple[str, ...], label: str, labels: tuple[str, ...]) -> TextExample:
-    """The texts and the label of one record, checked. `labels` are the file's own words, in the order of the task's."""
+    """Return one record as an example. `labels` are the file's own words, in the order of the task's. Raises UserError."""
     if not isinstance(record, dict):
         raise UserError(f"{place}: expected an object with {', '.join((*columns, label))}, got {shown(record)}")
     for name in (*columns, label):
@@ -90,14 +91,14 @@ def make_example(place: str, record: object, columns: tuple[str, ...], label: st
 
 
 def at_least_one(place: str, examples: list[TextExample]) -> list[TextExample]:
-    """The examples. Raises UserError where there are none."""
+    """Return the examples. Raises UserError where there are none."""
     if not examples:
         raise UserError(f"{place} holds no examples")
     return examples
 
 
 def has_labels(read: Callable[[Path], list[TextExample]], counts: tuple[int, ...]) -> Callable[[Path], None]:
-    """A check of a download, where the official file's hash isn't known: it can be read, with so many of each label."""
+    """Return a check of a download whose hash isn't known: it can be read, and has so many examples of each label."""
 
     def check(path: Path) -> None:
         labels = [example.label for example in read(path)]
@@ -109,5 +110,5 @@ def has_labels(read: Callable[[Path], list[TextExample]], counts: tuple[int, ...
 
 
 def shown(value: object) -> str:
-    """What stands in a file, short and unable to control the terminal."""
+    """Return a value of a file for a message: short, and unable to control the terminal."""
     return repr(value) if len(repr(value)) <= 80 else repr(value)[:80] + "..."

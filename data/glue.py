@@ -1,5 +1,8 @@
-"""SST-2 (sentiment of film reviews) and RTE (does one text follow from another?), both of GLUE (Wang et al. 2018), and the
-shipped stand-in for SST-2. GLUE keeps the labels of its test sets to itself: both end at the validation split."""
+"""Two tasks of GLUE (Wang et al. 2018), and the shipped stand-in for the first of them.
+
+SST-2 is the sentiment of film reviews, RTE whether one text follows from another. GLUE keeps the labels of its test sets to
+itself, so both end at the validation split.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -31,24 +34,24 @@ RTE_MEMBERS = {
 
 
 def read_sst2(data_dir: Path | None) -> dict[str, list[TextExample]]:
-    """67,349 phrases and sentences to train, 872 sentences to validate. Most texts end in a space, which stays."""
+    """Return 67,349 phrases and sentences to train, 872 sentences to validate. Most texts end in a space, which stays."""
     download = partial(download_from_zip, SST2_URLS, SST2_MEMBERS)
     return {split: read_sst2_file(find(data_dir, Path(SST2_FOLDER) / name, download)) for split, name in FILES.items()}
 
 
 def read_rte(data_dir: Path | None) -> dict[str, list[TextExample]]:
-    """2,490 pairs of a text and a statement to train, 277 to validate."""
+    """Return 2,490 pairs of a text and a statement to train, 277 to validate."""
     download = partial(download_from_zip, RTE_URLS, RTE_MEMBERS)
     return {split: read_rte_file(find(data_dir, Path(RTE_FOLDER) / name, download)) for split, name in FILES.items()}
 
 
 def read_pocket(data_dir: Path | None) -> dict[str, list[TextExample]]:
-    """The shipped, synthetic sentences."""
+    """Return the shipped, synthetic sentences."""
     return read_sentences(Path(__file__).parent / "pocket" / SENTIMENT_FILE)
 
 
 def read_sentences(path: Path) -> dict[str, list[TextExample]]:
-    """Lines of split, tab, label, tab, sentence."""
+    """Return the splits of a file with lines of split, tab, label, tab, sentence. Raises UserError."""
     splits: dict[str, list[TextExample]] = {"train": [], "validation": [], "test": []}
     names = ("split", "label", "sentence")
     for place, line in read_lines(path):

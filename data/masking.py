@@ -9,14 +9,14 @@ import torch
 from data.batching import IGNORED, Batch, Batches, Example, Order
 from model.tokenizers.base import Tokenizer
 
-PART = 0.15  # of the tokens is to be guessed, unless more is asked for (Wettig et al. 2023: small models learn from more)
-MASKED, RANDOM = 0.8, 0.1  # of those: shown as the mask, as any token; the rest is shown as it is
+PART = 0.15  # of the tokens is to be guessed by default (Wettig et al. 2023: small models learn from more)
+MASKED, RANDOM = 0.8, 0.1  # parts of those that are shown as the mask, and as a random token; the rest stays as it is
 
 
 class MaskedBatches(Batches):
     """Batches whose labels [B, T] are the tokens at the chosen positions, and IGNORED elsewhere.
 
-    The draw depends on the seed and the epoch alone, so that an evaluation (epoch 0) always asks the same.
+    What is chosen depends on the seed and the epoch alone, so that an evaluation (epoch 0) always asks the same.
     """
 
     def __init__(
@@ -34,12 +34,13 @@ class MaskedBatches(Batches):
         self.special = torch.tensor(sorted(tokenizer.special_ids))
 
     def epoch(self, number: int = 0) -> Iterator[Batch]:
+        """Yield the batches of one pass, with what belongs to its number hidden."""
         draw = np.random.default_rng([self.seed, number])
         for batch in super().epoch(number):
             yield self.hide(batch, draw)
 
     def hide(self, batch: Batch, draw: np.random.Generator) -> Batch:
-        """The batch with its chosen tokens replaced, and labels at those positions only, [B, T] both."""
+        """Return the batch with chosen tokens replaced, and labels at those positions only; both [B, T]."""
         shape = tuple(batch.input_ids.shape)
         real = (batch.labels != IGNORED) & ~torch.isin(batch.input_ids, self.special)  # [B, T]
         chosen = real & torch.from_numpy(draw.random(shape) < self.part)

@@ -23,18 +23,21 @@ SPLIT_SEED = 123  # of the published split, whatever the seed of the run
 
 
 def read_spam(data_dir: Path | None) -> dict[str, list[TextExample]]:
-    """The published split of the real messages, from `data_dir`, else from our cache (downloaded once)."""
+    """Return the published split of the real messages, from `data_dir`, else from our cache (downloaded once)."""
     download = partial(download_from_zip, URLS, {FILE.name: has_sha256(SHA256)})
     return split(read_collection(find(data_dir, FILE, download)))
 
 
 def read_pocket(data_dir: Path | None) -> dict[str, list[TextExample]]:
-    """The shipped, synthetic messages, split in the same way."""
+    """Return the shipped, synthetic messages, split in the same way."""
     return split(read_collection(Path(__file__).parent / "pocket" / FILE))
 
 
 def read_collection(path: Path) -> list[TextExample]:
-    """Lines of label, tab, text. Read with csv's default quoting, as the published split was (5,572 of 5,574 lines)."""
+    """Return the examples of a file with lines of label, tab, text. Raises UserError.
+
+    It is read with csv's default quoting, as the published split was (5,572 of 5,574 lines).
+    """
     content = read_text(path)
     examples = []
     reader = csv.reader(io.StringIO(content, newline=""), delimiter="\t")
@@ -55,7 +58,7 @@ def read_collection(path: Path) -> list[TextExample]:
 
 
 def split(examples: list[TextExample]) -> dict[str, list[TextExample]]:
-    """As many ham as spam, then 70 / 10 / 20 per cent.
+    """Return as many ham as spam messages, split into 70, 10 and 20 per cent.
 
     The published split was made with pandas: sample(random_state=123) draws `RandomState(123).choice` without
     replacement, once for the ham and twice, each time afresh, to shuffle.

@@ -1,4 +1,4 @@
-"""Where a checkpoint is found: a directory, one shipped with the project, the Hugging Face cache, or the hub."""
+"""Finds checkpoints: in a directory, among those shipped with the project, in the Hugging Face cache, or on the hub."""
 
 import errno
 import hashlib
@@ -50,16 +50,16 @@ HUB_PATIENCE = 2.5  # seconds to wait for the hub's first answer before it count
 
 
 def pocket_names() -> list[str]:
-    """Of the models that are shipped."""
+    """Return the names of the models that are shipped."""
     return sorted(path.parent.name for path in POCKET_DIR.glob("*/config.json"))
 
 
 def locate(name: str, *, files: list[str] | None = None) -> Path:
-    """The directory that holds `files` (default: weights, configuration and tokenizer) of the model `name`.
+    """Return the directory that holds `files` (default: weights, configuration and tokenizer) of the model `name`.
 
-    A directory or a shipped model is taken as it is; anything else is a repository on the hub: from its cache if it is
-    there, else downloaded with huggingface_hub, which honours HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE.
-    Raises UserError, saying what to do, where it can't be had.
+    A directory or a shipped model is taken as it is. Anything else is a repository on the hub: it is taken from the cache
+    where that has it, else downloaded with huggingface_hub, which honours HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE.
+    Raises UserError, which says what to do, where it can't be had.
     """
     here = local(name)
     if here is not None:
@@ -88,7 +88,7 @@ def locate(name: str, *, files: list[str] | None = None) -> Path:
 
 
 def _split(name: str) -> tuple[str, str | None]:
-    """ "owner/name@revision" -> its two parts. A revision is a branch, a tag, a commit, or refs/pr/N."""
+    """Return the two parts of "owner/name@revision". A revision is a branch, a tag, a commit, or refs/pr/N."""
     plain, _, revision = name.partition("@")
     return plain, revision or None
 
@@ -98,7 +98,7 @@ def _repositories(plain: str) -> tuple[str, ...]:
 
 
 def local(name: str) -> Path | None:
-    """The directory of a shipped model, or the directory that `name` is; a published name is never one."""
+    """Return the directory of a shipped model, or the one that `name` is, or None. A published name is never one."""
     if name in REPOSITORIES:
         return None
     if name in pocket_names():
@@ -107,7 +107,7 @@ def local(name: str) -> Path | None:
 
 
 def cached(name: str, files: list[str] | None = None) -> Path | None:
-    """The cached snapshot of a model if it has the weights (or what is asked for: TOKENIZER_FILES mean a vocabulary)."""
+    """Return the cached snapshot of a model, or None where it lacks `files` (default: weights and configuration)."""
     files = files or CHECKPOINT_FILES  # never None: the client would miss what the repository holds for other libraries
     plain, revision = _split(name)
     for repository in _repositories(plain):
@@ -121,6 +121,7 @@ def cached(name: str, files: list[str] | None = None) -> Path | None:
 
 
 def _has(folder: Path, files: list[str]) -> bool:
+    """Return whether a snapshot has what is asked for. TOKENIZER_FILES ask for any one vocabulary."""
     if files in (CONFIG_FILES, ADAPTER_FILES):
         return all((folder / name).is_file() for name in files)
     if files == TOKENIZER_FILES:
@@ -129,7 +130,7 @@ def _has(folder: Path, files: list[str]) -> bool:
 
 
 def _whole(folder: Path) -> bool:
-    """An interrupted download leaves a part of the shards, or no index."""
+    """Return whether all weights are there: an interrupted download leaves a part of the shards, or no index."""
     if not (folder / "config.json").is_file():
         return False
     if (folder / "model.safetensors").is_file():
@@ -143,7 +144,7 @@ def _whole(folder: Path) -> bool:
 
 @cache
 def why_no_hub() -> str | None:
-    """Why nothing can be downloaded ("HF_HUB_OFFLINE is set"), or None where the hub answers. At most HUB_PATIENCE."""
+    """Return why nothing can be downloaded ("HF_HUB_OFFLINE is set"), or None where the hub answers in HUB_PATIENCE."""
     if offline():
         return "HF_HUB_OFFLINE is set"
     if any_answers([f"{constants.ENDPOINT}/api/models/{REPOSITORIES['gpt2-small'][0]}"], HUB_PATIENCE):
@@ -152,8 +153,12 @@ def why_no_hub() -> str | None:
 
 
 def _download(repository: str, revision: str | None, files: list[str]) -> Path:
-    """Stalls and lost connections are the client's to mend: it asks again, for what is missing. What it can't mend is said
-    in one line, so its own lines about it stay away."""
+    """Download files of a repository. Return their folder. Raises UserError.
+
+    Stalls and lost connections are the client's to mend: it asks again, for what is missing. What it can't mend becomes an
+    error of one line, so its own lines about it are turned off.
+    """
+    name = f"{repository}@{revision}" if revision else repository
     if not sys.stderr.isatty():
         disable_progress_bars()
     logging.set_verbosity_error()
@@ -164,23 +169,18 @@ def _download(repository: str, revision: str | None, files: list[str]) -> Path:
     except UserError:
         raise
     except Exception as error:  # of the file system, of the HTTP library, or of the one behind large files
-        raise UserError(
-            f"{_joined(repository, revision)} can't be downloaded from {constants.ENDPOINT}: {_reason(error, repository)}"
-        ) from None
+        reason = _reason(error, repository)
+        raise UserError(f"{name} can't be downloaded from {constants.ENDPOINT}: {reason}") from None
     if "model.safetensors" in files and not any(folder.glob("model*.safetensors")):
         raise UserError(
-            f"{_joined(repository, revision)} holds no safetensors: name a revision that does "
+            f"{name} holds no safetensors: name a revision that does "
             f"({repository}@refs/pr/N, if the hub shows such a pull request), or pass --checkpoint DIR; {PICKLED}"
         )
     return folder
 
 
-def _joined(repository: str, revision: str | None) -> str:
-    return f"{repository}@{revision}" if revision else repository
-
-
 def _reason(error: Exception, repository: str) -> str:
-    """What went wrong and what to do, from the client's error or from one that it wraps."""
+    """Return what went wrong and what to do, from the client's error or from one that it wraps."""
     chain: list[BaseException] = []
     while error is not None and error not in chain:
         chain.append(error)
@@ -210,7 +210,7 @@ def _reason(error: Exception, repository: str) -> str:
 
 
 def _published_hashes(repository: str, folder: Path) -> dict[Path, str]:
-    """The sha256 of each large file of a snapshot: its name in the cache, or what the hub says where there are no links."""
+    """Return the sha256 of each large file of a snapshot: its name in the cache or, without links, what the hub says."""
     hashes, plain = {}, []
     for file in folder.glob("*"):  # of a repository with none of the files there is no folder
         if not file.is_symlink():
@@ -225,7 +225,7 @@ def _published_hashes(repository: str, folder: Path) -> dict[Path, str]:
 
 
 def _check_hash(file: Path, sha256: str) -> None:
-    """A file whose content differs is removed."""
+    """Remove the file and raise UserError where its content has another hash."""
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if digest == sha256:

@@ -1,4 +1,4 @@
-"""`--download`: models and data sets into the usual caches, after which everything works with HF_HUB_OFFLINE=1."""
+"""`--download`: puts models and data sets into the usual caches, after which all works with HF_HUB_OFFLINE=1."""
 
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -14,7 +14,7 @@ from utils.errors import UserError
 
 
 def download(names: list[str]) -> None:
-    """Fetches each, and prints where it lies and how large it is. A misprint is found before anything is fetched."""
+    """Fetch each, and print where it lies and how large it is. A misprint is a UserError before anything is fetched."""
     for name, fetch in {name: how_to_fetch(models.canonical_name(name)) for name in names}.items():
         files = fetch()
         if not files:
@@ -26,7 +26,10 @@ def download(names: list[str]) -> None:
 
 
 def how_to_fetch(name: str) -> Callable[[], list[Path]]:
-    """A function that fetches what has this name, and gives its files: none where they are shipped or the user's own."""
+    """Return a function that fetches what has this name and returns its files: none of what is shipped or the user's own.
+
+    Raises UserError for an unknown name.
+    """
     if name in TASKS:
         return partial(fetch_data, TASKS[name])
     if hub.local(name) or Path(name).is_file():
@@ -40,7 +43,7 @@ def how_to_fetch(name: str) -> Callable[[], list[Path]]:
 
 
 def fetch_data(task: Task) -> list[Path]:
-    """Fetches a data set, if it isn't shipped. Its files in the cache."""
+    """Fetch a data set, if it isn't shipped. Return its files in the cache."""
     if task.folder is None:
         return []
     task.read(None)
@@ -48,14 +51,14 @@ def fetch_data(task: Task) -> list[Path]:
 
 
 def fetch_model(name: str) -> list[Path]:
-    """Fetches weights, configuration and tokenizer. Their files in the cache."""
+    """Fetch weights, configuration and tokenizer. Return their files in the cache."""
     models.architecture(name)  # before its weights: can it be read?
     folders = [hub.locate(name), hub.locate(name, files=hub.TOKENIZER_FILES)]  # other libraries may have cached one alone
-    ours = [*hub.CHECKPOINT_FILES, *hub.TOKENIZER_FILES]
+    wanted = [*hub.CHECKPOINT_FILES, *hub.TOKENIZER_FILES]
     files = {file.name: file for folder in folders for file in sorted(folder.iterdir())}
-    return [file for name, file in files.items() if any(fnmatch(name, pattern) for pattern in ours)]
+    return [file for name, file in files.items() if any(fnmatch(name, pattern) for pattern in wanted)]
 
 
 def megabytes(files: list[Path]) -> str:
-    """Their size, for people."""
+    """Return their size in words."""
     return f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"

@@ -1,4 +1,4 @@
-"""What a run needs in memory, worked out before it starts: weights, gradients, optimizer state, activations."""
+"""Computes what a run needs in memory before it starts: weights, gradients, optimizer state, activations."""
 
 from dataclasses import dataclass
 
@@ -6,18 +6,18 @@ import torch
 from torch import nn
 
 import peft
+from model import fast_path
 from pipeline.result import count_parameters
-from train import checkpointed
 
 BYTES = 4  # of a float32; trained tensors and their moments are float32 under AMP too
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes. Adam keeps two moments for each trained parameter, a frozen one costs its weight alone."""
+    """Memory in bytes. Adam keeps two moments for each trained parameter; a frozen one costs its weight alone."""
 
-    parameters: int
-    trained: int
+    parameters: int  # how many there are
+    trained: int  # how many of them train
     activations: int = 0
 
     @property
@@ -38,43 +38,45 @@ class Budget:
 
 
 def saved_activations(model: nn.Module, batch_size: int, length: int) -> int:
-    """Bytes that the forward pass keeps for the backward pass, for [batch_size, length] tokens.
+    """Return the bytes that the forward pass keeps for the backward pass, for [batch_size, length] tokens.
 
-    Counted by autograd itself on a model on the meta device, so nothing is computed. A fused attention kernel, which
+    Autograd itself counts them on a model on the meta device, where nothing is computed. A fused attention kernel, which
     keeps no attention weights, needs less; autocast needs less or more, by what it casts.
     """
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: dict[int, int] = {}
+    sizes: dict[int, int] = {}  # of each memory that is kept, by its address
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
+    def note_size(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage.nbytes()
+            sizes[storage._cdata] = storage.nbytes()
         return tensor
 
     input_ids = torch.zeros(batch_size, length, dtype=torch.long, device="meta")
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        output = model(input_ids)  # kept alive: a freed storage's address would be counted for another
+    with torch.autograd.graph.saved_tensors_hooks(note_size, lambda tensor: tensor):
+        # Keep the output: the address of freed memory would be counted for another tensor.
+        output = fast_path.logits(model, model.embed(input_ids))
     del output
-    return sum(kept.values())
+    return sum(sizes.values())
 
 
 def budget(model: nn.Module, batch_size: int, length: int) -> Budget:
-    """Of a model on the meta device with its method attached."""
+    """Return the memory that a model on the meta device, with its method attached, needs for such batches."""
     trained, parameters = count_parameters(model)
     return Budget(parameters, trained, saved_activations(model.train(), batch_size, length))
 
 
 def report(build, method, batch_size: int, length: int, checkpointing: bool = False) -> str:
-    """Full fine-tuning and the method side by side. `build()` makes the model; it is called on the meta device.
+    """Return what full fine-tuning and the method need, side by side.
 
-    With gradient checkpointing, the backward pass needs the activations of one block at a time besides.
+    build           makes the model; it is called on the meta device
+    checkpointing   of gradients; the backward pass then needs the activations of one block at a time besides
     """
     budgets = []
     for one in (peft.Freeze("all"), method):
         with torch.device("meta"):
             model = peft.attach(build(), one)
-        with torch.device("meta"), checkpointed(model, checkpointing):
+            model.gradient_checkpointing = checkpointing
             budgets.append(budget(model, batch_size, length))
     lines = [f"memory   for {batch_size} x {length} tokens, in MB{'all layers':>18}{'this method':>14}"]
     for name in ("weights", "gradients", "optimizer", "activations", "total"):

@@ -1,4 +1,4 @@
-"""Curves of a run, and its metrics as CSV:
+"""Draws the curves of a run, or prints its metrics as CSV:
 
 python -m pipeline.plots runs/NAME          draws runs/NAME/curves.png (needs matplotlib)
 python -m pipeline.plots runs/NAME --csv    prints runs/NAME/metrics.jsonl as CSV
@@ -14,14 +14,14 @@ from utils.errors import UserError, run_program
 
 
 def read_metrics(directory: Path) -> list[dict]:
-    """The records of a run's log. Raises UserError."""
+    """Return the records of a run's log. Raises UserError."""
     if not (directory / "metrics.jsonl").exists():
         raise UserError(f"{directory} is no directory of a run: it has no metrics.jsonl")
     return read_records(directory / "metrics.jsonl")
 
 
 def write_csv(records: list[dict], file) -> None:
-    """One line per record; a record without a value leaves its cell empty."""
+    """Write one line per record; a record without a value leaves its cell empty."""
     names = list(dict.fromkeys(name for record in records for name in record))
     writer = csv.DictWriter(file, names, lineterminator="\n")
     writer.writeheader()
@@ -29,7 +29,7 @@ def write_csv(records: list[dict], file) -> None:
 
 
 def need_matplotlib():
-    """matplotlib's pyplot, without a display. It is no dependency of the project."""
+    """Return matplotlib's pyplot, for use without a display. Raises UserError where it isn't installed."""
     try:
         import matplotlib
     except ImportError:
@@ -41,7 +41,10 @@ def need_matplotlib():
 
 
 def draw(directory: Path) -> Path:
-    """Loss and accuracy over the optimizer steps, training and validation. The stages of a plan follow one another."""
+    """Draw loss and accuracy over the optimizer steps, training and validation. Return the picture's path.
+
+    The stages of a plan follow one another. Raises UserError.
+    """
     pyplot = need_matplotlib()
     records = read_metrics(directory)
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4))
@@ -64,8 +67,10 @@ def draw(directory: Path) -> Path:
 
 
 def draw_trade_off(lines: list[dict], axes: dict[str, str], path: Path) -> None:
-    """A table's lines as points, each with its row's number; row 0 is a star. axes: the two measured values and their
-    headings."""
+    """Draw a table's lines as points, each with its row's number; row 0 is a star.
+
+    axes   heading -> name of the measured value, for both axes
+    """
     pyplot = need_matplotlib()
     figure, axis = pyplot.subplots(figsize=(7, 6))
     for line in lines:
@@ -80,7 +85,7 @@ def draw_trade_off(lines: list[dict], axes: dict[str, str], path: Path) -> None:
 
 
 def placed(records: list[dict], split: str):
-    """(steps since the start of the first stage, record) of a split."""
+    """Yield (steps since the start of the first stage, record) for each record of a split."""
     before, last, stage = 0, 0, None
     for record in records:
         if record.get("stage") != stage:

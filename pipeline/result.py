@@ -22,18 +22,18 @@ from utils.errors import UserError
 
 
 def write_json(path: Path, content: object) -> None:
-    """Of several processes, the first one writes."""
+    """Write a JSON file. Of several processes, the first one writes."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """`path` never holds half of it. Of several processes, the first one writes."""
+    """Write a text file, so that `path` never holds half of it. Of several processes, the first one writes."""
     if distributed.rank() == 0:
         files.write_text(path, text)
 
 
 def read_json(path: Path) -> object:
-    """The content of an earlier file of ours, or None where there is none to be read."""
+    """Return the content of a file that an earlier run wrote, or None where there is none that can be read."""
     try:
         return files.read_json(path)
     except (OSError, ValueError):
@@ -41,38 +41,40 @@ def read_json(path: Path) -> object:
 
 
 def read_result(directory: Path) -> dict | None:
-    """The result of a run, or None where there is none that can be read."""
+    """Return the result of a run, or None where there is none that can be read."""
     result = read_json(directory / "result.json")
     return result if is_result(result) else None
 
 
-# What is read again of a result: numbers, by the last word of their names; all of a complete run's; of each stage.
-NUMBERS = {"accuracy", "loss", "perplexity", "f1", "bleu4", "rouge1", "rouge2", "rougel"} | {
-    "seconds",
-    "second",
-    "steps",
-    "seed",
+# What is read again of an earlier result, and must be a number there.
+NUMBER_ENDINGS = {  # the last words of names, as in test_accuracy, total_seconds, tokens_per_second
+    *("accuracy", "loss", "perplexity", "f1", "bleu4", "rouge1", "rouge2", "rougel"),
+    *("seconds", "second", "steps", "seed"),
 }
-OF_COMPLETE = {"seed", "steps", "train_seconds", "total_seconds"}
-OF_STAGE = {"steps", "seconds", "tokens", "step_seconds", "trainable_parameters", "total_parameters"}
+COMPLETE_RUN_HAS = {"seed", "steps", "train_seconds", "total_seconds"}
+STAGE_HAS = {"steps", "seconds", "tokens", "step_seconds", "trainable_parameters", "total_parameters"}
 
 
 def is_result(value: object) -> bool:
-    """Whether a run of ours can have written this, as far as it is read again."""
+    """Return whether a run can have written this, as far as it is read again."""
     if not isinstance(value, dict) or not isinstance(value.get("config"), dict):
         return False
-    numbers = [one for name, one in value.items() if name.rpartition("_")[2] in NUMBERS and one is not None]
+    numbers = [one for name, one in value.items() if name.rpartition("_")[2] in NUMBER_ENDINGS and one is not None]
     if value.get("interrupted") is False:
-        whole = value.keys() >= OF_COMPLETE
-    else:
-        stages = value.get("stages")
-        whole = isinstance(stages, list) and all(isinstance(one, dict) and one.keys() >= OF_STAGE for one in stages)
-        numbers += [one[name] for one in stages for name in OF_STAGE] if whole else []
-    return whole and all(isinstance(one, int | float) for one in numbers)
+        return value.keys() >= COMPLETE_RUN_HAS and all_numbers(numbers)
+    stages = value.get("stages")
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) and stage.keys() >= STAGE_HAS for stage in stages):
+        return False
+    return all_numbers([*numbers, *(stage[name] for stage in stages for name in STAGE_HAS)])
+
+
+def all_numbers(values: list) -> bool:
+    """Return whether each of the values is a number."""
+    return all(isinstance(value, int | float) for value in values)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(trainable, all); a tied tensor counts once."""
+    """Return the numbers of trainable and of all parameters; a tied tensor counts once."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
@@ -99,13 +101,13 @@ def _sha256_of_files(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 
 def data_sha256(splits: dict[str, Iterable[TextExample | Dialogue]]) -> str:
-    """Of the texts and labels themselves, whatever file they came in."""
+    """Return a hash of the texts and labels themselves, whatever file they came in."""
     rows = {name: [one.content() for one in examples] for name, examples in splits.items()}
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """From here on the peak counts."""
+    """Let the peak of memory be counted from here on."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
@@ -114,7 +116,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Of the GPU's memory; on the CPU of the process's resident set, the interpreter and libraries included."""
+    """Return the peak of the GPU's memory; on the CPU that of the process, the interpreter and libraries included."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "linux":
@@ -126,19 +128,20 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def device_name(device: torch.device) -> str:
+    """Return a device in words, such as "cpu (x86_64, 2 threads)"."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that a run needs."""
+    """Return the versions of Python and of the packages that a run needs."""
     packages = ("torch", "tiktoken", "numpy", "safetensors", "huggingface_hub")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def git_state() -> str | None:
-    """The commit, with "-dirty" where tracked files differ from it; None outside a git checkout."""
+    """Return the commit, with "-dirty" where tracked files differ from it; None outside a git checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)

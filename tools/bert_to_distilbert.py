@@ -1,4 +1,4 @@
-"""A BERT checkpoint as a DistilBERT's, computing the same for single texts.
+"""Writes a BERT checkpoint as a DistilBERT's, which computes the same for single texts.
 
     python -m tools.bert_to_distilbert BERT_DIR OUT_DIR
 
@@ -23,7 +23,7 @@ from utils.errors import UserError, run_program
 
 @torch.no_grad()
 def bert_to_distilbert(bert: Bert) -> DistilBert:
-    """A DistilBERT with the same hidden states for texts of one segment. Raises UserError for other models."""
+    """Return a DistilBERT with the same hidden states for single texts. Raises UserError for another model than a BERT."""
     if type(bert.config) is not BertConfig:
         raise UserError(f"only a BERT can become a DistilBERT, and this is a {type(bert).__name__}")
     if bert.config.layer_norm_eps != DistilBertConfig.layer_norm_eps:

@@ -1,6 +1,7 @@
-"""Learning a vocabulary: byte-level BPE (Sennrich et al. 2016, Algorithm 1; over bytes as in GPT-2), and WordPiece.
+"""Learns a vocabulary: byte-level BPE (Sennrich et al. 2016, Algorithm 1; over bytes as in GPT-2), or WordPiece.
 
-Used by `pretrain.py`."""
+`tools/pretrain.py` uses it; it is no program of its own.
+"""
 
 import heapq
 import json
@@ -20,7 +21,7 @@ Pair = tuple[str, str]
 
 
 def learn_merges(texts: Iterable[str], n_merges: int) -> list[Pair]:
-    """The n_merges pairs of symbols to join, most frequent first; ties go to the alphabetically first pair."""
+    """Return the n_merges pairs of symbols to join, most frequent first; ties go to the alphabetically first pair."""
     alphabet = byte_alphabet()
     words = Counter(word for text in texts for word in regex.findall(GPT2_PATTERN, text))
     symbols = [[alphabet[byte] for byte in word.encode("utf-8")] for word in words]
@@ -28,12 +29,12 @@ def learn_merges(texts: Iterable[str], n_merges: int) -> list[Pair]:
 
 
 def learn_vocabulary(texts: Iterable[str], size: int, lower_case: bool = True) -> list[str]:
-    """The tokens of a WordPiece vocabulary: special ones, single characters, then what joining frequent pairs makes.
+    """Return the tokens of a WordPiece vocabulary: special ones, characters, then what joining frequent pairs makes.
 
-    Pairs are joined as in BPE, by plain frequency. The score freq(ab) / (freq(a) freq(b)), the other choice, is highest for
-    characters that occur once and together, and a small vocabulary would go to those.
-    At most a quarter of `size` goes to characters, the frequent ones; words with others are left out, as they'll be [UNK].
-    Fewer tokens than `size` come back where the texts have no more pairs.
+    Pairs are joined as in BPE, by their frequency. The other choice, freq(ab) / (freq(a) freq(b)), is highest for
+    characters that occur once and together, and would spend a small vocabulary on those.
+    At most a quarter of `size` goes to characters, the frequent ones. Words with others are left out: they become [UNK].
+    Fewer tokens than `size` come back where the texts have no more pairs. Raises UserError for a size without room.
     """
     if size <= len(SPECIAL_TOKENS):
         raise UserError(f"a vocabulary of {size} has no room: {len(SPECIAL_TOKENS)} tokens are special ones")
@@ -60,15 +61,17 @@ def learn_vocabulary(texts: Iterable[str], size: int, lower_case: bool = True) -
 
 
 def _characters(word: str) -> list[str]:
+    """Return a word's characters, each but the first marked as one that continues it."""
     return [word[0], *(CONTINUES + character for character in word[1:])]
 
 
 def _join_pieces(pair: Pair) -> str:
+    """Return what two WordPiece tokens make together."""
     return pair[0] + pair[1].removeprefix(CONTINUES)
 
 
 def frequent_pairs(symbols: list[list[str]], counts: list[int], join: Callable[[Pair], str]) -> Iterator[Pair]:
-    """The pair of neighbours that is most frequent, then the next one after that has been joined everywhere, and so on.
+    """Yield the most frequent pair of neighbours; then, after it has been joined everywhere, the next one; and so on.
 
     symbols   the symbols of each word; joined in place
     counts    how often each word occurs
@@ -97,7 +100,7 @@ def frequent_pairs(symbols: list[list[str]], counts: list[int], join: Callable[[
 
 
 def _join(symbols, i: int, best: Pair, joined: str, count: int, pair_counts, where) -> set[Pair]:
-    """Joins `best` in word i and keeps the counts of the pairs around it. Returns the pairs whose count changed."""
+    """Join `best` in word i, and correct the counts of the pairs around it. Return the pairs whose count changed."""
     old = symbols[i]
     new: list[str] = []
     position = 0
@@ -119,7 +122,7 @@ def _join(symbols, i: int, best: Pair, joined: str, count: int, pair_counts, whe
 
 
 def save_tokenizer(merges: list[Pair], directory: Path) -> None:
-    """Writes vocab.json and merges.txt in the Hugging Face layout: 256 bytes, the merges, then <|endoftext|>."""
+    """Write vocab.json and merges.txt in the Hugging Face layout: 256 bytes, the merges, then <|endoftext|>."""
     tokens = [*byte_alphabet().values(), *(first + second for first, second in merges), END_OF_TEXT]
     directory.mkdir(parents=True, exist_ok=True)
     vocab = {token: rank for rank, token in enumerate(tokens)}
@@ -129,7 +132,7 @@ def save_tokenizer(merges: list[Pair], directory: Path) -> None:
 
 
 def save_vocabulary(tokens: list[str], directory: Path, lower_case: bool = True) -> None:
-    """Writes vocab.txt, and tokenizer_config.json for what a list of tokens can't tell."""
+    """Write vocab.txt, and tokenizer_config.json with what a list of tokens can't tell."""
     directory.mkdir(parents=True, exist_ok=True)
     write_text(directory / "tokenizer_config.json", json.dumps({"do_lower_case": lower_case}) + "\n")
     write_text(directory / "vocab.txt", "\n".join(tokens) + "\n")

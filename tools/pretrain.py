@@ -22,15 +22,16 @@ from data.batching import IGNORED, Batches, Example, bucketed_order, by_length, 
 from data.masking import MaskedBatches
 from data.registry import get_task
 from model.distilbert import DistilBert, DistilBertConfig
-from model.gpt2 import GPT2, GPT2Config, init_gpt2
+from model.gpt2 import GPT2, GPT2Config, SelfAttention, init_gpt2
 from model.heads import LanguageModelHead, MaskedLanguageModelHead
 from model.hub import POCKET_DIR
 from model.tokenizers.base import Tokenizer
-from model.tokenizers.bpe import load_tokenizer
-from model.transformer import SelfAttention, Transformer
+from model.tokenizers.load import load_tokenizer
+from model.transformer import Transformer
 from model.weights import save_pretrained
 from tools.learn_vocabulary import learn_merges, learn_vocabulary, save_tokenizer, save_vocabulary
-from train import evaluate, fit, pick_amp, pick_device
+from train import evaluate, fit
+from training.device import pick_amp, pick_device
 from training.metrics_log import Metrics
 from utils.errors import run_program
 
@@ -38,7 +39,7 @@ HELD_OUT_EVERY = 50  # each 50th document is held out
 
 
 def read_documents(data_dir: Path) -> list[str]:
-    """English texts as documents. Of labelled data sets only training splits, and only their texts."""
+    """Return English texts as documents. Of labelled data sets it takes only training splits, and only their texts."""
     documents: list[str] = []
     corpus = data_dir / "text_corpus"
     for path in sorted(corpus.glob("*.txt")):
@@ -60,21 +61,21 @@ def read_documents(data_dir: Path) -> list[str]:
 
 
 def film_sentences(data_dir: Path) -> list[str]:
-    """The texts of SST-2's training split that are no part of another: most of them are phrases of the others."""
+    """Return the texts of SST-2's training split that are no part of another one: most are phrases of the others."""
     texts = {example.text.strip() for example in get_task("sst2").read(data_dir)["train"]}
-    texts = sorted(texts, key=lambda text: (-len(text), text))  # by more than the length: a set has no order of its own
-    kept, seen = [], set()
+    texts = sorted(texts, key=lambda text: (-len(text), text))  # equal lengths too: a set has no order of its own
+    sentences, seen = [], set()
     for text in texts:
         words = text.split()
         if " ".join(words) in seen:
             continue
-        kept.append(text)
+        sentences.append(text)
         seen.update(" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1))
-    return kept
+    return sentences
 
 
 def passages(text: str, least: int = 1500) -> Iterator[str]:
-    """A long text cut at blank lines into pieces of at least `least` characters."""
+    """Yield pieces of at least `least` characters of a long text, which is cut at blank lines."""
     piece: list[str] = []
     for paragraph in text.split("\n\n"):
         piece.append(paragraph.strip())
@@ -86,7 +87,7 @@ def passages(text: str, least: int = 1500) -> Iterator[str]:
 
 
 def to_examples(documents: list[str], tokenizer: Tokenizer, length: int) -> list[Example]:
-    """All documents in one stream, <|endoftext|> after each, cut into rows of `length` tokens with shifted targets."""
+    """Return rows of `length` tokens, with shifted targets, of all documents in one stream, <|endoftext|> after each."""
     stream = [tokenizer.end_of_text]
     for document in documents:
         stream += [*tokenizer.encode(document), tokenizer.end_of_text]
@@ -95,7 +96,7 @@ def to_examples(documents: list[str], tokenizer: Tokenizer, length: int) -> list
 
 
 def to_windows(documents: list[str], tokenizer: Tokenizer, length: int) -> list[list[int]]:
-    """Each document cut into pieces of at most `length` tokens, its special tokens around each piece."""
+    """Return pieces of at most `length` tokens of each document, with the special tokens around each piece."""
     windows, room = [], length - len(tokenizer.build([])[0])
     for document in documents:
         ids = tokenizer.encode(document)
@@ -104,7 +105,7 @@ def to_windows(documents: list[str], tokenizer: Tokenizer, length: int) -> list[
 
 
 def make_gpt2(training: list[str], held_out: list[str], args) -> tuple[Transformer, Batches, Batches]:
-    """The untrained model, what it is trained on and what it is measured on."""
+    """Learn a vocabulary; return an untrained GPT-2, what it is trained on, and what it is measured on."""
     save_tokenizer(learn_merges(training, args.vocab_size - 257), args.output_dir)
     tokenizer = load_tokenizer(args.output_dir)
     model = init_gpt2(GPT2(GPT2Config(tokenizer.vocab_size, args.context_length, args.dim, args.n_heads, args.n_layers)))
@@ -116,7 +117,7 @@ def make_gpt2(training: list[str], held_out: list[str], args) -> tuple[Transform
 
 
 def make_distilbert(training: list[str], held_out: list[str], args) -> tuple[Transformer, Batches, Batches]:
-    """A fresh model with a vocabulary learnt from the training texts, and its training and held-out batches."""
+    """Learn a vocabulary; return an untrained DistilBERT, what it is trained on, and what it is measured on."""
     save_vocabulary(learn_vocabulary(training, args.vocab_size), args.output_dir)
     tokenizer = load_tokenizer(args.output_dir, "wordpiece")
     sizes = {"dim": args.dim, "n_heads": args.n_heads, "n_layers": args.n_layers, "mlp_dim": 4 * args.dim}
@@ -138,31 +139,34 @@ def make_distilbert(training: list[str], held_out: list[str], args) -> tuple[Tra
     )
 
 
-# A masked language model has to find out that it must look at neighbours before it learns anything from them, which takes
-# it longer than all of this training. So block 0 begins with that knowledge: embeddings of positions that are waves, as
-# of Vaswani et al. 2017, section 3.5, and heads that look one and two places aside (after Trockman & Kolter 2023,
-# "Mimetic initialization of self-attention layers"). What becomes of it is up to the training.
+# A masked language model first has to find out that it must look at neighbours, which takes longer than all of this
+# training. So block 0 begins with that knowledge: the embeddings of positions are waves (Vaswani et al. 2017, section 3.5),
+# and heads look one and two places aside (after Trockman & Kolter 2023, "Mimetic initialization of self-attention layers").
+# Training may change all of it.
 
 
 def published_std(dim: int) -> float:
-    """With which BERT was drawn, 0.02 at its width of 768, for another width."""
+    """Return the standard deviation with which BERT's weights were drawn, 0.02 at its width of 768, for another width."""
     return 0.02 * math.sqrt(768 / dim)
 
 
 def wave_rates(dim: int) -> torch.Tensor:
-    """[dim / 2], in radians a position: half a turn at most."""
+    """Return the rates of the waves [dim / 2], in radians a position: half a turn at most."""
     return math.pi * 10_000 ** -(torch.arange(0, dim, 2) / dim)
 
 
 def waves(length: int, dim: int) -> torch.Tensor:
-    """[length, dim]: the sines, then the cosines, as large as the other embeddings are drawn."""
+    """Return embeddings of positions [length, dim]: sines, then cosines, as large as the other embeddings are drawn."""
     angles = torch.arange(length)[:, None] * wave_rates(dim)  # [length, dim / 2]
     return torch.cat([angles.sin(), angles.cos()], dim=1) * published_std(dim) * math.sqrt(2)
 
 
 @torch.no_grad()
 def look_aside(attn: SelfAttention, dim: int, offsets: tuple[int, ...] = (-1, 1, -2, 2), gain: float = 1.3) -> None:
-    """In place: the keys of head h are the fastest waves of their position, its queries those of `offsets[h]` places on."""
+    """Let the heads of a layer look aside, in place.
+
+    The keys of head h become the fastest waves of their position, its queries those of the position `offsets[h]` places on.
+    """
     half = dim // attn.n_heads // 2  # waves that fit into a head
     for head, offset in enumerate(offsets[: attn.n_heads]):
         for wave, angle in enumerate((wave_rates(dim)[:half] * offset).tolist()):
@@ -175,19 +179,22 @@ def look_aside(attn: SelfAttention, dim: int, offsets: tuple[int, ...] = (-1, 1,
 
 
 def measure(model: Transformer, held_out: Batches, n_bytes: int, amp: str) -> dict[str, float]:
-    """On the held-out documents: of a causal model bits per byte; of a masked one the loss and accuracy of its guesses."""
+    """Return bits per byte of a causal model, or the loss and accuracy of a masked one, on the held-out documents."""
     result = evaluate(model, held_out, amp, IGNORED)
     if isinstance(held_out, MaskedBatches):
         return {"masked_token_loss": result["loss"], "masked_token_accuracy": result["accuracy"]}
     return {"bits_per_byte": result["loss"] * result["targets"] / math.log(2) / n_bytes}
 
 
-# What makes each model, and the sizes that it was made with.
+# The function that makes each model, and the sizes of the shipped one.
 SIZES = ("vocab_size", "dim", "n_layers", "n_heads", "context_length", "num_epochs", "batch_size", "learning_rate")
 MODELS = {
     "gpt2-pocket": (make_gpt2, (3057, 192, 4, 3, 512, 4, 8, 2e-3)),
     "distilbert-pocket": (make_distilbert, (4000, 128, 6, 4, 512, 4, 32, 1e-3)),
 }
+
+
+SETTINGS = ("num_epochs", "batch_size", "learning_rate", "warmup_ratio", "max_steps", "seed")  # of the training loop
 
 
 def parse_args() -> argparse.Namespace:
@@ -212,44 +219,54 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args, started = parse_args(), time.perf_counter()
-    make, _ = MODELS[args.name]
     documents = read_documents(args.data_dir)
     if args.name == "distilbert-pocket":
         documents += film_sentences(args.data_dir)
     held_out = documents[::HELD_OUT_EVERY]
     training = [document for i, document in enumerate(documents) if i % HELD_OUT_EVERY]
-    n_bytes = sum(len(document.encode("utf-8")) for document in held_out)
+    n_bytes = size_in_bytes(held_out)
     torch.manual_seed(args.seed)
+    make, _ = MODELS[args.name]
     model, train, check = make(training, held_out, args)
     model.to(pick_device("auto"))
-    names = ("num_epochs", "batch_size", "learning_rate", "warmup_ratio", "max_steps", "seed")
-    settings = {name: getattr(args, name) for name in names}
-    recipe = {"weight_decay": 0.1, "lr_scheduler_type": "cosine", "max_grad_norm": 1.0}
-    run = resolve(Run(**settings, amp=pick_amp("auto", pick_device("auto")), logging_steps=50), recipe)
-    untrained = measure(model, check, n_bytes, run.amp)
+    run = run_of(args)
+    before = measure(model, check, n_bytes, run.amp)
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters:,} parameters, {len(train.examples):,} rows, untrained {untrained}", flush=True)
-    fitted = fit(model, train, run, Metrics(args.output_dir / "pretraining.jsonl"), check)
+    print(f"{parameters:,} parameters, {len(train.examples):,} rows, untrained {before}", flush=True)
+    steps = fit(model, train, run, Metrics(args.output_dir / "pretraining.jsonl"), check).steps
     tokens = sum(len(example.ids) for example in train.examples)
+    after = measure(model, check, n_bytes, run.amp)
     report = {
         "parameters": parameters,
         "documents": len(training),
-        "training_bytes": sum(len(document.encode("utf-8")) for document in training),
+        "training_bytes": size_in_bytes(training),
         "training_tokens": tokens,
-        "tokens_seen": round(tokens * fitted.steps / len(train)),
+        "tokens_seen": round(tokens * steps / len(train)),
         "held_out_documents": len(held_out),
         "held_out_bytes": n_bytes,
-        **{f"held_out_{name}": value for name, value in measure(model, check, n_bytes, run.amp).items()},
-        **{f"untrained_{name}": value for name, value in untrained.items()},
-        "steps": fitted.steps,
+        **{f"held_out_{name}": value for name, value in after.items()},
+        **{f"untrained_{name}": value for name, value in before.items()},
+        "steps": steps,
         "seconds": time.perf_counter() - started,
         "config": asdict(model.config),
-        "settings": settings,
+        "settings": {name: getattr(args, name) for name in SETTINGS},
     }
     save_pretrained(model, args.output_dir, torch.float16)
     (args.output_dir / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2))
     return 0
+
+
+def run_of(args: argparse.Namespace) -> Run:
+    """Return the settings of the training loop."""
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    recipe = {"weight_decay": 0.1, "lr_scheduler_type": "cosine", "max_grad_norm": 1.0}
+    return resolve(Run(**settings, amp=pick_amp("auto", pick_device("auto")), logging_steps=50), recipe)
+
+
+def size_in_bytes(documents: list[str]) -> int:
+    """Return the size of all documents in UTF-8."""
+    return sum(len(document.encode("utf-8")) for document in documents)
 
 
 if __name__ == "__main__":

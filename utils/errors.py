@@ -1,4 +1,4 @@
-"""The one exception for whatever the user can mend, and how a program ends with it."""
+"""`UserError`, for whatever the user can mend, and how a program ends with it."""
 
 import os
 import signal
@@ -23,18 +23,21 @@ class UserError(ValueError):
 
 
 def one_line(text: str) -> str:
-    """The lines of a text, joined by spaces."""
+    """Return the lines of a text, joined by spaces."""
     return " ".join(part.strip() for part in text.splitlines())
 
 
 def note(text: str) -> None:
-    """What went wrong without ending the run, on one line of standard error."""
+    """Print on standard error, in one line, what went wrong without ending the run."""
     print("note    ", one_line(text), file=sys.stderr, flush=True)
 
 
 def run_program(main: Callable[[], int]) -> NoReturn:
-    """Exits with what `main` returns; with 2 and one line `error: ...` for a UserError or an error of the file system,
-    with 130 after Ctrl-C or SIGTERM, with 141 where nobody reads any longer (`| head`)."""
+    """Run `main`, and exit with what it returns.
+
+    The exit status is 2, after one line `error: ...`, for a UserError or an error of the file system; 130 after Ctrl-C or
+    SIGTERM; 141 where nobody reads the output any longer (`| head`).
+    """
     stopped = []
 
     def stop(number: int, frame) -> NoReturn:

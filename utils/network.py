@@ -1,4 +1,4 @@
-"""Is there a network? Shared by the downloads of weights and of data."""
+"""Finds out whether there is a network. The downloads of weights and of data share it."""
 
 import os
 import queue
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 
 def offline() -> bool:
-    """HF_HUB_OFFLINE=1 means no network for anything here, data sets included."""
+    """Return whether HF_HUB_OFFLINE is set, which means no network for anything here, data sets included."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}
 
 
 def any_answers(urls: Sequence[str], seconds: float) -> bool:
-    """True as soon as one of the addresses answers, False after `seconds` at the latest.
+    """Return True as soon as one of the addresses answers, False after `seconds` at the latest.
 
     All are asked at once, each in its own thread, because looking up a host's name has no time limit of its own. A late
     answer comes to nothing in the background. Proxies are those of the environment.

@@ -1,10 +1,12 @@
 """What every tokenizer shares: from the ids of one text, or of two, to the sequence that the model reads."""
 
+from pathlib import Path
+
 from utils.errors import UserError
 
 
 class Tokenizer:
-    """A tokenizer has `encode(text) -> ids`, without special tokens, and `decode(ids) -> text`. `build` adds the rest."""
+    """The base of every tokenizer: `encode` turns text into ids, `build` adds the special tokens, `decode` goes back."""
 
     vocab_size: int
     pad_id: int
@@ -17,13 +19,27 @@ class Tokenizer:
     end: tuple[int, ...] = ()
     has_token_types = False  # whether the model tells the two texts of a pair apart by a type for each token
 
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text, without special tokens."""
+        raise NotImplementedError
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of token ids. An id that no token has is left out."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_directory(cls, directory: str | Path) -> "Tokenizer":
+        """Return the tokenizer whose files lie in a directory. Raises UserError."""
+        raise NotImplementedError
+
     def build(
         self, ids: list[int], pair_ids: list[int] | None = None, max_length: int | None = None
     ) -> tuple[list[int], list[int] | None]:
-        """(ids with the special tokens, type of each: 0 up to the second text, 1 from there; None if there are no types).
+        """Return the ids with the special tokens, and the type of each: 0 up to the second text, 1 from there on.
 
-        Where max_length is smaller, both texts lose tokens on the right, the longer one first; the special tokens stay.
-        Raises UserError if not even those fit.
+        max_length   what is longer loses tokens on the right, the longer text first; the special tokens stay
+
+        The types are None where the model has none. Raises UserError where not even the special tokens fit.
         """
         added = len(self.start) + len(self.end) + (len(self.between) if pair_ids is not None else 0)
         if max_length is not None:
@@ -40,7 +56,7 @@ class Tokenizer:
 
 
 def longest_first(n: int, n_pair: int, room: int) -> tuple[int, int]:
-    """How many tokens of two texts stay in `room` places: the longer text is cut to the other's length, then both.
+    """Return how many tokens of two texts stay in `room` places: the longer is cut to the other's length, then both are.
 
     An odd place goes to the longer text, to the second of two equal ones (the reference library's choice).
     """

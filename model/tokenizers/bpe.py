@@ -23,7 +23,7 @@ WHOLE_TOKEN = re.compile(r"<.*>|\[.*\]|madeupword\d+")
 
 
 def byte_alphabet() -> dict[int, str]:
-    """Each byte's printable stand-in, in the order of GPT-2's first 256 tokens.
+    """Return the printable character that stands for each byte, in the order of GPT-2's first 256 tokens.
 
     The files are text, so bytes that don't print (and the space) are written as characters from U+0100 on.
     """
@@ -34,14 +34,18 @@ def byte_alphabet() -> dict[int, str]:
 
 
 class BytePairTokenizer(Tokenizer):
-    """Text -> token ids and back. Every character is text, `<|endoftext|>` too: a text can't smuggle in a special token."""
+    """Byte-level BPE. Every character is text, `<|endoftext|>` too: a text can't smuggle in a special token."""
 
     name: str
     required: tuple[str, ...]  # special tokens that the vocabulary must have
     ids_follow_merges: bool
 
     def __init__(self, tokens: list[str], vocab: dict[str, int]):
-        """tokens: those of single bytes, then what each merge makes; vocab: token -> id, of these and of special tokens."""
+        """Set up tiktoken.
+
+        tokens   those of single bytes, then what each merge makes
+        vocab    token -> id, of these and of special tokens
+        """
         byte_of = {character: byte for byte, character in byte_alphabet().items()}
         made = set(tokens)
         special = [token for token in vocab if token not in made]
@@ -57,15 +61,16 @@ class BytePairTokenizer(Tokenizer):
         self.vocab_size = max(self._id_of_rank) + 1
 
     def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text, without special tokens."""
         return [self._id_of_rank[rank] for rank in self._encoding.encode_ordinary(text)]
 
     def decode(self, ids: list[int]) -> str:
-        """An id that no token has is left out: some embeddings have rows for none, and a model may write them."""
+        """Return the text of token ids. An id that no token has, such as an unused row of the embedding, is left out."""
         return self._encoding.decode([self._rank_of_id[token_id] for token_id in ids if token_id in self._rank_of_id])
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> "BytePairTokenizer":
-        """Reads the files of BPE_FILE_SETS, the first set that is there. Raises UserError if none is, or one is broken."""
+        """Return the tokenizer in the first complete set of BPE_FILE_SETS. Raises UserError, also for a broken one."""
         file, vocab, tokens = read_byte_pairs(Path(directory), cls.name)
         missing = [token for token in cls.required if token not in vocab]
         if missing:
@@ -104,7 +109,10 @@ class RobertaTokenizer(BytePairTokenizer):
 
 
 def read_byte_pairs(directory: Path, name: str) -> tuple[Path, dict[str, int], list[str]]:
-    """(the vocabulary's file, token -> id, the tokens of the single bytes and then what each merge makes)."""
+    """Return the vocabulary's file, token -> id, and the tokens: of the single bytes, then what each merge makes.
+
+    name   of the tokenizer, for an error
+    """
     files = first_complete(directory, BPE_FILE_SETS)
     if files is None:
         raise UserError(f"{directory} has no {name} tokenizer files ({choices(BPE_FILE_SETS)})")
@@ -117,14 +125,14 @@ def read_byte_pairs(directory: Path, name: str) -> tuple[Path, dict[str, int], l
 
 
 def _read_pair(vocab_file: Path, merges_file: Path) -> tuple[dict[str, int], list[str]]:
-    """(token -> id, what each merge makes), the merges as lines of two symbols."""
+    """Return token -> id, and what each merge makes, which the file has as lines of two symbols."""
     lines = merges_file.read_text(encoding="utf-8").splitlines()
     merged = ["".join(line.split()) for line in lines if line and not line.startswith("#version")]
     return dict(read_json(vocab_file).items()), merged
 
 
 def _read_json(file: Path) -> tuple[dict[str, int], list[str]]:
-    """The same from tokenizer.json, where a merge is a pair or a line, and special tokens may stand apart."""
+    """Return the same from tokenizer.json, where a merge is a pair or a line, and special tokens may stand apart."""
     content = read_json(file)
     if content["model"]["type"] != "BPE":
         raise ValueError(f"it holds a tokenizer of type {content['model']['type']!r}, not BPE")
@@ -134,7 +142,7 @@ def _read_json(file: Path) -> tuple[dict[str, int], list[str]]:
 
 
 def _check(file: Path, vocab: dict[str, int], tokens: list[str], ids_follow_merges: bool) -> None:
-    """Raises UserError where vocabulary and merges aren't of the same tokenizer, or ids can't be."""
+    """Raise UserError where vocabulary and merges aren't of the same tokenizer, or what is no id stands for one."""
     apart = f"{file}: vocabulary and merges don't belong together"
     for rank, token in enumerate(tokens):
         found = vocab.get(token)

@@ -1,7 +1,8 @@
 """BERT's WordPiece tokenizer: text -> words -> the longest pieces of each word that the vocabulary holds.
 
-The same ids as the reference library's `BertTokenizer`, with one difference: there a "[SEP]" written in a text becomes
-the special token, here every character of a text is text."""
+The ids are those of the reference library's `BertTokenizer`, with one difference: there a "[SEP]" written in a text becomes
+the special token, here every character of a text is text.
+"""
 
 import unicodedata
 from collections.abc import Callable
@@ -18,7 +19,7 @@ CONTINUES = "##"  # a piece that doesn't begin its word
 MAX_WORD = 100  # characters; a longer word is [UNK]
 CACHED_WORDS = 2**16
 
-# Their names for BasicTokenizer's arguments: in tokenizer.json's normalizer, and in tokenizer_config.json, which wins.
+# What BasicTokenizer's arguments are called in tokenizer.json's normalizer, and in tokenizer_config.json, which wins.
 SETTINGS = {
     "lower_case": ("lowercase", "do_lower_case"),
     "strip_accents": ("strip_accents", "strip_accents"),
@@ -39,7 +40,7 @@ IDEOGRAPHS = (
 
 
 class Replacements(dict):
-    """For str.translate: what each character becomes, worked out when it is first met."""
+    """A table for str.translate: what a character becomes is computed when it is first met."""
 
     def __init__(self, rule: Callable[[str], str]):
         super().__init__()
@@ -51,7 +52,7 @@ class Replacements(dict):
 
 
 def clean(character: str) -> str:
-    """Nothing for control, format and private characters; one space for any white space."""
+    """Return "" for control, format and private characters, and one space for any white space."""
     if character in "\t\n\r":
         return " "
     # Unassigned code points ("Cn") stay: they may be the letters of a later Unicode version.
@@ -61,23 +62,26 @@ def clean(character: str) -> str:
 
 
 def isolate_ideograph(character: str) -> str:
-    """Each ideograph is a word of its own."""
+    """Return the character, with a space on both sides of an ideograph, which makes it a word of its own."""
     return f" {character} " if any(low <= ord(character) <= high for low, high in IDEOGRAPHS) else character
 
 
 def drop_mark(character: str) -> str:
-    """Without accents, which stand alone in the NFD form."""
+    """Return "" for an accent, which stands alone in the NFD form."""
     return "" if unicodedata.category(character) == "Mn" else character
 
 
 def isolate_punctuation(character: str) -> str:
-    """All of ASCII's symbols count, `$` and `+` too, which Unicode doesn't call punctuation."""
+    """Return the character, with a space on both sides of punctuation.
+
+    All of ASCII's symbols count as such, `$` and `+` too, which Unicode doesn't call punctuation.
+    """
     ascii_symbol = "!" <= character <= "~" and not character.isalnum()
     return f" {character} " if ascii_symbol or unicodedata.category(character)[0] == "P" else character
 
 
 class BasicTokenizer:
-    """Text -> words. `strip_accents` None: wherever letters are lower-cased."""
+    """Cuts text into words. `strip_accents` None: they are stripped wherever letters are lower-cased."""
 
     def __init__(self, lower_case: bool = True, strip_accents: bool | None = None, isolate_ideographs: bool = True):
         self.lower_case = lower_case
@@ -87,7 +91,7 @@ class BasicTokenizer:
         self._isolate_punctuation = Replacements(isolate_punctuation)
 
     def words(self, text: str) -> list[str]:
-        """The text's words and punctuation marks, in order."""
+        """Return the text's words and punctuation marks, in order."""
         text = text.translate(self._clean)
         if self.strip_accents and not text.isascii():
             text = unicodedata.normalize("NFD", text).translate(self._drop_marks)  # é -> e and a mark -> e
@@ -98,7 +102,7 @@ class BasicTokenizer:
 
 
 class WordPieceTokenizer(Tokenizer):
-    """Text -> token ids and back (decoding can't bring back case, accents or spaces around punctuation)."""
+    """BERT's tokenizer. Decoding can't bring back case, accents or the spaces around punctuation."""
 
     has_token_types = True
 
@@ -116,10 +120,11 @@ class WordPieceTokenizer(Tokenizer):
         self._pieces = lru_cache(CACHED_WORDS)(self._split)
 
     def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text, without special tokens."""
         return [piece for word in self.basic.words(text) for piece in self._pieces(word)]
 
     def _split(self, word: str) -> tuple[int, ...]:
-        """From left to right, the longest piece that the vocabulary holds; [UNK] for the whole word where there is none."""
+        """Return the pieces of a word, from left to right the longest in the vocabulary; [UNK] alone where one lacks."""
         if len(word) > MAX_WORD:
             return (self.unknown_id,)
         pieces, start = [], 0
@@ -136,12 +141,12 @@ class WordPieceTokenizer(Tokenizer):
         return tuple(pieces)
 
     def decode(self, ids: list[int]) -> str:
-        """An id that no token has, as of SciBERT's empty line, is left out."""
+        """Return the text of token ids. An id that no token has, as of SciBERT's empty line, is left out."""
         return " ".join(self._tokens[token_id] for token_id in ids if token_id in self._tokens).replace(f" {CONTINUES}", "")
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> "WordPieceTokenizer":
-        """Reads vocab.txt, else tokenizer.json, and how to treat case and accents from the settings beside it.
+        """Return the tokenizer in vocab.txt, else in tokenizer.json; the settings beside it say what case and accents mean.
 
         Raises UserError if neither is there, or one is broken.
         """
@@ -161,7 +166,7 @@ class WordPieceTokenizer(Tokenizer):
 
 
 def _read_lines(file: Path) -> dict[str, int]:
-    """token -> id, which is the number of its line. SciBERT's has an empty line: an id that no text gets."""
+    """Return token -> id, the number of its line. SciBERT's file has an empty line: an id that no text gets."""
     lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     vocab: dict[str, int] = {}
     for number, token in enumerate(lines):
