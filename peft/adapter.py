@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from config import DEFAULTS, check_setting
 from peft.attach import train_head
 from peft.registry import method
 from peft.targets import AdaptedLinear, Added, adapt, find_sites
@@ -51,16 +52,14 @@ class Adapter:
     The bottleneck is the model's width divided by the reduction factor, rounded down.
     """
 
-    placement: str = "pfeiffer"
-    reduction_factor: int = 16
-    layers: str = "all"
+    placement: str = DEFAULTS["adapter_placement"]
+    reduction_factor: int = DEFAULTS["reduction_factor"]
+    layers: str = DEFAULTS["layers"]
     train_head: bool = True
 
     def __post_init__(self):
-        if self.placement not in PLACEMENTS:
-            raise UserError(f"unknown --adapter_placement {self.placement!r}: choose {', '.join(PLACEMENTS)}")
-        if self.reduction_factor < 1:
-            raise UserError(f"--reduction_factor is {self.reduction_factor}; it must be at least 1")
+        check_setting("adapter_placement", self.placement)
+        check_setting("reduction_factor", self.reduction_factor)
 
     @classmethod
     def from_run(cls, name: str, run) -> "Adapter":

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from config import DEFAULTS
 from peft.attach import train_head
 from peft.registry import method
 from peft.targets import find_parts
@@ -48,8 +49,8 @@ class Freeze:
 class FreezeBlocks:
     """Chosen parts of chosen blocks train, and nothing outside of the blocks but the head; see `find_parts`."""
 
-    layers: str = "all"
-    part: str = "all"
+    layers: str = DEFAULTS["layers"]
+    part: str = DEFAULTS["part"]
     train_head: bool = True
 
     @classmethod

@@ -8,9 +8,11 @@ import pytest
 
 import experiments
 from config import (
+    ADAPTER_PLACEMENTS,
     CLASSIFICATION,
     DEFAULTS,
     DIALOGUES,
+    LORA_SCALINGS,
     METHODS,
     SETTINGS,
     Run,
@@ -22,6 +24,9 @@ from config import (
 )
 from data.registry import TASKS, get_task
 from data.spam import RECIPE
+from peft.adapter import PLACEMENTS
+from peft.freeze import BLOCKS
+from peft.lora import SCALINGS
 from peft.registry import METHODS as REGISTERED
 from peft.registry import find_methods, method
 from pipeline.job import prepare
@@ -61,6 +66,11 @@ def test_a_method_reads_the_settings_that_say_so(name):
     REGISTERED[name].from_run(name, recorder)
     says_so = {setting for setting, about in SETTINGS.items() if name in about["methods"]}
     assert recorder.names - SHARED_BY_ALL == says_so
+
+
+def test_each_choice_of_a_method_means_something():
+    assert SCALINGS.keys() == {*LORA_SCALINGS} and PLACEMENTS.keys() == {*ADAPTER_PLACEMENTS}
+    assert {*BLOCKS} <= {*METHODS}
 
 
 def test_every_method_and_task_that_a_setting_names_is_there():
