@@ -1,7 +1,7 @@
-"""Adapters as files of the Hugging Face library `peft`. Here they are read (`--adapter`), in `exchange_out.py` written.
+"""Reads adapters that the Hugging Face library `peft` has made (`--adapter`); `write.py` writes such files.
 
-Such an adapter is a directory with two files. `adapter_config.json` says of which kind it is (`peft_type`) and how it acts;
-`adapter_model.safetensors` holds its tensors, PATH being a module of the published model (transformer.h.0.attn.c_attn):
+An adapter is a directory with two files. `adapter_config.json` says of which kind it is (`peft_type`) and how it acts;
+`adapter_model.safetensors` holds its tensors, where PATH is a module of the published model (transformer.h.0.attn.c_attn):
 
     LORA           base_model.model.PATH.lora_A.weight [r, in] and lora_B.weight [out, r]; y += scale · x Aᵀ Bᵀ, with scale
                    lora_alpha / r, or lora_alpha / sqrt(r) for `use_rslora`; `rank_pattern` and `alpha_pattern` give
@@ -12,11 +12,11 @@ Such an adapter is a directory with two files. `adapter_config.json` says of whi
     any of them    whole modules (`modules_to_save`), such as a new classifier: base_model.model.PATH.weight, beside a
                    prefix base_model.PATH.weight
 
-The library ignores `target_modules` that aren't in the file and tensors whose name lacks `base_model.model.`; so that
+The library ignores `target_modules` that aren't in the file, and tensors whose name lacks `base_model.model.`. So that
 neither goes unnoticed, the names of the tensors decide here, and what can't be placed is an error.
 
-GPT-2's query, key and value are one module there, c_attn, and three here. Read, each gets its rows of B and a copy of A.
-Written, three products of rank r become one of rank 3 r whose B is block-diagonal: the same sum exactly.
+GPT-2's query, key and value are one published module, c_attn, and three Linear layers here. Read, each gets its rows of B
+and a copy of A. Written, three products of rank r become one of rank 3 r whose B is block-diagonal: exactly the same sum.
 """
 
 import os
@@ -31,7 +31,7 @@ from torch import nn
 from model import hub
 from model.names import Entry
 from model.registry import architecture_of, entries_of
-from model.weights import read_safetensors
+from model.weights import published_shape, read_safetensors
 from peft.attach import train_head
 from peft.dora import DoRALinear
 from peft.ia3 import IA3Linear
@@ -42,7 +42,8 @@ from peft.targets import adapt, replace_module
 from utils.errors import UserError
 from utils.files import read_json
 
-BEFORE = {"LORA": "base_model.model.", "IA3": "base_model.model.", "PREFIX_TUNING": "base_model."}  # their names
+# What the names of the tensors begin with, by the kind of adapter.
+NAME_PREFIX = {"LORA": "base_model.model.", "IA3": "base_model.model.", "PREFIX_TUNING": "base_model."}
 # Settings of a LORA that change what is computed and have no counterpart here: the values that mean "not used".
 UNUSED = {"bias": ("none",)} | dict.fromkeys(
     (
@@ -52,18 +53,22 @@ UNUSED = {"bias": ("none",)} | dict.fromkeys(
     (None, False),
 )
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations (`init_lora_weights`)
+ADDED = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector|ia3_l)(\.weight)?")  # names of added tensors
+
+
+# --- the files
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """The content of such a directory."""
+class AdapterFiles:
+    """The content of an adapter's directory."""
 
     folder: Path
     config: dict
-    tensors: dict[str, torch.Tensor]  # without what BEFORE says
+    tensors: dict[str, torch.Tensor]  # by their names without NAME_PREFIX
 
     def setting(self, name: str, kind: type | tuple, default=None):
-        """A setting of a type. Without a default it has to be there."""
+        """Return a setting of a type. Raises UserError for another type, or where it is missing and has no default."""
         value = self.config.get(name)
         value = default if value is None else value
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -71,8 +76,11 @@ class Adapter:
             raise UserError(f"{self.folder}/adapter_config.json has {name} = {value!r}; it must be {wanted}")
         return value
 
-    def of_module(self, name: str, path: str, kind: type | tuple, default: float):
-        """What `rank_pattern` or `alpha_pattern` says of a module: the first pattern that matches the end of its path."""
+    def setting_of_module(self, name: str, path: str, kind: type | tuple, default: float):
+        """Return what `rank_pattern` or `alpha_pattern` says of a module, or the default. Raises UserError.
+
+        The first pattern that matches the end of the module's path counts.
+        """
         for pattern, value in self.setting(name, dict, {}).items():
             try:
                 found = re.match(rf"(.*\.)?({pattern})$", path)
@@ -84,9 +92,17 @@ class Adapter:
                 return value
         return default
 
+    def check_shape(self, name: str, tensor: torch.Tensor, shape: Iterable[int]) -> None:
+        """Raise UserError unless the tensor has that shape."""
+        if list(tensor.shape) != list(shape):
+            raise UserError(f"{self.folder}: {name} has shape {list(tensor.shape)}, expected {list(shape)}")
+
 
 def adapter_folder(name: str) -> Path:
-    """A directory, or a repository on the hub (owner/name, owner/name@revision). Raises UserError."""
+    """Return the directory of an adapter: a directory itself, or a repository on the hub (owner/name@revision).
+
+    Raises UserError.
+    """
     if os.path.isdir(name):
         return Path(name)
     if not hub.REPOSITORY.fullmatch(name.partition("@")[0]):
@@ -94,41 +110,86 @@ def adapter_folder(name: str) -> Path:
     return hub.locate(name, files=hub.ADAPTER_FILES)
 
 
-def read_adapter(name: str) -> Adapter:
-    """By the name of `adapter_folder`. Raises UserError for what can't be read, or would mean something else here."""
+def read_adapter(name: str) -> AdapterFiles:
+    """Return an adapter by the name of `adapter_folder`.
+
+    Raises UserError for what can't be read, or would mean something else here.
+    """
     folder = adapter_folder(name)
-    path, file = (folder / one for one in hub.ADAPTER_FILES)
+    config_file, tensor_file = (folder / file for file in hub.ADAPTER_FILES)
     try:
-        config = read_json(path)
+        config = read_json(config_file)
     except (OSError, ValueError) as error:
         raise UserError(f"--adapter {name} has no readable adapter_config.json: {error}") from None
     kind = config.get("peft_type") if isinstance(config, dict) else None
-    if not isinstance(kind, str) or kind not in BEFORE:
-        raise UserError(f"{path} has peft_type = {kind!r}; what can be read: {', '.join(BEFORE)}")
-    if not file.is_file():
+    if not isinstance(kind, str) or kind not in NAME_PREFIX:
+        raise UserError(f"{config_file} has peft_type = {kind!r}; what can be read: {', '.join(NAME_PREFIX)}")
+    if not tensor_file.is_file():
         pickled = " (a pickled adapter_model.bin is never loaded)" if (folder / "adapter_model.bin").exists() else ""
-        raise UserError(f"--adapter {name} has no {file.name}{pickled}; save it with safetensors")
-    tensors, _ = read_safetensors(file)
-    before = BEFORE[kind]
-    if lost := [one for one in tensors if not one.startswith(before) and one != "prompt_embeddings"]:
-        raise UserError(f"{file} has {lost[0]}, which doesn't begin with {before}; the library wouldn't load it either")
-    for setting, harmless in UNUSED.items() if kind == "LORA" else ():
+        raise UserError(f"--adapter {name} has no {tensor_file.name}{pickled}; save it with safetensors")
+    tensors, _ = read_safetensors(tensor_file)
+    prefix = NAME_PREFIX[kind]
+    if lost := [one for one in tensors if not one.startswith(prefix) and one != "prompt_embeddings"]:
+        raise UserError(
+            f"{tensor_file} has {lost[0]}, which doesn't begin with {prefix}; the library wouldn't load it either"
+        )
+    check_settings(config_file, config)
+    return AdapterFiles(folder, config, {one.removeprefix(prefix): tensor.float() for one, tensor in tensors.items()})
+
+
+def check_settings(file: Path, config: dict) -> None:
+    """Raise UserError for a setting that would change what is computed and has no counterpart here."""
+    for setting, harmless in UNUSED.items() if config["peft_type"] == "LORA" else ():
         if config.get(setting) not in (None, *harmless):
             raise UserError(
-                f"{path} has {setting} = {config[setting]!r}, which isn't supported; it must be {harmless[0]!r}"
+                f"{file} has {setting} = {config[setting]!r}, which isn't supported; it must be {harmless[0]!r}"
             )
     if str(config.get("init_lora_weights")).startswith(CHANGES_THE_BASE):
         raise UserError(
-            f"{path} has init_lora_weights = {config['init_lora_weights']!r}, which changes the base model; save it with "
+            f"{file} has init_lora_weights = {config['init_lora_weights']!r}, which changes the base model; save it with "
             "path_initial_model_for_weight_conversion"
         )
-    return Adapter(folder, config, {one.removeprefix(before): tensor.float() for one, tensor in tensors.items()})
+
+
+@dataclass(frozen=True)
+class PublishedNames:
+    """What the published names of a model's modules and tensors stand for here."""
+
+    modules: dict[str, list[str]]  # transformer.h.0.attn.c_attn -> blocks.0.attn.q, .k, .v
+    tensors: dict[str, Entry]
+    prefix: str  # which names lack in a file of the bare body
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "PublishedNames":
+        """Return the names of a model to which nothing has been added."""
+        tensors = {entry.hf_name: entry for entry in entries_of(model) if entry.names}
+        modules = {
+            entry.hf_name.removesuffix(".weight"): [name.removesuffix(".weight") for name in entry.names]
+            for entry in tensors.values()
+            if entry.hf_name.endswith(".weight") and all(name.endswith(".weight") for name in entry.names)
+        }
+        return cls(modules, tensors, architecture_of(model.config).prefix)
+
+    def find(self, path: str, name: str, adapter: AdapterFiles) -> str:
+        """Return the full path of a module that the tensor `name` is for. Raises UserError where there is none."""
+        for candidate in (path, self.prefix + path):
+            if candidate in self.modules:
+                return candidate
+        raise no_place(adapter, name)
+
+
+def no_place(adapter: AdapterFiles, name: str) -> UserError:
+    """Return the error for a tensor that fits nowhere."""
+    return UserError(f"{adapter.folder} has {name}, for which the model has no place; was it made for another model?")
+
+
+# --- onto a model
 
 
 @method("peft")
 @dataclass(frozen=True)
 class FromPeft:
-    """What an adapter made by the library adds, with its values. That, and the modules that it replaces, trains on."""
+    """What an adapter of the library adds, with its values. That, and the modules that it replaces, trains on."""
 
     name: str
     plus_ratio: float = 1.0  # of a LoRA, as in lora.py
@@ -136,142 +197,130 @@ class FromPeft:
 
     @classmethod
     def from_run(cls, name: str, run) -> "FromPeft":
+        """Return the method of a complete run. Raises UserError where it names no adapter."""
         if not run.adapter:
             raise UserError("--trainable_layers peft needs --adapter with a directory or the name of a repository")
         return cls(run.adapter, run.lora_plus_ratio, train_head=run.train_head == "yes")
 
     @torch.no_grad()
     def attach(self, model: nn.Module) -> None:
+        """Put the adapter on a model, in place. Raises UserError where it doesn't fit."""
         adapter = read_adapter(self.name)
-        tables, added = Tables.of(model), {}
+        names, added = PublishedNames.of(model), {}
         for name, tensor in adapter.tensors.items():
-            found = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector|ia3_l)(\.weight)?", name)
+            found = ADDED.fullmatch(name)
             if found:
-                added.setdefault(tables.known(found[1], name, adapter), {})[found[2]] = tensor
+                added.setdefault(names.find(found[1], name, adapter), {})[found[2]] = tensor
             elif name != "prompt_embeddings":
-                replace_tensor(model, tables, adapter, name)
+                replace_tensor(model, names, adapter, name)
         kind = adapter.config["peft_type"]
         if not added and kind != "PREFIX_TUNING":
             raise UserError(f"{adapter.folder} has no tensor of a {kind} adapter")
-        for path, parts in added.items():
-            layers = {one: model.get_submodule(one) for one in tables.modules[path]}
+        for path, tensors in added.items():
+            layers = {name: model.get_submodule(name) for name in names.modules[path]}
             if not all(isinstance(layer, nn.Linear) for layer in layers.values()):
                 raise UserError(f"{adapter.folder} adapts {path}, which is no Linear layer")
             if kind == "LORA":
-                attach_lora(model, adapter, path, parts, layers, self.plus_ratio)
+                attach_lora(model, adapter, path, tensors, layers, self.plus_ratio)
             else:
-                attach_ia3(model, adapter, path, parts, layers)
+                attach_ia3(model, adapter, path, tensors, layers)
         if kind == "PREFIX_TUNING":
             attach_prefix(model, adapter)
         train_head(model, self.train_head)
 
 
-@dataclass(frozen=True)
-class Tables:
-    """Names of the published model -> ours."""
-
-    modules: dict[str, list[str]]  # transformer.h.0.attn.c_attn -> blocks.0.attn.q, .k, .v
-    tensors: dict[str, Entry]
-    prefix: str  # which names of the bare body lack
-
-    @classmethod
-    def of(cls, model: nn.Module) -> "Tables":
-        """Of a model without added parameters."""
-        tensors = {entry.hf_name: entry for entry in entries_of(model) if entry.names}
-        modules = {
-            entry.hf_name.removesuffix(".weight"): [one.removesuffix(".weight") for one in entry.names]
-            for entry in tensors.values()
-            if entry.hf_name.endswith(".weight") and all(one.endswith(".weight") for one in entry.names)
-        }
-        return cls(modules, tensors, architecture_of(model.config).prefix)
-
-    def known(self, path: str, name: str, adapter: Adapter) -> str:
-        """The path as the table has it. Raises UserError where there is no such module."""
-        for one in (path, self.prefix + path):
-            if one in self.modules:
-                return one
-        raise UserError(f"{adapter.folder} has {name}, for which the model has no place; was it made for another model?")
-
-
-def replace_tensor(model: nn.Module, tables: Tables, adapter: Adapter, name: str) -> None:
-    """A tensor of a whole module, in place. It trains on."""
+def replace_tensor(model: nn.Module, names: PublishedNames, adapter: AdapterFiles, name: str) -> None:
+    """Put a tensor of a whole module in the place of the model's. It trains on. Raises UserError."""
     path, _, part = name.rpartition(".")
-    theirs = f"{tables.known(path, name, adapter)}.{part}"
+    hf_name = f"{names.find(path, name, adapter)}.{part}"
     parameters = dict(model.named_parameters())
-    entry, tensor = tables.tensors.get(theirs), adapter.tensors[name]
+    entry, tensor = names.tensors.get(hf_name), adapter.tensors[name]
     if entry is None or not all(one in parameters for one in entry.names):
-        raise UserError(f"{adapter.folder} has {name}, for which the model has no place; was it made for another model?")
-    n_out, *n_in = parameters[entry.names[0]].shape
-    shape = [n_out * len(entry.names), *n_in]
-    check_shape(adapter, name, tensor, shape[::-1] if entry.transposed else shape)
+        raise no_place(adapter, name)
+    adapter.check_shape(name, tensor, published_shape(entry, parameters))
     parts = (tensor.T if entry.transposed else tensor).chunk(len(entry.names))
     for one, value in zip(entry.names, parts, strict=True):
         parameter = parameters[one]  # not filled in place: another model may share its memory, see `share`
         parameter.data = value.to(parameter).clone(memory_format=torch.contiguous_format)
         parameter.requires_grad_(True)
-    if theirs == "score.weight" and "score.bias" not in adapter.tensors:
-        model.head.classifier.bias.data = torch.zeros_like(model.head.classifier.bias)  # theirs has none
+    if hf_name == "score.weight" and "score.bias" not in adapter.tensors:  # the published classifier has no bias
+        model.head.classifier.bias.data = torch.zeros_like(model.head.classifier.bias)
 
 
-def check_shape(adapter: Adapter, name: str, tensor: torch.Tensor, shape: Iterable[int]) -> None:
-    """Raises UserError unless the tensor has that shape."""
-    if list(tensor.shape) != list(shape):
-        raise UserError(f"{adapter.folder}: {name} has shape {list(tensor.shape)}, expected {list(shape)}")
+def sizes_of(layers: dict[str, nn.Linear]) -> tuple[int, int]:
+    """Return the numbers of inputs and outputs of the published module that these layers are."""
+    return next(iter(layers.values())).in_features, sum(layer.out_features for layer in layers.values())
 
 
 def attach_lora(
-    model: nn.Module, adapter: Adapter, path: str, parts: dict, layers: dict[str, nn.Linear], plus_ratio: float
+    model: nn.Module,
+    adapter: AdapterFiles,
+    path: str,
+    tensors: dict[str, torch.Tensor],
+    layers: dict[str, nn.Linear],
+    plus_ratio: float,
 ) -> None:
-    """A LoRA or DoRA of one module of theirs, `path`, on ours."""
+    """Put a LoRA or DoRA of the published module `path` on the layers that it is here. Raises UserError."""
     dora = adapter.setting("use_dora", bool, False)
     wanted = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if dora else set())
-    if parts.keys() != wanted:
-        raise UserError(f"{adapter.folder} has {', '.join(parts)} for {path}; expected {', '.join(sorted(wanted))}")
-    rank = adapter.of_module("rank_pattern", path, int, adapter.setting("r", int))
-    alpha = adapter.of_module("alpha_pattern", path, (int, float), adapter.setting("lora_alpha", (int, float), 8))
+    if tensors.keys() != wanted:
+        raise UserError(f"{adapter.folder} has {', '.join(tensors)} for {path}; expected {', '.join(sorted(wanted))}")
+    rank = adapter.setting_of_module("rank_pattern", path, int, adapter.setting("r", int))
+    alpha = adapter.setting("lora_alpha", (int, float), 8)
+    alpha = adapter.setting_of_module("alpha_pattern", path, (int, float), alpha)
     scaling = "alpha/sqrt(r)" if adapter.setting("use_rslora", bool, False) else "alpha/r"
-    how = LoRA(rank, alpha, adapter.setting("lora_dropout", (int, float), 0.0), scaling, plus_ratio=plus_ratio)
-    n_in, n_out = next(iter(layers.values())).in_features, sum(layer.out_features for layer in layers.values())
-    check_shape(adapter, f"{path}.lora_A.weight", parts["lora_A"], (rank, n_in))
-    check_shape(adapter, f"{path}.lora_B.weight", parts["lora_B"], (n_out, rank))
+    lora = LoRA(rank, alpha, adapter.setting("lora_dropout", (int, float), 0.0), scaling, plus_ratio=plus_ratio)
+    n_in, n_out = sizes_of(layers)
+    adapter.check_shape(f"{path}.lora_A.weight", tensors["lora_A"], (rank, n_in))
+    adapter.check_shape(f"{path}.lora_B.weight", tensors["lora_B"], (n_out, rank))
     if dora:
-        check_shape(adapter, f"{path}.lora_magnitude_vector", parts["lora_magnitude_vector"], (n_out,))
-    adapt(model, layers, lambda linear: (DoRALinear if dora else LoRALinear)(linear, how))
-    for i, one in enumerate(layers):
-        layer = model.get_submodule(one)
-        layer.lora_a.copy_(parts["lora_A"])
-        layer.lora_b.copy_(parts["lora_B"].chunk(len(layers))[i])  # [3 D, r] -> [D, r]
+        adapter.check_shape(f"{path}.lora_magnitude_vector", tensors["lora_magnitude_vector"], (n_out,))
+    kind = DoRALinear if dora else LoRALinear
+    adapt(model, layers, lambda linear: kind(linear, lora))
+    for i, name in enumerate(layers):
+        layer = model.get_submodule(name)
+        layer.lora_a.copy_(tensors["lora_A"])
+        layer.lora_b.copy_(tensors["lora_B"].chunk(len(layers))[i])  # [3 D, r] -> [D, r]
         if dora:
-            layer.magnitude.copy_(parts["lora_magnitude_vector"].chunk(len(layers))[i])
+            layer.magnitude.copy_(tensors["lora_magnitude_vector"].chunk(len(layers))[i])  # [3 D] -> [D]
 
 
-def attach_ia3(model: nn.Module, adapter: Adapter, path: str, parts: dict, layers: dict[str, nn.Linear]) -> None:
-    """An IA3 of one module of theirs, on ours. The vector's shape says whether it is of what goes in or comes out."""
-    n_in, n_out = next(iter(layers.values())).in_features, sum(layer.out_features for layer in layers.values())
-    if parts.keys() != {"ia3_l"}:
-        raise UserError(f"{adapter.folder} has {', '.join(parts)} for {path}; expected ia3_l")
-    of_input = parts["ia3_l"].shape[:1] == (1,)
-    check_shape(adapter, f"{path}.ia3_l", parts["ia3_l"], (1, n_in) if of_input else (n_out, 1))
+def attach_ia3(
+    model: nn.Module, adapter: AdapterFiles, path: str, tensors: dict[str, torch.Tensor], layers: dict[str, nn.Linear]
+) -> None:
+    """Put an IA3 of the published module `path` on the layers that it is here. Raises UserError.
+
+    The shape of the vector says whether it is for what goes into the module, or for what comes out.
+    """
+    if tensors.keys() != {"ia3_l"}:
+        raise UserError(f"{adapter.folder} has {', '.join(tensors)} for {path}; expected ia3_l")
+    n_in, n_out = sizes_of(layers)
+    of_input = tensors["ia3_l"].shape[:1] == (1,)
+    adapter.check_shape(f"{path}.ia3_l", tensors["ia3_l"], (1, n_in) if of_input else (n_out, 1))
     adapt(model, layers, lambda linear: IA3Linear(linear, of_input))
-    vector = parts["ia3_l"].flatten()
-    for one, part in zip(layers, [vector] * len(layers) if of_input else vector.chunk(len(layers)), strict=True):
-        model.get_submodule(one).ia3.copy_(part)
+    vector = tensors["ia3_l"].flatten()
+    parts = [vector] * len(layers) if of_input else vector.chunk(len(layers))
+    for name, part in zip(layers, parts, strict=True):
+        model.get_submodule(name).ia3.copy_(part)
 
 
-def attach_prefix(model: nn.Module, adapter: Adapter) -> None:
-    """The library puts a text's first token behind the prefix, at position P; here it counts from 0. So the table of
-    positions loses its first P rows, and the context P tokens."""
+def attach_prefix(model: nn.Module, adapter: AdapterFiles) -> None:
+    """Put a prefix on every block. Raises UserError.
+
+    The library counts a text's first token as position P, behind the prefix; here it counts from 0. So the table of
+    positions loses its first P rows, and the context P tokens.
+    """
     n_blocks, dim = len(model.blocks), model.config.dim
     if "prompt_embeddings" not in adapter.tensors:
         raise UserError(f"{adapter.folder} has no prompt_embeddings")
     length, embeddings = adapter.setting("num_virtual_tokens", int), adapter.tensors["prompt_embeddings"]
-    check_shape(adapter, "prompt_embeddings", embeddings, (length, n_blocks * 2 * dim))
+    adapter.check_shape("prompt_embeddings", embeddings, (length, n_blocks * 2 * dim))
     if not 0 < length < model.config.context_length:
         raise UserError(
             f"{adapter.folder} has {length} virtual tokens; the context is {model.config.context_length} tokens"
         )
     pairs = embeddings.view(length, n_blocks, 2, dim).permute(1, 2, 0, 3)  # [P, L 2 D] -> [L, 2, P, D]
-    for block, (number, pair) in zip(model.blocks, enumerate(pairs), strict=True):
+    for number, (block, pair) in enumerate(zip(model.blocks, pairs, strict=True)):
         prefix = Prefix(pair.contiguous().to(model.token_embedding.weight.device))
         replace_module(model, f"blocks.{number}.attn", PrefixAttention(block.attn, prefix))
     table, first = model.position_embedding, getattr(model.config, "first_position", 0)

@@ -1,4 +1,4 @@
-"""What a run has trained as files of the Hugging Face library `peft` (`--export_peft`); the format is in `exchange.py`."""
+"""Writes what a run has trained as files of the Hugging Face library `peft` (`--export_peft`); `read.py` has the format."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from model.gpt2 import GPT2
 from model.weights import write_safetensors
 from peft.attach import merge
 from peft.dora import DoRALinear
-from peft.huggingface.read import BEFORE, Tables
+from peft.huggingface.read import NAME_PREFIX, PublishedNames
 from peft.ia3 import IA3Linear
 from peft.lora import LoRALinear, principal_parts
 from peft.prefix import PrefixAttention
@@ -22,51 +22,74 @@ from utils.errors import UserError
 
 @torch.no_grad()
 def write_adapter(model: nn.Module, base: nn.Module, directory: Path, about: dict) -> None:
-    """Writes what makes `model` of `base`, the same model with nothing attached or trained yet.
+    """Write what makes `model` of `base`, the same model with nothing attached or trained yet.
 
     What was added to a module on its published weights is written as such. Every other module that differs, and the
     classifier always (the published model has none, or another), is written whole, with what was added folded in.
-    `about` are further settings, such as base_model_name_or_path. Raises UserError for what the library can't express;
-    otherwise `model` comes out merged.
+    `about` are further settings, such as base_model_name_or_path.
+
+    Raises UserError for what the library can't express; otherwise `model` comes out merged.
     """
     kind = kind_of(model)
     check_expressible(model)
-    tables, added, whole = Tables.of(model), {}, []
-    for path, ours in tables.modules.items():
-        layers, originals = ([one.get_submodule(name) for name in ours] for one in (model, base))
-        part = None
-        if not ours[0].startswith("head.") and all(map(untouched, layers, originals)):
-            if not any(isinstance(layer, AdaptedLinear) for layer in layers):
-                continue
-            part = vector_of(layers) if kind is IA3Linear else product_of(layers, originals)
-        if part:
-            added[path] = part
-        else:
-            whole.append(path)
+    names = PublishedNames.of(model)
+    added, whole = what_differs(model, base, names, kind)
     if not added:
         raise UserError("the adapter would be empty: what was trained is whole modules; use --export_model")
     merge(model)
-    whole += ["transformer.ln_f"] if fold_bias(model) and "transformer.ln_f" not in whole else []
+    if fold_bias(model):
+        whole.add("transformer.ln_f")
     if "transformer.wte" in whole and model.head.kind == "lm":
         raise UserError("the token embedding was trained, which the head shares, as no adapter can say; use --export_model")
-    config = {"peft_type": "IA3" if kind is IA3Linear else "LORA", "inference_mode": True, **about}
-    config["task_type"] = "SEQ_CLS" if model.head.kind == "classifier" else "CAUSAL_LM"
-    config["fan_in_fan_out"] = isinstance(model, GPT2)  # whose Conv1D holds its weight as (in, out)
-    heads = {"classifier" if path.startswith("classifier.") else path for path in whole}  # RoBERTa's has two layers
-    config["modules_to_save"] = sorted(heads) or None
-    config |= (ia3_settings if kind is IA3Linear else lora_settings)(added, tables.modules)
-    config |= {} if kind is IA3Linear else {"use_dora": kind is DoRALinear, "bias": "none"}
+    config = about | settings_of(model, kind, added, whole, names)
     tensors = {f"{path}.{name}": tensor for path, (_, parts) in added.items() for name, tensor in parts.items()}
-    tensors |= whole_tensors(model, tables, set(whole))
-    tensors = {BEFORE[config["peft_type"]] + name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    tensors |= whole_tensors(model, names, whole)
+    prefix = NAME_PREFIX[config["peft_type"]]
+    tensors = {prefix + name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dict(sorted(config.items())), indent=2) + "\n"
     (directory / "adapter_config.json").write_text(text, encoding="utf-8")
     write_safetensors(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
 
 
+def what_differs(model: nn.Module, base: nn.Module, names: PublishedNames, kind: type) -> tuple[dict[str, tuple], set[str]]:
+    """Return what was added to modules whose own weights are the published ones, and the modules that differ otherwise.
+
+    Both go by the published paths. What was added is a pair: (scale, tensors) of a LoRA, (of_input, tensors) of an IA3.
+    """
+    added, whole = {}, set()
+    for path, own_paths in names.modules.items():
+        layers = [model.get_submodule(name) for name in own_paths]
+        originals = [base.get_submodule(name) for name in own_paths]
+        part = None
+        if not own_paths[0].startswith("head.") and all(map(untouched, layers, originals)):
+            if not any(isinstance(layer, AdaptedLinear) for layer in layers):
+                continue
+            part = vector_of(layers) if kind is IA3Linear else product_of(layers, originals)
+        if part:
+            added[path] = part
+        else:
+            whole.add(path)
+    return added, whole
+
+
+def settings_of(model: nn.Module, kind: type, added: dict[str, tuple], whole: set[str], names: PublishedNames) -> dict:
+    """Return the content of adapter_config.json."""
+    replaced = {"classifier" if path.startswith("classifier.") else path for path in whole}  # RoBERTa's has two layers
+    settings = {
+        "inference_mode": True,
+        "task_type": "SEQ_CLS" if model.head.kind == "classifier" else "CAUSAL_LM",
+        "fan_in_fan_out": isinstance(model, GPT2),  # whose Conv1D holds its weight as (in, out)
+        "modules_to_save": sorted(replaced) or None,
+    }
+    if kind is IA3Linear:
+        return settings | {"peft_type": "IA3"} | ia3_settings(added, names.modules)
+    lora = {"peft_type": "LORA", "use_dora": kind is DoRALinear, "bias": "none"}
+    return settings | lora | lora_settings(added, names.modules)
+
+
 def kind_of(model: nn.Module) -> type:
-    """The one kind of what was added. Raises UserError where the library has none, or can't have both."""
+    """Return the one kind of what was added. Raises UserError where the library has none, or can't have both."""
     kinds = {type(one) for one in model.modules() if isinstance(one, AdaptedLinear | PrefixAttention | Added)}
     if PrefixAttention in kinds:
         raise UserError("a prefix can't be exported: the library moves a text's positions behind it, and ours stay")
@@ -77,21 +100,21 @@ def kind_of(model: nn.Module) -> type:
 
 
 def check_expressible(model: nn.Module) -> None:
-    """Whether the published library reads the model's hidden states as ours does."""
-    head, last = model.head, isinstance(model, GPT2)
+    """Raise UserError unless the published library reads the model's hidden states as this one does."""
+    head, reads_last = model.head, isinstance(model, GPT2)
     if len(model.blocks) != model.config.n_layers:
         raise UserError(f"the model has {len(model.blocks)} blocks of {model.config.n_layers} (--depth); theirs has all")
     if isinstance(model, GPT2) and not model.config.causal:
         raise UserError("the model was trained with --disable_causal_mask; the published GPT-2 always has that mask")
-    if head.kind == "lm" and not last:
+    if head.kind == "lm" and not reads_last:
         raise UserError("a masked language model's head can't be exported; choose a run with a classifier")
-    if head.kind == "classifier" and (head.average or (head.position != "first") is not last):
+    if head.kind == "classifier" and (head.average or (head.position != "first") is not reads_last):
         reads = "the mean of all positions" if head.average else f"the position {head.position!r}"
-        raise UserError(f"the classifier reads {reads}, theirs the {'last real token' if last else 'first position'}")
+        raise UserError(f"the classifier reads {reads}, theirs the {'last real token' if reads_last else 'first position'}")
 
 
 def untouched(layer: nn.Module, original: nn.Module) -> bool:
-    """Whether a layer's own tensors are the published ones, but for what PiSSA took from the weight."""
+    """Return whether a layer's own tensors are the published ones, but for what PiSSA took from the weight."""
     bias, published = getattr(layer, "bias", None), getattr(original, "bias", None)
     if bias is not None and not torch.equal(bias, published):
         return False
@@ -102,7 +125,10 @@ def untouched(layer: nn.Module, original: nn.Module) -> bool:
 
 
 def product_of(layers: list[nn.Linear], originals: list[nn.Linear]) -> tuple[float, dict[str, torch.Tensor]]:
-    """The scale of one product for a module of theirs, A [R, in] and B [out, R], and DoRA's magnitudes [out]."""
+    """Return one product for a published module: its scale, A [R, in] and B [out, R], and DoRA's magnitudes [out].
+
+    layers   the Linear layers that the module is here
+    """
     scale = max((layer.scale for layer in layers if isinstance(layer, LoRALinear)), key=abs)
     products = []
     for layer, original in zip(layers, originals, strict=True):
@@ -128,7 +154,7 @@ def product_of(layers: list[nn.Linear], originals: list[nn.Linear]) -> tuple[flo
 
 
 def vector_of(layers: list[nn.Linear]) -> tuple[bool, dict[str, torch.Tensor]] | None:
-    """Whether IA3's vector is of the input of a module of theirs, and the vector. None where the layers of ours differ."""
+    """Return whether IA3's vector is for the input of a published module, and the vector; None where its layers differ."""
     of_input = {getattr(layer, "of_input", False) for layer in layers}
     vectors = [getattr(layer, "ia3", torch.ones(layer.out_features)) for layer in layers]
     if of_input == {False}:
@@ -138,7 +164,7 @@ def vector_of(layers: list[nn.Linear]) -> tuple[bool, dict[str, torch.Tensor]] |
 
 
 def lora_settings(added: dict[str, tuple], everywhere: Iterable[str]) -> dict:
-    """target_modules, r, lora_alpha = scale · r, and the patterns for modules where they differ from the first one's."""
+    """Return target_modules, r, lora_alpha = scale · r, and patterns for modules that differ from the first one."""
     sizes = {path: (len(parts["lora_A.weight"]), scale) for path, (scale, parts) in added.items()}
     sizes = {name: (rank, scale * rank) for name, (rank, scale) in by_ending(sizes, everywhere).items()}
     rank, alpha = next(iter(sizes.values()))
@@ -152,13 +178,16 @@ def lora_settings(added: dict[str, tuple], everywhere: Iterable[str]) -> dict:
 
 
 def ia3_settings(added: dict[str, tuple], everywhere: Iterable[str]) -> dict:
-    """target_modules, and of these those whose input is scaled."""
+    """Return target_modules, and of these those whose input is scaled."""
     names = by_ending({path: of_input for path, (of_input, _) in added.items()}, everywhere)
     return {"target_modules": [*names], "feedforward_modules": [name for name, of_input in names.items() if of_input]}
 
 
 def by_ending(values: dict, everywhere: Iterable[str]) -> dict:
-    """{h.0.attn.c_attn: 8, h.1.attn.c_attn: 8} -> {attn.c_attn: 8}, where all modules that end so have the value."""
+    """Return the values by the ends of paths where all modules that end so have the same value.
+
+    {h.0.attn.c_attn: 8, h.1.attn.c_attn: 8} -> {attn.c_attn: 8}
+    """
     short = {}
     for path, value in values.items():
         ending = re.sub(r".*\.\d+\.", "", path)
@@ -167,20 +196,23 @@ def by_ending(values: dict, everywhere: Iterable[str]) -> dict:
     return short
 
 
-def whole_tensors(model: nn.Module, tables: Tables, paths: set[str]) -> dict[str, torch.Tensor]:
-    """All tensors of these modules of theirs, by their names and in their layout."""
+def whole_tensors(model: nn.Module, names: PublishedNames, paths: set[str]) -> dict[str, torch.Tensor]:
+    """Return all tensors of these published modules, by their published names and in that layout."""
     parameters, tensors = dict(model.named_parameters()), {}
-    for theirs, entry in tables.tensors.items():
-        if theirs.rpartition(".")[0] in paths and all(one in parameters for one in entry.names):
+    for hf_name, entry in names.tensors.items():
+        if hf_name.rpartition(".")[0] in paths and all(one in parameters for one in entry.names):
             tensor = torch.cat([parameters[one] for one in entry.names])
-            tensors[theirs] = tensor.T if entry.transposed else tensor
+            tensors[hf_name] = tensor.T if entry.transposed else tensor
     return tensors
 
 
 @torch.no_grad()
 def fold_bias(model: nn.Module) -> bool:
-    """GPT-2's published classifier has no bias. In place: ours, b, goes into the bias of the LayerNorm below, to which the
-    shortest d with W d = b is added. Returns whether there was one to fold. Raises UserError where no d exists."""
+    """Fold the bias of a GPT-2's classifier into the LayerNorm below, in place: the published classifier has no bias.
+
+    To the LayerNorm's bias the shortest d with W d = b is added. Returns whether a bias other than zero was folded.
+    Raises UserError where no such d exists.
+    """
     if not isinstance(model, GPT2) or model.head.kind != "classifier" or model.head.classifier.bias is None:
         return False
     weight, bias = model.head.classifier.weight.double(), model.head.classifier.bias.double()  # [C, D], [C]
