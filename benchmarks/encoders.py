@@ -1,4 +1,4 @@
-"""DistilBERT on SST-2 in four ways, GPT-2 small with LoRA: against transformers' Trainer and peft (peers/hf_trainer.py)."""
+"""Compares DistilBERT on SST-2 in four ways, and GPT-2 small with LoRA, with transformers' Trainer and peft."""
 
 import sys
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ N_SPAM, N_STEPS = 58, 10  # of GPT-2: 81 texts train, in batches of 8
 
 @dataclass(frozen=True)
 class Row:
-    """What is measured: `ours` are our flags, `theirs` the peer program's, beside what all rows have in common."""
+    """One row: `ours` are our flags, `theirs` those of peers/hf_trainer.py, beside the flags that all rows share."""
 
     title: str
     ours: str  # flags
@@ -66,7 +66,7 @@ GPT2 = 5
 
 
 def comparisons(rows: list[int], args, folder: Path) -> Iterator[Comparison]:
-    """As in spam.py."""
+    """Yield what is measured for these rows, see spam.py."""
     n_train = max(BATCH, round(args.fraction * N_TRAIN))
     for row in rows:
         if row == GPT2:
@@ -84,7 +84,7 @@ def comparisons(rows: list[int], args, folder: Path) -> Iterator[Comparison]:
 
 
 def compare(row: int, args, checkpoint: Path, flags: list[str], csv: Path, how: str, folder: Path) -> Comparison:
-    """The same precision on both sides."""
+    """Return the comparison of one row, in the same precision on both sides."""
     one = ROWS[row]
     precision = precision_of(args.amp)
     ours = partial(our_side, [*flags, *one.ours.split()], args.amp, checkpoint)
@@ -105,15 +105,15 @@ def compare(row: int, args, checkpoint: Path, flags: list[str], csv: Path, how: 
 
 
 def our_side(flags: list[str], amp: str, checkpoint: Path, epochs: int, output: Path) -> Side:
-    """Our command line with that many epochs."""
+    """Return our command line with that many epochs."""
     return our_run([*flags, "--num_epochs", str(epochs)], amp, checkpoint, output)
 
 
 def their_side(command: list[str], folder: Path, epochs: int) -> Side:
-    """The peer's program with that many epochs, in a folder where nothing hides its packages."""
+    """Return the peer's program with that many epochs, run in a folder where nothing hides its packages."""
     return Side([*command, "--num_epochs", str(epochs)], folder, last_line)
 
 
 def start_loss(side: Side) -> Side:
-    """The same program; of what it measures, the validation loss."""
+    """Return the same program, of whose measurements only the validation loss is read."""
     return Side(side.command, side.cwd, lambda output: {"start_loss": side.read(output)["validation_loss"]})

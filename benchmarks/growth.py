@@ -1,4 +1,4 @@
-"""How ours grows: with the length of the texts, the batch, the model, and the number of texts.
+"""Measures how our cost grows: with the length of the texts, the batch, the model, and the number of texts.
 
 A step is held against the time that its matrix products alone would take (step.py), a job against nothing, and at last LoRA
 against all layers.
@@ -19,7 +19,7 @@ from data.spam import RECIPE
 from model import from_pretrained
 from pipeline.memory import Budget
 from pipeline.result import count_parameters
-from training.activation_cache import free_bytes
+from training.device import available_bytes
 
 TITLE = "How cost grows"
 PACKAGES: dict[str, str] = {}
@@ -39,7 +39,7 @@ ROWS = dict(enumerate([*STEPS, *TEXTS, SAME_SHAPE], start=1))
 
 
 def comparisons(rows: list[int], args, folder: Path) -> Iterator[Comparison]:
-    """As in spam.py."""
+    """Yield what is measured for these rows, see spam.py."""
     precision = precision_of(args.amp)
     for row in rows:
         if isinstance(ROWS[row], float):
@@ -51,10 +51,10 @@ def comparisons(rows: list[int], args, folder: Path) -> Iterator[Comparison]:
 
 
 def compare_step(row: int, method: str, model: str, batch: int, length: int, amp: str, precision: str) -> Comparison:
-    """A training step against its matrix products; left out where the memory wouldn't do."""
+    """Return the comparison of a training step with its matrix products; none where the memory wouldn't do."""
     work = f"a step of {model}, {METHODS[method]}, {batch} x {length} tokens"
     extra = {"model": model, "method": method, "batch_size": batch, "length": length}
-    needed, there = bytes_needed(model, method), free_bytes(torch.device("cpu"))
+    needed, there = bytes_needed(model, method), available_bytes(torch.device("cpu"))
     if needed > 0.9 * there:
         note = f"left out: weights, gradients and optimizer take {needed / 1e9:.1f} GB of {there / 1e9:.1f} GB free"
         return Comparison(row, work, PEER, precision, None, extra=extra, note=note)
@@ -62,21 +62,21 @@ def compare_step(row: int, method: str, model: str, batch: int, length: int, amp
 
 
 def compare_methods(row: int, model: str, batch: int, length: int, amp: str, precision: str) -> Comparison:
-    """A training step of LoRA beside one of all layers: what it saves."""
+    """Return the comparison of a training step of LoRA with one of all layers: what LoRA saves."""
     work = f"a step of {model}, LoRA on everything, {batch} x {length} tokens"
     lora, full = (step_side(method, model, batch, length, amp) for method in ("lora", "all"))
     return Comparison(row, work, "ours, all layers", precision, lora, full)
 
 
 def step_side(method: str, model: str, batch: int, length: int, amp: str) -> Side:
-    """The program that measures a step."""
+    """Return the program that measures a step."""
     words = {"model": model, "trainable_layers": method, "batch_size": batch, "length": length, "amp": amp}
     flags = [word for name, value in words.items() for word in (f"--{name}", str(value))]
     return Side([sys.executable, "-m", "benchmarks.step", *flags], ROOT, last_line)
 
 
 def bytes_needed(name: str, method: str) -> int:
-    """Without activations, which are small at the batches that large models get here."""
+    """Return the bytes that a step needs, without activations: they are small at the batches of large models here."""
     lora = {"lora_rank": 16, "lora_alpha": 16.0} if method == "lora" else {}
     run = resolve(Run(trainable_layers=method, **lora), RECIPE)
     with torch.device("meta"):
@@ -87,7 +87,7 @@ def bytes_needed(name: str, method: str) -> int:
 
 
 def compare_texts(row: int, part: float, args, folder: Path, precision: str) -> Comparison:
-    """Row 1 of the spam table on a part of its messages; of --fraction of them."""
+    """Return the measurement of the spam table's row 1 on a part of its messages, times --fraction."""
     texts = folder / f"messages{row}"
     flags, _ = spam_texts(args.data_dir, texts, round(args.fraction * part * N_SPAM))
     checkpoint = write_gpt2(folder / "gpt2-small", args.data_dir)

@@ -1,4 +1,4 @@
-"""What both sides read: checkpoints with drawn weights, and texts."""
+"""Writes what both sides read: checkpoints with drawn weights, and texts."""
 
 import csv
 import random
@@ -23,7 +23,7 @@ SEED = 123
 
 
 def write_gpt2(directory: Path, data_dir: str | None, head: bool = False) -> Path:
-    """GPT-2 at its smallest published size, drawn as GPT-2 was, with its tokenizer; if `head`, with a classifier."""
+    """Write GPT-2 at its smallest published size, drawn as GPT-2 was, and its tokenizer; if `head`, with a classifier."""
     if (directory / "model.safetensors").exists():
         return directory
     torch.manual_seed(SEED)
@@ -36,7 +36,7 @@ def write_gpt2(directory: Path, data_dir: str | None, head: bool = False) -> Pat
 
 
 def write_distilbert(directory: Path, data_dir: str | None) -> Path:
-    """DistilBERT at its published size with a classifier, drawn as the published library draws it."""
+    """Write DistilBERT at its published size with a classifier, drawn as the published library draws it."""
     if (directory / "model.safetensors").exists():
         return directory
     torch.manual_seed(SEED)
@@ -52,7 +52,7 @@ def write_distilbert(directory: Path, data_dir: str | None) -> Path:
 
 
 def add_classifier(model: torch.nn.Module) -> None:
-    """Of two classes, drawn as the published library draws it. In place."""
+    """Put a classifier of two classes on the model, drawn as the published library draws it. In place."""
     kind = architecture_of(model.config)
     model.head = kind.classifier_head(model.config, 2, kind.position, False)
 
@@ -71,7 +71,7 @@ def save_with_tokenizer(model: torch.nn.Module, directory: Path, data_dir: str |
 
 
 def spam_texts(data_dir: str | None, directory: Path, n_spam: int | None) -> tuple[list[str], Path]:
-    """(the flags that let ours read the messages, the folder with the same splits as CSV).
+    """Return the flags with which ours reads the messages, and the folder with the same splits as CSV.
 
     n_spam   that many spam and as many ham messages, drawn; None: the collection as it is.
     """
@@ -87,7 +87,7 @@ def spam_texts(data_dir: str | None, directory: Path, n_spam: int | None) -> tup
 
 
 def sst2_texts(data_dir: str | None, directory: Path, n_train: int, fraction: float) -> tuple[list[str], Path]:
-    """The same for SST-2: n_train training texts, and that part of the development sentences."""
+    """Return the same for SST-2, with n_train training texts and that part of the development sentences."""
     splits = get_task("sst2").read(Path(data_dir) if data_dir else None)
     held_out = splits["validation"]
     chosen = {
@@ -103,21 +103,21 @@ def sst2_texts(data_dir: str | None, directory: Path, n_train: int, fraction: fl
 
 
 def draw(pool: list[TextExample], size: int) -> list[TextExample]:
-    """In their old order."""
+    """Return `size` texts drawn from the pool, in their old order. Raises UserError where there are fewer."""
     if size > len(pool):
         raise UserError(f"{size} texts are wanted of {len(pool)}; choose a --fraction of at most 1")
     return [pool[i] for i in sorted(random.Random(SEED).sample(range(len(pool)), size))]
 
 
 def write_collection(examples: list[TextExample], path: Path) -> None:
-    """As the SMS collection is laid out: label, tab, text."""
+    """Write examples as the SMS collection is laid out: label, tab, text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, delimiter="\t", lineterminator="\n").writerows((LABELS[one.label], one.text) for one in examples)
 
 
 def write_csv(splits: dict[str, list[TextExample]], directory: Path) -> Path:
-    """A file per split, NAME.csv, with the columns Label and Text, which the peers read. Returns the folder."""
+    """Write a file per split, NAME.csv, with the columns Label and Text, which the peers read. Return the folder."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, examples in splits.items():
         with (directory / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:

@@ -1,4 +1,4 @@
-"""Two programs side by side: each measurement in a process of its own, in turns, medians; and how it is written down."""
+"""Measures two programs in turns, each time in a process of its own, and writes down the medians."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from pipeline.result import read_json, versions, write_json
-from train import pick_amp
+from training.device import pick_amp
 from utils.errors import UserError
 from utils.files import write_text
 
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Side:
-    """A program, and how what it measured is read from what it printed: `seconds` and `peak_bytes` at least."""
+    """A program, and how to read from its output what it measured: `seconds` and `peak_bytes` at least."""
 
     command: list[str]
     cwd: Path
@@ -33,7 +33,10 @@ class Side:
 
 
 def written(command: list[str], shown: dict[str, str]) -> str:
-    """A command as it can be typed from the root of any checkout; `shown`: paths of this machine -> their stand-ins."""
+    """Return a command as it can be typed from the root of any checkout.
+
+    shown    paths of this machine -> what is written for them
+    """
     words = ["python" if word == sys.executable else word for word in command]
     for path, name in [*shown.items(), (f"{ROOT}/", "")]:
         words = [word.replace(path, name) for word in words]
@@ -42,8 +45,12 @@ def written(command: list[str], shown: dict[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`theirs` None: nothing is run beside ours. `check`: both sides once more, off the clock; of what they give, `found`
-    is recorded as well. `extra` goes into the record as it is. `note` says why there is nothing to be run."""
+    """One line of a suite.
+
+    ours, theirs   the programs; theirs None: nothing is run beside ours; ours None: nothing is run, and `note` says why
+    check          both sides once more, off the clock, for the loss that they begin with
+    extra          what goes into the record as it is
+    """
 
     row: int
     work: str
@@ -57,12 +64,12 @@ class Comparison:
 
 
 def last_line(output: str) -> dict:
-    """What a program says in JSON after whatever else it says."""
+    """Return what the last line of a program's output holds in JSON."""
     return json.loads(output.strip().splitlines()[-1])
 
 
 def run_side(side: Side) -> dict:
-    """Runs the program in a process of its own. Raises UserError with its last line if it fails."""
+    """Run the program in a process of its own. Raises UserError with its last line if it fails."""
     # Neither side is to find a package by a search path of the shell's, or write what the other one would read.
     hidden = {"PYTHONPATH": None, "TIKTOKEN_CACHE_DIR": "", "HF_HUB_OFFLINE": "1"}
     environment = {name: value for name, value in (os.environ | hidden).items() if value is not None}
@@ -77,7 +84,7 @@ def run_side(side: Side) -> dict:
 
 
 def alternate(ours: Side, theirs: Side | None, repeats: int, run: Callable[[Side], dict] = run_side):
-    """Ours, theirs, ours, theirs, ...: whatever slows the machine down for a while meets both."""
+    """Run ours, theirs, ours, theirs, ...: so whatever slows the machine down for a while meets both."""
     found: tuple[list[dict], list[dict]] = ([], [])
     for _ in range(repeats):
         found[0].append(run(ours))
@@ -87,18 +94,18 @@ def alternate(ours: Side, theirs: Side | None, repeats: int, run: Callable[[Side
 
 
 def median(found: list[dict], name: str) -> float | None:
-    """Of those measurements that have a value of that name; None if none has."""
+    """Return the median of the values of that name, or None where there is none."""
     values = [one[name] for one in found if one.get(name) is not None]
     return statistics.median(values) if values else None
 
 
 def ratio(above: float | None, below: float | None) -> float | None:
-    """None where one of both isn't known."""
+    """Return the ratio, or None where one of both isn't known."""
     return round(above / below, 4) if above is not None and below else None
 
 
 def record_of(comparison: Comparison, ours: list[dict], theirs: list[dict], shown: dict[str, str]) -> dict:
-    """What the JSON holds of a comparison. Of what isn't measured in time or memory the first repeat's value."""
+    """Return what the JSON holds of a comparison: medians of times and memory, else the first repeat's value."""
     seconds, peak = median(ours, "seconds"), median(ours, "peak_bytes")
     # Where no other program is run, ours may say itself how long its work would take at the limit.
     peer_seconds = median(theirs, "seconds") if theirs else median(ours, "limit_seconds")
@@ -127,7 +134,7 @@ def record_of(comparison: Comparison, ours: list[dict], theirs: list[dict], show
 
 
 def measure(comparison: Comparison, repeats: int, shown: dict[str, str], run: Callable[[Side], dict] = run_side) -> dict:
-    """Runs both sides `repeats` times, and what there is to check once. Returns what the JSON holds of it."""
+    """Run both sides `repeats` times, and once what there is to check. Return what the JSON holds of it."""
     if comparison.ours is None:
         return record_of(comparison, [], [], shown)
     ours, theirs = alternate(comparison.ours, comparison.theirs, repeats, run)
@@ -138,18 +145,18 @@ def measure(comparison: Comparison, repeats: int, shown: dict[str, str], run: Ca
 
 
 def key_of(record: dict) -> tuple:
-    """Measurements with the same key are of the same thing: the newer one takes the place of the older."""
+    """Return what a measurement is of. A newer one of the same takes its place."""
     return record["row"], record["work"], record["peer"], record["precision"]
 
 
 def merged(records: list[dict], new: dict) -> list[dict]:
-    """In the order of the rows; of a row in the order in which its entries first came."""
+    """Return the records with a new one, in the order of the rows; those of a row stay in their order."""
     kept = [new if key_of(one) == key_of(new) else one for one in records]
     return sorted(kept if new in kept else [*kept, new], key=lambda one: one["row"])
 
 
 def read_records(file: Path) -> list[dict]:
-    """What earlier measurements left in the file; of a file that isn't there nothing."""
+    """Return what earlier measurements left in the file: nothing, where it isn't there. Raises UserError."""
     if not file.exists():
         return []
     records = read_json(file)
@@ -159,13 +166,13 @@ def read_records(file: Path) -> list[dict]:
 
 
 def write_records(records: list[dict], file: Path, title: str) -> None:
-    """FILE and FILE with .md, each replaced in one go."""
+    """Write FILE and FILE with .md, each replaced in one go."""
     write_json(file, records)
     write_text(file.with_suffix(".md"), markdown(records, title))
 
 
 def number(value: float | None, unit: float = 1) -> str:
-    """Three digits, or all before the point."""
+    """Return a number with three digits, or with all before the point."""
     return "-" if value is None else f"{value / unit:.3g}" if value / unit < 100 else f"{value / unit:,.0f}"
 
 
@@ -174,7 +181,7 @@ COLUMNS = ("ours_seconds", "peer_seconds", "time_ratio", "ours_peak_bytes", "pee
 
 
 def markdown(records: list[dict], title: str) -> str:
-    """The table, the machines and versions, the commands."""
+    """Return the table, the machines and versions, and the commands as Markdown."""
     lines = [f"# {title}", "", "| " + " | ".join(HEADINGS) + " |", "| --- " * len(HEADINGS) + "|"]
     for one in records:
         cells = [str(one[name]) for name in ("row", "work", "peer", "precision")]
@@ -196,7 +203,7 @@ def markdown(records: list[dict], title: str) -> str:
 
 
 def machine() -> dict:
-    """What of this machine a time depends on."""
+    """Return what a time depends on of this machine."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -212,23 +219,26 @@ def machine() -> dict:
 
 
 def native_bf16() -> bool:
-    """Whether the processor has instructions for bf16, so that --amp auto takes it."""
+    """Return whether the processor has instructions for bf16, so that --amp auto takes it."""
     return precision_of("auto") == "bf16"
 
 
 def precision_of(amp: str) -> str:
-    """What --amp means on this machine: bf16 or fp32."""
+    """Return what --amp means on this machine: bf16 or fp32."""
     return "bf16" if pick_amp(amp, CPU) == "bf16" else "fp32"
 
 
 def all_versions(packages: dict[str, str]) -> dict:
-    """Of what a run needs, and of the peers."""
+    """Return the versions of what a run needs, and of the peers."""
     return versions() | {name: version(name) for name in packages}
 
 
 def need_packages(packages: dict[str, str]) -> None:
-    """packages: each peer library and the version that the suite was written for. The local package `peft` is no
-    distribution, so it isn't taken for the library of that name."""
+    """Raise UserError where a peer library isn't installed.
+
+    packages   each library and the version that the suite was written for. The local package `peft` is no distribution, so
+               it isn't taken for the library of that name.
+    """
     for name, wanted in packages.items():
         try:
             version(name)

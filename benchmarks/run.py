@@ -1,4 +1,4 @@
-"""How long it takes and how much memory, ours and others side by side in one go; see benchmarks/README.md.
+"""Measures time and memory of ours and of others, side by side in one go; see benchmarks/README.md.
 
 python benchmarks/run.py --suite spam --data_dir DIR                 rows of the spam table, against the published loop
 python benchmarks/run.py --suite encoders --data_dir DIR             DistilBERT, against transformers and peft
@@ -26,14 +26,14 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, except that an error is a UserError: one line, no usage text around it."""
+    """argparse's parser, except that an error is a UserError: one line, no usage text around it."""
 
     def error(self, message: str):
         raise UserError(f"{message} (see python benchmarks/run.py --help)")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The command line. Raises UserError for what is outside its limits."""
+    """Return the flags. Raises UserError for a value outside its limits."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=SUITES, required=True)
     parser.add_argument("--rows", help="of the suite, only these: 1,3-5; FILE keeps its others")
@@ -54,7 +54,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def chosen_rows(text: str | None, suite) -> list[int]:
-    """ "1,3-5" -> [1, 3, 4, 5]; None: all of the suite."""
+    """Return the numbers of the text 1,3-5, or of all rows for None. Raises UserError for a row that isn't there."""
     if text is None:
         return list(suite.ROWS)
     numbers = parse_rows(text)
@@ -66,7 +66,10 @@ def chosen_rows(text: str | None, suite) -> list[int]:
 
 @contextlib.contextmanager
 def work_folder(wanted: Path | None) -> Iterator[Path]:
-    """Outside of the checkout unless named: there the local package peft would hide the library of that name."""
+    """Yield a folder for inputs and runs: the one that was named, else one that is thrown away.
+
+    It lies outside the checkout, where the local package peft would hide the library of that name.
+    """
     if wanted:
         wanted.mkdir(parents=True, exist_ok=True)
         yield wanted.resolve()
@@ -76,7 +79,7 @@ def work_folder(wanted: Path | None) -> Iterator[Path]:
 
 
 def main(argv: list[str]) -> int:
-    """Measures comparison after comparison, and writes both files after each."""
+    """Measure comparison after comparison, and write both files after each."""
     args = parse(argv)
     suite = importlib.import_module(f"benchmarks.{args.suite}")
     rows, repeats = chosen_rows(args.rows, suite), args.repeats or suite.REPEATS
@@ -100,7 +103,7 @@ def main(argv: list[str]) -> int:
 
 
 def summary(record: dict) -> str:
-    """A measurement in one line."""
+    """Return a measurement in one line."""
     shown = {name: measure.number(record[name], 1e6 if name.endswith("bytes") else 1) for name in measure.COLUMNS}
     if record.get("note"):
         return f"  {record['note']}"

@@ -1,4 +1,4 @@
-"""Rows of the spam table on GPT-2 small, against the published model and loop (peers/published_loop.py)."""
+"""Compares rows of the spam table on GPT-2 small with the published model and loop (peers/published_loop.py)."""
 
 import json
 import sys
@@ -44,7 +44,7 @@ class Inputs:
 
 
 def comparisons(rows: list[int], args, folder: Path) -> Iterator[Comparison]:
-    """What is measured for these rows; a row's inputs are made when it is its turn."""
+    """Yield what is measured for these rows; a row's inputs are made when it is its turn."""
     n_spam = None if args.fraction == 1 else round(args.fraction * N_SPAM)
     flags, csv = spam_texts(args.data_dir, folder / "messages", n_spam)
     inputs = Inputs(write_gpt2(folder / "gpt2-small", args.data_dir), flags, csv, folder)
@@ -55,7 +55,7 @@ def comparisons(rows: list[int], args, folder: Path) -> Iterator[Comparison]:
 
 
 def compare(row: int, amp: str, fraction: float, inputs: Inputs) -> Comparison:
-    """One row, ours in the precision that `amp` means on this machine."""
+    """Return the comparison of one row, with ours in the precision that `amp` means on this machine."""
     ours, theirs = list(inputs.flags), list(ROWS[row])
     if fraction < 1 and row not in FULL_LENGTH:  # shapes stay those of the whole job
         ours += ["--context_length", str(LENGTH)]
@@ -74,14 +74,14 @@ def compare(row: int, amp: str, fraction: float, inputs: Inputs) -> Comparison:
 
 
 def our_run(flags: list[str], amp: str, checkpoint: Path, output: Path) -> Side:
-    """Our command line on the CPU. Every step is logged, for the loss of the first."""
+    """Return our command line on the CPU. Every step is logged, for the loss of the first."""
     words = ["--checkpoint", str(checkpoint), "--device", "cpu", "--amp", amp, "--logging_steps", "1"]
     command = [sys.executable, "experiments.py", *flags, *words, "--output_dir", str(output)]
     return Side(command, ROOT, partial(read_run, output))
 
 
 def read_run(directory: Path, output: str) -> dict:
-    """What a run of ours left in its directory."""
+    """Return what a run of ours left in its directory."""
     result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
     lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     metrics = [json.loads(line) for line in lines]
@@ -98,7 +98,7 @@ def read_run(directory: Path, output: str) -> dict:
 
 
 def derived(records: list[dict]) -> list[dict]:
-    """What two rows of ours say together: what LoRA saves. The same precision and texts, or nothing."""
+    """Return what two rows of ours say together: what LoRA saves, for the same precision and texts."""
     found = []
     for lora in (one for one in records if one["row"] == 11 and one["peer"] == PEER):
         for full in (one for one in records if one["row"] == 5 and one["peer"] == PEER):

@@ -1,5 +1,7 @@
-"""One kind of training step in a process of its own, through the project's own loop, on random tokens; its time beside the
-time that matrix products alone would take. Run by growth.py as python -m benchmarks.step, from the checkout's root.
+"""Times one kind of training step, in a process of its own, through the project's own loop, on random tokens.
+
+Its time stands beside the time that its matrix products alone would take. growth.py runs it, from the checkout's root, as
+python -m benchmarks.step.
 
 The limit is the rate of x @ w at the model's shapes, [tokens, D] times [D, 4D], measured directly before and after the
 steps, the better of both; the operations are counted by torch while a step runs, so they are what is really computed.
@@ -9,6 +11,7 @@ import argparse
 import json
 import statistics
 import time
+from functools import partial
 
 import torch
 from torch.utils.flop_counter import (
@@ -22,10 +25,12 @@ import peft
 from config import Run, resolve
 from data.batching import Batches, Example
 from data.spam import RECIPE
-from model import config_of, from_pretrained
+from model import config_of, fast_path, from_pretrained
 from pipeline.result import count_parameters, peak_memory_bytes, reset_peak_memory
-from train import Meter, accumulate, make_optimizer, pick_amp, update, windows
-from training.checkpoints import Past
+from train import accumulate_gradients, make_optimizer, update, windows_of
+from training.checkpoints import Progress
+from training.device import pick_amp
+from training.meter import Meter
 from training.metrics_log import Metrics
 
 CPU = torch.device("cpu")
@@ -35,18 +40,18 @@ aten = torch.ops.aten
 # torch counts attention on GPUs only. Like there, a causal mask doesn't lower the count.
 @register_flop_formula(aten._scaled_dot_product_flash_attention_for_cpu)
 def attention_flops(q, k, v, *args, **kwargs) -> int:
-    """Of q, k, v [B, H, T, D/H]."""
+    """Return the operations of attention with q, k, v [B, H, T, D/H]."""
     return sdpa_flop_count(q, k, v)
 
 
 @register_flop_formula(aten._scaled_dot_product_flash_attention_for_cpu_backward)
 def attention_backward_flops(grad, q, k, v, *args, **kwargs) -> int:
-    """Of the gradients of all three."""
+    """Return the operations of the gradients of all three."""
     return sdpa_backward_flop_count(grad, q, k, v)
 
 
 def product_rate(tokens: int, dim: int, amp: str, seconds: float = 1.0) -> float:
-    """Floating-point operations per second of [tokens, dim] @ [dim, 4 dim], the fastest of those done in that time."""
+    """Return the floating-point operations per second of the fastest [tokens, dim] @ [dim, 4 dim] in that time."""
     dtype = torch.float32 if amp == "off" else torch.bfloat16
     x, w = torch.randn(tokens, dim, dtype=dtype), torch.randn(dim, 4 * dim, dtype=dtype)
     best, until = float("inf"), time.perf_counter() + seconds
@@ -58,13 +63,13 @@ def product_rate(tokens: int, dim: int, amp: str, seconds: float = 1.0) -> float
 
 
 def random_batches(run: Run, length: int, steps: int, vocab_size: int) -> Batches:
-    """So many full batches of drawn tokens, [batch, length] each, with the classes 0 and 1 in turns."""
+    """Return so many full batches of drawn tokens, [batch, length] each, with the classes 0 and 1 in turns."""
     ids = torch.randint(vocab_size, (steps * run.batch_size, length)).tolist()
     return Batches([Example(row, i % 2) for i, row in enumerate(ids)], run.batch_size, 0, length)
 
 
 def measure(run: Run, length: int, steps: int) -> dict:
-    """`steps` timed ones, after one to warm up and before one whose operations are counted."""
+    """Return the times of `steps` steps, after one to warm up and before one whose operations are counted."""
     torch.manual_seed(run.seed)
     model = from_pretrained(run.model, head="classifier", num_labels=2, random_weights=True)
     peft.attach(model, peft.method_of(run))
@@ -72,13 +77,14 @@ def measure(run: Run, length: int, steps: int) -> dict:
     optimizer = make_optimizer(model, run)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     batches = random_batches(run, length, steps + 2, model.config.vocab_size)
-    meter = Meter(Metrics(), run, steps + 2, batches, Past())
+    compute_loss = partial(fast_path.loss, model)
+    meter = Meter(Metrics(), run, steps + 2, batches, Progress())
 
     def step(window: list) -> None:
-        accumulate(model, window, run, scaler, meter)
+        accumulate_gradients(compute_loss, window, run, scaler, meter, CPU)
         update(optimizer, scaler, run.learning_rate, run.max_grad_norm)
 
-    *timed, counted = windows(batches.epoch(), 1)
+    *timed, counted = windows_of(batches.epoch(), 1)
     tokens, dim = run.batch_size * length, model.config.dim
     rates = [product_rate(tokens, dim, run.amp)]
     seconds = []
@@ -105,7 +111,7 @@ def measure(run: Run, length: int, steps: int) -> dict:
 
 
 def main() -> None:
-    """Measures one step and prints it as a line of JSON."""
+    """Measure one step and print it as a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--trainable_layers", required=True)
