@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from model import hub, weights
+from model import config_file, hub, weights
 from model.heads import POSITIONS
-from model.names import PUBLISHED, Architecture, architecture_of
+from model.registry import PUBLISHED, Architecture, architecture_of
 from model.transformer import Transformer
 from utils.errors import UserError
 
@@ -33,7 +33,9 @@ def architecture(name_or_dir: str | Path) -> Architecture:
 
 def _config_and_labels(name: str) -> tuple[Any, tuple[str, ...] | None]:
     """Fetches no more than config.json: that a model can't be read shows before its weights have been downloaded."""
-    return (PUBLISHED[name], None) if name in PUBLISHED else weights.read_config(hub.locate(name, files=hub.CONFIG_FILES))
+    if name in PUBLISHED:
+        return PUBLISHED[name], None
+    return config_file.read_config(hub.locate(name, files=hub.CONFIG_FILES))
 
 
 def from_pretrained(
@@ -75,7 +77,7 @@ def from_pretrained(
     else:
         with torch.device("meta"):  # nothing is drawn, as every tensor comes from the checkpoint, ...
             model = kind.model(config)
-        weights.fit(model, checkpoint)  # ... and nothing allocated of what config.json says before the file agrees
+        weights.match(model, checkpoint)  # ... and nothing allocated of what config.json says before the file agrees
         model.to_empty(device="cpu")
     if seed is not None:
         torch.manual_seed(seed)
@@ -140,8 +142,8 @@ def _number_of_labels(
     """The number asked for, else config.json's, else the classifier's own, else 2. One that is there can't be resized."""
     found = checkpoint and weights.classifier_size(checkpoint, architecture)
     n = wanted if wanted is not None else len(labels) if labels else found or 2
-    if not 0 < n <= weights.MOST_LABELS:
-        raise UserError(f"num_labels is {n}; it must be from 1 to {weights.MOST_LABELS}")
+    if not 0 < n <= config_file.MOST_LABELS:
+        raise UserError(f"num_labels is {n}; it must be from 1 to {config_file.MOST_LABELS}")
     if found not in (None, n):
         said = "num_labels" if wanted is not None else "its config.json"
         raise UserError(f"{checkpoint.directory} has a classifier for {found} labels, but {said} says {n}")

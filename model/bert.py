@@ -1,7 +1,9 @@
-"""BERT and RoBERTa, from the leaves to the whole (Devlin et al. 2018, arXiv:1810.04805; Liu et al. 2019, arXiv:1907.11692).
+"""BERT and RoBERTa, from the parts to the whole (Devlin et al. 2018, arXiv:1810.04805;
+Liu et al. 2019, arXiv:1907.11692).
 
-SciBERT is a BERT with a vocabulary of its own; DistilBERT is in `model/distilbert.py`. Attention, and what runs blocks and
-head, is shared by all architectures: `model/transformer.py`. Letters used for shapes: B batch, T tokens, D width.
+Begin at `Bert.forward`. What differs from GPT-2: every position sees every other, the norms stand behind the residual
+connections, and tokens have types. Attention is GPT-2's, without the causal mask. SciBERT is a BERT with a vocabulary of
+its own; DistilBERT is in `model/distilbert.py`. Shapes: B batch, T tokens, D width, V vocabulary, C classes.
 """
 
 from dataclasses import dataclass
@@ -11,7 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.transformer import Past, SelfAttention, Transformer, check_heads, take
+from model.gpt2 import SelfAttention
+from model.transformer import Transformer, check_heads, make_mask
 from utils.errors import UserError
 
 
@@ -40,11 +43,12 @@ class BertConfig:
 
     @property
     def first_position(self) -> int:
-        """The row of the position table that belongs to a text's first token."""
+        """Return the row of the position table that belongs to a text's first token."""
         return 0
 
     @property
     def classifier_dropout(self) -> float:
+        """Return the dropout before the classifier."""
         return self.dropout if self.head_dropout is None or not self.dropout else self.head_dropout
 
 
@@ -77,31 +81,24 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward, each with a residual connection around and then its LayerNorm ("post-norm")."""
 
+    norm_first = False
+
     def __init__(self, config: BertConfig):
         super().__init__()
-        self.attn = SelfAttention(config)
+        self.attn = SelfAttention(config.dim, config.n_heads, config.dropout)
         self.attn_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.mlp = FeedForward(config)
         self.mlp_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.attn_dropout = nn.Dropout(config.dropout)
         self.mlp_dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        mask: torch.Tensor | None,
-        is_causal: bool = False,
-        rows: torch.Tensor | None = None,
-        past: Past | None = None,
-    ) -> torch.Tensor:
-        """[B, T, D] -> [B, T, D], or with `rows` [B], the one position wanted of each text, -> [B, 1, D]."""
-        attended = self.attn(x, mask, is_causal, rows, past)
-        x = self.attn_norm((x if rows is None else take(x, rows)) + self.attn_dropout(attended))
-        return self.mlp_norm(x + self.mlp_dropout(self.mlp(x)))
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.attn_norm(x + self.attn_dropout(self.attn(x, mask)))  # [B, T, D]
+        return self.mlp_norm(x + self.mlp_dropout(self.mlp(x)))  # [B, T, D]
 
 
 class Bert(Transformer):
-    """Embeddings with their LayerNorm, blocks, and an exchangeable head; how they run is in `model/transformer.py`.
+    """Embeddings with their LayerNorm, blocks, and a head (`model/heads.py`).
 
     Built without weights from a checkpoint, every part has PyTorch's default initialisation.
     """
@@ -118,7 +115,34 @@ class Bert(Transformer):
         self.embedding_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(self.block(config) for _ in range(config.n_layers))
+        self.final_norm = nn.Identity()  # each block ends with its own
         self.head = head
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the logits of token ids [B, T]: [B, T, V] with a language-model head, [B, C] with a classifier.
+
+        attention_mask  [B, T], 1 = real and 0 = padding; None: every position is seen, padding too
+        lengths         [B], the number of real tokens; only a classifier that reads the last of them needs it
+        token_type_ids  [B, T], 0 in the first text of a pair and 1 in the second; None: all 0
+        positions       [B, T], the place of each token in its text; None: 0, 1, 2, ...
+
+        Raises UserError for a text that is longer than the context, and without a head.
+        """
+        if self.head is None:
+            name = type(self).__name__
+            raise UserError(f'this {name} has no head: use encode(), or build it with head="lm" or "classifier"')
+        x = self.embed(input_ids, token_type_ids, positions)  # [B, T] -> [B, T, D]
+        mask = None if attention_mask is None else make_mask(attention_mask, causal=False)  # [B, 1, 1, T]
+        for block in self.blocks:
+            x = block(x, mask)  # [B, T, D]
+        return self.head(x, attention_mask, lengths)  # [B, T, V] or [B, C]
 
     def embed(
         self,
@@ -126,17 +150,19 @@ class Bert(Transformer):
         token_type_ids: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Token ids [B, T], and which text of a pair each is of [B, T] -> hidden states [B, T, D] that enter block 0."""
-        self._check_length(input_ids)
-        rows = self.positions(input_ids) if positions is None else positions + self.config.first_position
-        x = self.token_embedding(input_ids) + self.position_embedding(rows)
+        """Return the hidden states [B, T, D] that enter block 0."""
+        length, limit = input_ids.shape[1], self.config.context_length
+        if length > limit:
+            raise UserError(f"an input of {length} tokens is longer than the model's context of {limit} tokens")
+        rows = self.position_rows(input_ids) if positions is None else positions + self.config.first_position
+        x = self.token_embedding(input_ids) + self.position_embedding(rows)  # [B, T, D]
         if self.config.n_token_types:
             known = token_type_ids is not None and self.config.n_token_types > 1
             x = x + self.token_type_embedding(token_type_ids if known else torch.zeros_like(input_ids))
         return self.dropout(self.embedding_norm(x))
 
-    def positions(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The row of the position table for each token: [T], the same for every text, or [B, T]."""
+    def position_rows(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return the row of the position table for each token: [T], the same for every text, or [B, T]."""
         return torch.arange(input_ids.shape[1], device=input_ids.device)
 
 
@@ -147,6 +173,6 @@ class Roberta(Bert):
         super().__init__(config, head)
         self.position_embedding.padding_idx = config.pad_id  # as the token's: no gradient
 
-    def positions(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def position_rows(self, input_ids: torch.Tensor) -> torch.Tensor:
         real = (input_ids != self.config.pad_id).long()  # [B, T]
         return real.cumsum(dim=1) * real + self.config.pad_id  # padding: pad_id; real tokens: pad_id + 1, + 2, ...

@@ -1,8 +1,7 @@
 """DistilBERT (Sanh et al. 2019, arXiv:1910.01108): BERT's encoder with half the layers and without token types.
 
-The blocks are those of `model/bert.py`, but for one dropout. The rest of what differs is in the heads: the classifier's
-dense layer is followed by ReLU instead of tanh, and is no part of a published checkpoint (BERT's is its pooler); see
-`model/heads.py`.
+`forward` is BERT's (`model/bert.py`), and so are the blocks, but for one dropout. The classifier's dense layer is followed
+by ReLU instead of tanh, and is no part of a published checkpoint (`EncoderClassifierHead` in `model/heads.py`).
 """
 
 from dataclasses import dataclass
@@ -18,18 +17,18 @@ class DistilBertConfig(BertConfig):
 
     n_layers: int = 6
     n_token_types: int = 0
-    head_dropout: float = 0.2
+    head_dropout: float | None = 0.2
 
 
 class DistilBlock(Block):
-    """BERT's, without dropout on what attention gives."""
+    """BERT's block, without dropout on what attention returns."""
 
-    def __init__(self, config: DistilBertConfig):
+    def __init__(self, config: BertConfig):
         super().__init__(config)
         self.attn_dropout = nn.Identity()
 
 
 class DistilBert(Bert):
-    """`Bert` with these blocks."""
+    """BERT's encoder with these blocks."""
 
     block = DistilBlock

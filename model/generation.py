@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from model.transformer import Cache, Transformer
+from model import fast_path
+from model.transformer import Transformer
 from utils.errors import UserError
 
 NOTHING = -1  # in the place of a token, for a text that has ended
@@ -88,7 +89,7 @@ def stream(
     What a text gets doesn't depend on how much padding it has.
     """
     how, mask = Sampling(**sampling), _checked_mask(model, input_ids, attention_mask)
-    limit, cache = model.config.context_length, Cache(model)
+    limit, cache = model.config.context_length, fast_path.KVCache(model)
     generator = torch.Generator(input_ids.device).manual_seed(seed)
     is_padded = not bool(mask.all())
     lengths, positions = mask.sum(1), (mask.cumsum(1) - 1).clamp(min=0)  # [B], [B, T]: 0 is the first real token
@@ -98,7 +99,7 @@ def stream(
     model.eval()
     try:
         for _ in range(how.max_new_tokens):
-            logits = model.next_logits(input_ids, mask if is_padded else None, positions, cache)  # [B, V]
+            logits = fast_path.next_logits(model, input_ids, mask if is_padded else None, positions, cache)  # [B, V]
             tokens = pick(scores(logits.float(), seen > 0, how), how.temperature, generator)  # [B]
             if eos_id is not None:
                 ended = ended | (tokens == eos_id)

@@ -1,6 +1,6 @@
-"""GPT-2, from the leaves to the whole (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
+"""GPT-2, from the parts to the whole (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
 
-Attention, and what runs blocks and head, is shared by all architectures: `model/transformer.py`.
+Begin at `GPT2.forward`, at the end: embed the tokens, run the blocks, normalise, and let the head read the result.
 Letters used for shapes: B batch, T tokens, D width of the model, H heads, V vocabulary, C classes.
 """
 
@@ -10,21 +10,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.transformer import Past, SelfAttention, Transformer, check_heads, take
+from model.transformer import Transformer, check_heads, make_mask
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class GPT2Config:
     """The numbers that fix a GPT-2. The defaults are those of the smallest published model (124M)."""
 
-    vocab_size: int = 50257
+    vocab_size: int = 50257  # V
     context_length: int = 1024  # the longest input, in tokens
     dim: int = 768  # D
     n_heads: int = 12  # H
     n_layers: int = 12
     dropout: float = 0.0  # GPT-2 was pretrained with 0.1; the published fine-tuning rows use 0
     layer_norm_eps: float = 1e-5
-    causal: bool = True  # False lets every position attend to every other (row 17 of the spam table)
+    causal: bool = True  # False lets every position look at every other (row 17 of the spam table)
 
     def __post_init__(self):
         check_heads(self.dim, self.n_heads)
@@ -37,6 +38,37 @@ GPT2_SIZES = {
     "gpt2-large": GPT2Config(dim=1280, n_heads=20, n_layers=36),  # 774M
     "gpt2-xl": GPT2Config(dim=1600, n_heads=25, n_layers=48),  # 1558M
 }
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention. Query, key and value are three Linear layers, so that each can be adapted alone."""
+
+    def __init__(self, dim: int, n_heads: int, dropout: float = 0.0, causal: bool = False):
+        super().__init__()
+        self.n_heads, self.dropout, self.causal = n_heads, dropout, causal
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Mix what the positions hold, [B, T, D] -> [B, T, D].
+
+        mask    True where a position may look at another, broadcast to [B, H, T, T]; None: everywhere or, if causal, at
+                itself and what stands before it
+        """
+        q = self.q(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # [B, T, D] -> [B, T, H, D/H] -> [B, H, T, D/H]
+        k = self.k(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        v = self.v(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        mixed = self.attend(q, k, v, mask, is_causal=self.causal and mask is None)  # [B, H, T, D/H]
+        return self.out(mixed.transpose(1, 2).flatten(2))  # -> [B, T, H, D/H] -> [B, T, D]
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
+    ) -> torch.Tensor:
+        """softmax(q kᵀ / sqrt(D/H)) v: queries [B, H, T, D/H] look at S keys and values [B, H, S, D/H]."""
+        dropout = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
 
 
 class FeedForward(nn.Module):
@@ -52,32 +84,26 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each with its LayerNorm in front and a residual connection around."""
+    """Attention and feed-forward, each with its LayerNorm in front ("pre-norm") and a residual connection around."""
+
+    norm_first = True
 
     def __init__(self, config: GPT2Config):
         super().__init__()
-        self.attn = SelfAttention(config)
+        self.attn = SelfAttention(config.dim, config.n_heads, config.dropout, config.causal)
         self.mlp = FeedForward(config)
         self.attn_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.mlp_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.attn_dropout = nn.Dropout(config.dropout)
+        self.mlp_dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        mask: torch.Tensor | None,
-        is_causal: bool,
-        rows: torch.Tensor | None = None,
-        past: Past | None = None,
-    ) -> torch.Tensor:
-        """[B, T, D] -> [B, T, D], or with `rows` [B], the one position wanted of each text, -> [B, 1, D]."""
-        attended = self.attn(self.attn_norm(x), mask, is_causal, rows, past)
-        x = (x if rows is None else take(x, rows)) + self.dropout(attended)
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        x = x + self.attn_dropout(self.attn(self.attn_norm(x), mask))  # [B, T, D]
+        return x + self.mlp_dropout(self.mlp(self.mlp_norm(x)))  # [B, T, D]
 
 
 class GPT2(Transformer):
-    """Embeddings, blocks, a last LayerNorm, and an exchangeable head; how they run is in `model/transformer.py`.
+    """Token and position embeddings, blocks, a last LayerNorm, and a head (`model/heads.py`).
 
     Built without weights from a checkpoint, every part has PyTorch's default initialisation, drawn in the order of the
     lines below: that is what `--weights random` means in the spam table.
@@ -93,26 +119,51 @@ class GPT2(Transformer):
         self.final_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.head = head
 
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the logits of token ids [B, T]: [B, T, V] with a language-model head, [B, C] with a classifier.
+
+        attention_mask  [B, T], 1 = real and 0 = padding; None: every position is seen, padding too
+        lengths         [B], the number of real tokens; only a classifier that reads the last of them needs it
+        token_type_ids  ignored: GPT-2 knows one kind of token
+        positions       [B, T], the place of each token in its text; None: 0, 1, 2, ...
+
+        Raises UserError for a text that is longer than the context, and without a head.
+        """
+        if self.head is None:
+            raise UserError('this GPT2 has no head: use encode(), or build it with head="lm" or "classifier"')
+        x = self.embed(input_ids, token_type_ids, positions)  # [B, T] -> [B, T, D]
+        mask = None if attention_mask is None else make_mask(attention_mask, self.config.causal)  # [B, 1, T, T]
+        for block in self.blocks:
+            x = block(x, mask)  # [B, T, D]
+        x = self.final_norm(x)  # [B, T, D]
+        return self.head(x, attention_mask, lengths)  # [B, T, V] or [B, C]
+
     def embed(
         self,
         input_ids: torch.Tensor,
         token_type_ids: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Token ids [B, T] -> the hidden states [B, T, D] that enter block 0. GPT-2 knows one kind of token."""
-        self._check_length(input_ids)
+        """Return the hidden states [B, T, D] that enter block 0."""
+        length, limit = input_ids.shape[1], self.config.context_length
+        if length > limit:
+            raise UserError(f"an input of {length} tokens is longer than the model's context of {limit} tokens")
         if positions is None:
-            positions = torch.arange(input_ids.shape[1], device=input_ids.device)  # [T]
+            positions = torch.arange(length, device=input_ids.device)  # [T]
         return self.dropout(self.token_embedding(input_ids) + self.position_embedding(positions))
-
-    def finish(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.final_norm(hidden)
 
 
 def init_gpt2(model: GPT2) -> GPT2:
-    """The initialisation that GPT-2 itself was pretrained from: N(0, 0.02), residual outputs smaller by 1/sqrt(2 layers).
+    """Draw the weights as GPT-2 was drawn before its pretraining: N(0, 0.02), residual outputs smaller by 1/sqrt(2 layers).
 
-    In place, from torch's global generator. `pretrain.py` starts here; PyTorch's default (see the class) trains worse.
+    In place, from torch's global generator. `tools/pretrain.py` starts here; PyTorch's own default trains worse.
     """
     residual_outputs = {linear for block in model.blocks for linear in (block.attn.out, block.mlp.down)}
     for module in model.modules():

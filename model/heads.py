@@ -1,37 +1,16 @@
-"""What turns final hidden states [B, T, D] into logits. Every head has the same two calls.
+"""The layers that turn final hidden states [B, T, D] into logits.
 
-rows(hidden, attention_mask, lengths)      the one position [B] that it reads of each text, or None for all of them
-head(hidden, attention_mask, heard)        the logits, from the hidden states of the positions it reads
-
-`taps` are the paths of submodules whose output at the position read it wants too: `heard` holds them, tap -> [B, D].
-`kind` is what `from_pretrained(head=...)` calls it.
+Every head is called as head(hidden, attention_mask, lengths). `kind` is what `from_pretrained(head=...)` calls it.
+Letters used for shapes: B batch, T tokens, D width of the model, V vocabulary, C classes.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 POSITIONS = ("first", "last", "flexible")
-
-
-@contextlib.contextmanager
-def listen(model: nn.Module, taps: tuple[str, ...]) -> Iterator[dict[str, torch.Tensor]]:
-    """What these submodules put out while the context lasts: tap -> output."""
-    heard: dict[str, torch.Tensor] = {}
-
-    def keep(tap: str, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        heard[tap] = output
-
-    hooks = [model.get_submodule(tap).register_forward_hook(partial(keep, tap)) for tap in taps]
-    try:
-        yield heard
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class LanguageModelHead(nn.Module):
@@ -43,17 +22,20 @@ class LanguageModelHead(nn.Module):
     def __init__(self, token_embedding: nn.Embedding):
         super().__init__()
         self.weight = token_embedding.weight  # [V, D]
-        self.bias = None
+        self.bias: nn.Parameter | None = None
 
-    def rows(self, hidden, attention_mask=None, lengths=None) -> None:
-        return None
+    def forward(
+        self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, lengths: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return F.linear(self.prepare(hidden), self.weight, self.bias)  # [B, T, D] -> [B, T, V]
 
     def prepare(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the weight is applied to, [..., D]."""
+        """Return what the weight is multiplied with, [..., D]."""
         return hidden
 
-    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, heard=None) -> torch.Tensor:
-        return F.linear(self.prepare(hidden), self.weight, self.bias)  # [B, T, D] -> [B, T, V]
+    def rows(self, hidden: torch.Tensor, attention_mask=None, lengths=None) -> None:
+        """Return None: every position is read."""
+        return None
 
 
 class MaskedLanguageModelHead(LanguageModelHead):
@@ -71,10 +53,15 @@ class MaskedLanguageModelHead(LanguageModelHead):
 
 
 def published_init(linear: nn.Linear) -> nn.Linear:
-    """As the published libraries draw what an encoder's checkpoint doesn't hold: N(0, 0.02), bias zero. In place."""
+    """Draw a layer as the published libraries draw what an encoder's checkpoint lacks: N(0, 0.02), bias zero. In place."""
     nn.init.normal_(linear.weight, std=0.02)
     nn.init.zeros_(linear.bias)
     return linear
+
+
+def take(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return one position of each text: [B, T, D] and [B] -> [B, D]."""
+    return x[torch.arange(len(x), device=x.device), rows]
 
 
 class ClassifierHead(nn.Module):
@@ -85,7 +72,8 @@ class ClassifierHead(nn.Module):
               known from the attention mask or, without one, from `lengths`.
     average   the mean over all positions (over the real ones where an attention mask is given) instead of one of them.
 
-    `labels` are the names of the classes where the checkpoint gives them names.
+    `labels` are the names of the classes where the checkpoint gives them names. `taps` are the paths of modules whose
+    output a subclass reads too (peft/bypass.py).
     """
 
     kind = "classifier"
@@ -98,34 +86,41 @@ class ClassifierHead(nn.Module):
         self.position = position
         self.average = average
 
+    def forward(
+        self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, lengths: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        rows = self.rows(hidden, attention_mask, lengths)  # [B], or None for the mean
+        if rows is not None:
+            state = take(hidden, rows)  # [B, T, D] -> [B, D]
+        elif attention_mask is None:
+            state = hidden.mean(dim=1)  # [B, T, D] -> [B, D]
+        else:
+            real = attention_mask.to(hidden.dtype).unsqueeze(-1)  # [B, T, 1]
+            state = (hidden * real).sum(dim=1) / real.sum(dim=1)  # [B, D]
+        return self.classify(state)  # [B, C]
+
     def rows(
-        self,
-        hidden: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        lengths: torch.Tensor | None = None,
+        self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, lengths: torch.Tensor | None = None
     ) -> torch.Tensor | None:
-        """Index [B] of the position that `position` means, or None for the mean over all. Only the shape [B, T] is used."""
+        """Return the index [B] of the position that is read of each text, or None for the mean over all.
+
+        hidden   [B, T, D]; only its shape and device matter
+        """
+        n_texts, length = hidden.shape[:2]
         if self.average:
             return None
-        n_texts, length = hidden.shape[:2]
         if self.position == "first":
             return torch.zeros(n_texts, dtype=torch.long, device=hidden.device)
         if attention_mask is not None:
-            positions = torch.arange(length, device=hidden.device)
-            return (positions * attention_mask).argmax(dim=1)  # right for padding on either side
+            places = torch.arange(length, device=hidden.device)
+            return (places * attention_mask).argmax(dim=1)  # right for padding on either side
         if self.position == "flexible" and lengths is not None:
             return lengths - 1  # without a mask, padding is on the right
         return torch.full((n_texts,), length - 1, device=hidden.device)
 
-    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, heard=None) -> torch.Tensor:
-        """Hidden states [B, T, D] of the positions read (T = 1 for a single one) -> logits [B, C]."""
-        if attention_mask is None:
-            return self.classify(hidden.mean(dim=1))  # [B, T, D] -> [B, D] -> [B, C]
-        real = attention_mask.to(hidden.dtype).unsqueeze(-1)  # [B, T, 1]
-        return self.classify((hidden * real).sum(dim=1) / real.sum(dim=1))
-
     def classify(self, state: torch.Tensor) -> torch.Tensor:
-        return self.classifier(state)  # [B, D] -> [B, C]
+        """Return the logits of one hidden state per text, [B, D] -> [B, C]."""
+        return self.classifier(state)
 
 
 class EncoderClassifierHead(ClassifierHead):

@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary, without the scores of all targets at once.
+"""Cross-entropy over a vocabulary, without holding the scores of all targets at once.
 
 A vocabulary is wide: the scores of 2,000 targets over GPT-2's 50,257 tokens are 400 MB, their gradient as much again. Here
 a few targets at a time go from hidden states to their part of the loss and, as nothing else depends on their scores,
@@ -6,15 +6,17 @@ straight on to their gradients.
 """
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 SCORES_AT_ONCE = 1 << 24  # 64 MB in float32
 
 
 class VocabularyLoss(torch.autograd.Function):
-    """Sum of the cross-entropy of hidden states [N, D] times weight [V, D], plus bias [V] or None, against labels [N].
+    """The summed cross-entropy of F.linear(hidden, weight, bias) against labels, and the class that each row ranks first.
 
-    Returns it and the class [N] that each row ranks first. The gradients are computed along with it, if any is asked for.
+    hidden is [N, D], weight [V, D], bias [V] or None, labels [N]. Where an input requires a gradient, it is computed along
+    with the loss.
     """
 
     @staticmethod
@@ -44,7 +46,11 @@ class VocabularyLoss(torch.autograd.Function):
 
 
 def add_gradients(gradients, scores, hidden, weight, labels, ignore_index: int, part: slice) -> None:
-    """Of some rows, whose scores [n, V] are used up: softmax minus one at the label, and from there on as any Linear's."""
+    """Add the gradients of some rows: softmax minus one at the label, then as for any Linear layer. Overwrites the scores.
+
+    gradients   of hidden [N, D], weight [V, D] and bias [V]; None where none is needed
+    scores      [n, V], of the n rows that `part` selects
+    """
     of_hidden, of_weight, of_bias = gradients
     known = labels != ignore_index
     torch.softmax(scores, dim=-1, out=scores)
@@ -58,6 +64,11 @@ def add_gradients(gradients, scores, hidden, weight, labels, ignore_index: int, 
         of_bias += scores.sum(dim=0)
 
 
-def vocabulary_loss(hidden, head, labels, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same for the last layer of a language-model head."""
-    return VocabularyLoss.apply(hidden, head.weight, head.bias, labels, ignore_index)
+def vocabulary_loss(
+    hidden: torch.Tensor, head: nn.Module, labels: torch.Tensor, ignore_index: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss of hidden states [N, D] under a language-model head, and the class [N] that each ranks first."""
+    inputs = [hidden, head.weight, head.bias]
+    if not torch.is_grad_enabled():  # a Function is told to compute gradients whenever an input requires them
+        inputs = [None if one is None else one.detach() for one in inputs]
+    return VocabularyLoss.apply(*inputs, labels, ignore_index)

@@ -8,25 +8,23 @@ head gets anyway. With branches fc_k, as in the DistilBERT log that this method 
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from config import BYPASS_DEEPEST, DEFAULTS, check_setting
+from model.heads import ClassifierHead, take
 from peft.attach import train_head
 from peft.registry import method
 from peft.targets import Added
 from utils.errors import UserError
 
-INTO = ("classifier", "dense")
-HEADS = ("own", "linear")
-INITS = ("zero", "default")
-DEEPEST = 3
-
 
 class Tap(NamedTuple):
-    """One branch's input, and how many Linear layers it has."""
+    """Where a branch begins, and how many Linear layers it has."""
 
     path: str  # of the module whose output is read
     depth: int
@@ -45,39 +43,83 @@ class Branches(Added):
                 nn.init.zeros_(branch[-1].weight)
                 nn.init.zeros_(branch[-1].bias)
 
-    def forward(self, heard: dict[str, torch.Tensor]) -> torch.Tensor:
-        return sum(self.get_submodule(name)(heard[tap]) for name, tap in self.taps.items())  # [B, D] each -> [B, D]
+    def forward(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Add up what the branches make of the taps' states, [B, D] each -> [B, D]."""
+        return sum(self.get_submodule(name)(state) for name, state in zip(self.taps, states, strict=True))
 
 
-class BypassHead:
-    """What `with_branches` puts in front of a head's own class."""
+class Captured(dict):
+    """What the taps have put out since the head last read them, path -> [B, T, D]. A copy of a model begins without any."""
 
-    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None, heard: dict) -> torch.Tensor:
-        """The hidden state of the position read [B, 1, D], and each tap's [B, D] -> logits [B, C]."""
-        added = self.branches(heard)  # [B, D]
-        if self.linear:
-            return self.linear_forward(hidden.squeeze(1), added)
-        if self.into == "dense" or not hasattr(self, "dense"):
-            return super().forward(hidden + added.unsqueeze(1), attention_mask, {})
-        hook = self.dense.register_forward_hook(lambda module, inputs, output: output + added.view_as(output))
-        try:
-            return super().forward(hidden, attention_mask, {})
-        finally:
-            hook.remove()
-
-    def linear_forward(self, state: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
-        """The log's head: the formula as it stands, no activation, and dropout on the logits. [B, D], [B, D] -> [B, C]."""
-        dense = getattr(self, "dense", nn.Identity())
-        state = dense(state + added) if self.into == "dense" else dense(state) + added
-        return self.logit_dropout(self.classifier(state))
+    def __deepcopy__(self, memo: dict) -> "Captured":
+        return Captured()
 
 
-def with_branches(head: nn.Module, branches: Branches, method: "Bypass", dropout: float) -> None:
-    """In place: the head keeps its modules under their names, and its class gets BypassHead in front."""
-    rate = head.dropout.p if isinstance(getattr(head, "dropout", None), nn.Dropout) else dropout
-    head.__class__ = type("BypassHead", (BypassHead, type(head)), {})
-    head.branches, head.taps = branches, tuple(branches.taps.values())
-    head.into, head.linear, head.logit_dropout = method.into, method.head == "linear", nn.Dropout(rate)
+@dataclass(frozen=True)
+class CaptureHook:
+    """A forward hook: hands a module's output to the head."""
+
+    head: "BypassHead"
+    path: str
+
+    def __call__(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        self.head.capture(self.path, output)
+
+
+class BypassHead(ClassifierHead):
+    """Takes the place of a classifier and its layers, which keep their names, and adds the branches.
+
+    Forward hooks on the tapped modules hand their outputs to `capture`; the head reads and drops them in the same pass.
+    """
+
+    def __init__(self, base: nn.Module, branches: Branches, method: "Bypass", dropout: float):
+        nn.Module.__init__(self)  # not ClassifierHead's own: nothing is drawn
+        self.position, self.average, self.labels = base.position, base.average, base.labels
+        self.into, self.linear = method.into, method.head == "linear"
+        self.classifier = base.classifier
+        self.dense = getattr(base, "dense", None)  # GPT-2's classifier has none
+        self.dropout = getattr(base, "dropout", nn.Dropout(dropout))
+        self.activation = getattr(base, "activation", nn.Identity())
+        self.dropout_first = getattr(base, "dropout_first", False)
+        self.branches = branches
+        self.taps = tuple(branches.taps.values())
+        self.captured = Captured()
+
+    def forward(
+        self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, lengths: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        rows = self.rows(hidden, attention_mask, lengths)  # [B]
+        return self.classify(take(hidden, rows), *self.captured_at(rows, hidden.shape[1]))  # [B, T, D] -> [B, C]
+
+    def classify(self, state: torch.Tensor, *taps: torch.Tensor) -> torch.Tensor:
+        """Return logits [B, C] from the state of the position read [B, D] and each tap's [B, D]: the formulas above."""
+        added = self.branches(taps)  # [B, D]
+        drop_before = nn.Identity() if self.linear or not self.dropout_first else self.dropout
+        if self.dense is None:
+            state = state + added
+        elif self.into == "dense":
+            state = self.dense(drop_before(state + added))
+        else:
+            state = self.dense(drop_before(state)) + added
+        if self.linear:  # the log's head: no activation, and dropout on the logits
+            return self.dropout(self.classifier(state))
+        if self.dense is None:
+            return self.classifier(state)
+        return self.classifier(self.dropout(self.activation(state)))  # [B, D] -> [B, C]
+
+    def capture(self, path: str, output: torch.Tensor) -> None:
+        """Keep what a tapped module puts out, [B, T, D], until the head reads it."""
+        self.captured[path] = output
+
+    def captured_at(self, rows: torch.Tensor, length: int) -> list[torch.Tensor]:
+        """Return each tap's output at one position of each text, [B, D], and drop what was captured.
+
+        rows     [B], positions in texts of `length` tokens. A prompt in front of them moves the tap's positions
+        """
+        missing = [path for path in self.taps if path not in self.captured]
+        assert not missing, f"{missing} didn't run, so the branches have nothing to read"
+        outputs = [self.captured.pop(path) for path in self.taps]  # [B, T, D], or [B, 1, D] from a shortened last block
+        return [x[:, 0] if x.shape[1] == 1 else take(x, rows + x.shape[1] - length) for x in outputs]
 
 
 def parse_taps(text: str, n_blocks: int, depth: int) -> dict[str, Tap]:
@@ -87,7 +129,7 @@ def parse_taps(text: str, n_blocks: int, depth: int) -> dict[str, Tap]:
         text = ",".join(str(k) for k in range(1, max(n_blocks, 2)))  # in a model of one block it is the last that is read
     taps = {}
     for item in text.split(","):
-        found = re.fullmatch(rf"\s*(attn\.)?(\d+)(?:x([0-{DEEPEST}]))?\s*", item)
+        found = re.fullmatch(rf"\s*(attn\.)?(\d+)(?:x([0-{BYPASS_DEEPEST}]))?\s*", item)
         if not found or not 1 <= int(found[2]) <= n_blocks:
             raise UserError(f"--bypass_taps is {text!r}; {item.strip()!r} isn't there; {choices}")
         k = int(found[2])
@@ -106,19 +148,16 @@ class Bypass:
     activation, with dropout on the logits. init "zero": branches add nothing at first; "default": PyTorch's, as in the log.
     """
 
-    taps: str = "all"
-    depth: int = 1
-    into: str = "classifier"
-    head: str = "own"
-    init: str = "zero"
+    taps: str = DEFAULTS["bypass_taps"]
+    depth: int = DEFAULTS["bypass_depth"]
+    into: str = DEFAULTS["bypass_into"]
+    head: str = DEFAULTS["bypass_head"]
+    init: str = DEFAULTS["bypass_init"]
     train_head: bool = True
 
     def __post_init__(self):
-        for name, choices in (("into", INTO), ("head", HEADS), ("init", INITS)):
-            if getattr(self, name) not in choices:
-                raise UserError(f"unknown --bypass_{name} {getattr(self, name)!r}: choose {', '.join(choices)}")
-        if not 0 <= self.depth <= DEEPEST:
-            raise UserError(f"--bypass_depth is {self.depth}; choose 0 to {DEEPEST}")
+        for name in ("depth", "into", "head", "init"):
+            check_setting(f"bypass_{name}", getattr(self, name))
 
     @classmethod
     def from_run(cls, name: str, run) -> "Bypass":
@@ -143,4 +182,6 @@ class Bypass:
         if self.init == "zero" and not all(tap.depth for tap in taps.values()):
             raise UserError("--bypass_depth 0 adds what is tapped as it is, from the start: say --bypass_init default")
         branches = Branches(taps, model.config.dim, self.init).to(next(model.parameters()).device)
-        with_branches(model.head, branches, self, model.config.dropout)
+        model.head = BypassHead(model.head, branches, self, model.config.dropout)
+        for path in model.head.taps:
+            model.get_submodule(path).register_forward_hook(CaptureHook(model.head, path))

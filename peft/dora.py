@@ -23,14 +23,18 @@ class DoRALinear(LoRALinear):
         self.magnitude = nn.Parameter(base.weight.detach().norm(dim=1))  # [out, in] -> [out]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        stretch, y = self.stretch(), super().forward(x)  # [out], [B, T, in] -> [B, T, out]
-        return stretch * y if self.bias is None else stretch * y + (1 - stretch) * self.bias  # the bias isn't stretched
+        y = super().forward(x)  # [B, T, in] -> [B, T, out]
+        stretch = self.stretch().to(y.dtype)  # [out]; autocast leaves a plain product to us
+        if self.bias is None:
+            return stretch * y
+        return stretch * y + (1 - stretch) * self.bias.to(y.dtype)  # the bias isn't stretched
 
     def stretch(self) -> torch.Tensor:
-        """m / ‖V‖, [out]."""
+        """Return m / ‖V‖, [out]."""
         return self.magnitude / super().merged_weight().detach().norm(dim=1)
 
     def merged_weight(self) -> torch.Tensor:
+        """Return m / ‖V‖ · V, [out, in]."""
         return self.stretch().unsqueeze(1) * super().merged_weight()  # [out, 1] · [out, in]
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from config import DEFAULTS
 from peft.attach import train_head
 from peft.registry import method
 from peft.targets import AdaptedLinear, adapt, find_sites, plain_linear
@@ -25,12 +26,13 @@ class IA3Linear(AdaptedLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.of_input:
-            return F.linear(x * self.ia3, self.weight, self.bias)  # [B, T, in] -> [B, T, out]
-        return F.linear(x, self.weight, self.bias) * self.ia3
+            return F.linear(x * self.ia3.to(x.dtype), self.weight, self.bias)  # [B, T, in] -> [B, T, out]
+        y = F.linear(x, self.weight, self.bias)  # [B, T, in] -> [B, T, out]
+        return y * self.ia3.to(y.dtype)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """A plain Linear that computes the same."""
+        """Return a plain Linear layer that computes the same."""
         if self.of_input:
             return plain_linear(self.weight * self.ia3, self.bias, like=self)
         bias = None if self.bias is None else nn.Parameter(self.bias * self.ia3, self.bias.requires_grad)
@@ -42,7 +44,7 @@ class IA3Linear(AdaptedLinear):
 class IA3:
     """`layers` as in `find_sites`."""
 
-    layers: str = "all"
+    layers: str = DEFAULTS["layers"]
     train_head: bool = True
 
     @classmethod

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from config import DEFAULTS, check_setting
 from peft.attach import train_head
 from peft.registry import method
 from peft.targets import AdaptedLinear, adapt, find_sites, plain_linear
@@ -17,7 +18,6 @@ SCALINGS = {
     "alpha": lambda alpha, rank: alpha,  # the published spam script
     "alpha/sqrt(r)": lambda alpha, rank: alpha / math.sqrt(rank),  # rsLoRA (Kalajdzievski 2023, arXiv:2312.03732)
 }
-INITS = ("kaiming", "wide", "pissa")
 
 
 class LoRALinear(AdaptedLinear):
@@ -43,35 +43,47 @@ class LoRALinear(AdaptedLinear):
         # LoRA+ (Hayou et al. 2024, arXiv:2402.12354): `make_optimizer` multiplies a parameter's learning rate by this
         self.rate_factors = {"lora_b": method.plus_ratio}
 
+    def formula(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what this layer computes, as the paper writes it: [B, T, in] -> [B, T, out]. `forward` is faster."""
+        y = F.linear(x, self.weight, self.bias)  # [B, T, in] -> [B, T, out]
+        low_rank = F.linear(self.dropout(x), self.lora_a)  # [B, T, in] -> [B, T, r]
+        return y + self.scale * F.linear(low_rank, self.lora_b)  # [B, T, r] -> [B, T, out]
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.merged_forward:
+        if self.merged_forward:  # lora_alternative: the same function as one large product
             return F.linear(x, self.merged_weight(), self.bias)  # [B, T, in] -> [B, T, out]
         low_rank = F.linear(self.dropout(x), self.lora_a).view(-1, len(self.lora_a))  # [B, T, in] -> [B T, r]
         y = F.linear(x.reshape(-1, self.in_features), self.weight, self.bias)  # [B, T, in] -> [B T, out]
-        # added in place: a sum would pass over two more tensors of that size
+        # Multiply and add in place: the formula's sum would read and write two more tensors as large as y.
         y.addmm_(low_rank, self.lora_b.T.to(y.dtype), alpha=self.scale)  # [B T, r] [r, out]
         return y.unflatten(0, x.shape[:-1]) if x.ndim > 1 else y[0]  # [B, T, out]
 
     def merged_weight(self) -> torch.Tensor:
+        """Return W + scale · B A, [out, in]."""
         return self.weight + self.scale * (self.lora_b @ self.lora_a)  # [out, in] + [out, r] [r, in]
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """A plain Linear that computes the same, with a weight of its own and this layer's bias."""
+        """Return a plain Linear layer that computes the same, with a weight of its own and this layer's bias."""
         return plain_linear(self.merged_weight(), self.bias, like=self)
 
 
 def draw_a(n_in: int, rank: int, init: str) -> torch.Tensor:
-    """A [r, in], uniform. "kaiming": bound 1/sqrt(in), as in the authors' code. "wide": bound 1/sqrt(r), as in the spam
-    script, which holds A as (in, r) and so lets PyTorch take r for the fan-in; drawn in its order."""
+    """Draw A [r, in], uniform.
+
+    init   "kaiming": bound 1/sqrt(in), as in the authors' code. "wide": bound 1/sqrt(r), as in the spam script, which holds
+           A as (in, r), so that PyTorch takes r for the number of inputs; drawn in its order.
+    """
     if init == "wide":
         return nn.init.kaiming_uniform_(torch.empty(n_in, rank), a=math.sqrt(5)).T.contiguous()
     return nn.init.kaiming_uniform_(torch.empty(rank, n_in), a=math.sqrt(5))
 
 
 def principal_parts(weight: torch.Tensor, rank: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """A [r, in] and B [out, r] whose product times `scale` is the best approximation of rank r (PiSSA, Meng et al. 2024,
-    arXiv:2404.02948)."""
+    """Return A [r, in] and B [out, r] whose product times `scale` is the best approximation of the weight by rank r.
+
+    PiSSA (Meng et al. 2024, arXiv:2404.02948) starts from them.
+    """
     u, s, v = torch.linalg.svd(weight, full_matrices=False)  # [out, k], [k], [k, in]
     root = (s[:rank] / scale).sqrt()
     return (root.unsqueeze(1) * v[:rank]).contiguous(), (u[:, :rank] * root).contiguous()
@@ -93,20 +105,14 @@ class LoRA:
     scaling: str = "alpha/r"
     init: str = "kaiming"
     targets: str = "attn.q,attn.v"
-    layers: str = "all"
-    plus_ratio: float = 1.0
+    layers: str = DEFAULTS["layers"]
+    plus_ratio: float = DEFAULTS["lora_plus_ratio"]
     merged_forward: bool = False
     train_head: bool = True
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise UserError(f"--lora_rank is {self.rank}; it must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"--lora_dropout is {self.dropout}; it must be at least 0 and below 1")
-        if self.scaling not in SCALINGS:
-            raise UserError(f"unknown --lora_scaling {self.scaling!r}: choose {', '.join(SCALINGS)}")
-        if self.init not in INITS:
-            raise UserError(f"unknown --lora_init {self.init!r}: choose {', '.join(INITS)}")
+        for name in ("rank", "alpha", "dropout", "scaling", "init"):
+            check_setting(f"lora_{name}", getattr(self, name))
         if self.init == "pissa" and self.alpha <= 0:
             raise UserError(f"--lora_init pissa needs --lora_alpha above 0; it is {self.alpha:g}")
         if self.plus_ratio <= 0:

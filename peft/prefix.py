@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.transformer import SelfAttention, causal_mask
+from config import DEFAULTS, check_setting
+from model.gpt2 import SelfAttention
+from model.transformer import causal_mask
 from peft.attach import train_head
 from peft.registry import method
 from peft.targets import Added, Reparameterised, parse_layers, replace_module
@@ -29,7 +31,7 @@ class Prefix(Added):
 
 
 class Trunk(nn.Module):
-    """What the projected prefixes of all blocks share: an embedding of the P positions, and a layer on top."""
+    """The part that the projected prefixes of all blocks share: an embedding of the P positions, and a layer on top."""
 
     def __init__(self, length: int, dim: int):
         super().__init__()
@@ -43,47 +45,47 @@ class Trunk(nn.Module):
 class ProjectedPrefix(Reparameterised):
     """The same from a small network, which is easier to train for some tasks and needed for nothing else.
 
-    The trunk is a module of the lowest of the blocks, under whose name its parameters go; the others only refer to it.
+    Every block's prefix holds the one trunk; its parameters go by their names in the lowest of the blocks.
     """
 
-    def __init__(self, trunk: Trunk, owns_trunk: bool):
+    def __init__(self, trunk: Trunk):
         super().__init__()
-        self._trunk = (trunk,)  # in a tuple, where a module isn't registered
-        if owns_trunk:
-            self.trunk = trunk
+        self.trunk = trunk
         dim = trunk.dense.out_features
         self.up = nn.Linear(dim, 2 * dim)
 
     def forward(self) -> torch.Tensor:
-        return torch.stack(self.up(self._trunk[0]()).chunk(2, dim=-1))  # [P, D] -> [P, 2 D] -> [2, P, D]
+        return torch.stack(self.up(self.trunk()).chunk(2, dim=-1))  # [P, D] -> [P, 2 D] -> [2, P, D]
 
     @torch.no_grad()
     def merged(self) -> Prefix:
+        """Return the keys and values that the network comes down to."""
         return Prefix(self().clone())
 
 
 class PrefixAttention(SelfAttention):
-    """Takes the place of an attention layer and its modules, which keep their names, and adds a prefix."""
+    """Takes the place of an attention layer and its modules, which keep their names, and adds a prefix.
+
+    softmax(q [prefix_k; k]ᵀ / sqrt(D/H)) [prefix_v; v]: every position sees the prefix, beside what it saw before.
+    """
 
     def __init__(self, base: SelfAttention, prefix: nn.Module):
         nn.Module.__init__(self)  # not SelfAttention's own: nothing is drawn
-        self.n_heads, self.dropout = base.n_heads, base.dropout
+        self.n_heads, self.dropout, self.causal = base.n_heads, base.dropout, base.causal
         self.q, self.k, self.v, self.out = base.q, base.k, base.v, base.out
         self.prefix = prefix
 
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
     ) -> torch.Tensor:
-        prefix = self.prefix().unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # [2, P, D] -> [2, H, P, D/H]
-        k, v = (
-            torch.cat([own.to(of.dtype).expand(len(of), -1, -1, -1), of], dim=2)  # [B, H, P + S, D/H]
-            for own, of in zip(prefix, (k, v), strict=True)
-        )
-        if is_causal:  # that switch knows of no columns that all may look at
+        prefix_k, prefix_v = self.prefix().unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # [2, P, D] -> 2 x [H, P, D/H]
+        k = torch.cat([prefix_k.to(k.dtype).expand(len(k), -1, -1, -1), k], dim=2)  # [B, H, P + S, D/H]
+        v = torch.cat([prefix_v.to(v.dtype).expand(len(v), -1, -1, -1), v], dim=2)
+        if is_causal:  # that switch would hide the prefix
             mask = causal_mask(q.shape[2], 0, q.device)  # [T, T]
         if mask is not None:
-            mask = F.pad(mask, (prefix.shape[2], 0), value=True)  # [..., T, S] -> [..., T, P + S]
-        return super().attend(q, k, v, mask, False)
+            mask = F.pad(mask, (len(prefix_k[0]), 0), value=True)  # [..., T, S] -> [..., T, P + S]
+        return super().attend(q, k, v, mask, is_causal=False)
 
 
 @method("prefix")
@@ -94,14 +96,13 @@ class PrefixTuning:
     Drawn as by the authors: N(0, 1), for the network's embedding too.
     """
 
-    length: int = 16
-    projection: bool = False
-    layers: str = "all"
+    length: int = DEFAULTS["prefix_length"]
+    projection: bool = DEFAULTS["prefix_projection"]
+    layers: str = DEFAULTS["layers"]
     train_head: bool = True
 
     def __post_init__(self):
-        if self.length < 1:
-            raise UserError(f"--prefix_length is {self.length}; it must be at least 1")
+        check_setting("prefix_length", self.length)
 
     @classmethod
     def from_run(cls, name: str, run) -> "PrefixTuning":
@@ -114,10 +115,7 @@ class PrefixTuning:
             attention = model.blocks[number].attn
             if isinstance(attention, PrefixAttention):
                 raise UserError(f"block {number} has a prefix already; attach to a fresh model")
-            if self.projection:
-                prefix = ProjectedPrefix(trunk, owns_trunk=number == numbers[0])
-            else:
-                prefix = Prefix(torch.randn(2, self.length, dim))
+            prefix = Prefix(torch.randn(2, self.length, dim)) if trunk is None else ProjectedPrefix(trunk)
             device = next(attention.parameters()).device
             replace_module(model, f"blocks.{number}.attn", PrefixAttention(attention, prefix.to(device)))
         train_head(model, self.train_head)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.transformer import Cache
+from config import DEFAULTS, check_setting
+from model.transformer import causal_mask
 from peft.attach import train_head
 from peft.registry import method
 from peft.targets import Added
@@ -18,37 +19,57 @@ from utils.errors import UserError
 
 
 class Prompt(Added):
-    """What enters block 0 in front of a text, [P, D]."""
+    """P trained vectors [P, D] that go through the blocks in front of every text: block 0 gets [prompt; x].
+
+    Hooks on the blocks do it: the prompt is put in front of block 0, seen by every position of every block, and left out
+    of what the last block returns.
+    """
 
     def __init__(self, weight: torch.Tensor):
         super().__init__()
         self.weight = nn.Parameter(weight)
 
+    def prepend(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return [prompt; x]: [B, T, D] -> [B, P + T, D]."""
+        prompt = self.weight.to(hidden.dtype).expand(len(hidden), -1, -1)  # [P, D] -> [B, P, D]
+        return torch.cat([prompt, hidden], dim=1)
 
-class PromptedModel:
-    """What attaching puts in front of a model's own class."""
+    def widen(self, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Return an attention mask [B, S] of texts behind the prompt, which is seen too: [B, P + S]."""
+        return None if attention_mask is None else F.pad(attention_mask, (len(self.weight), 0), value=1)
 
-    def climb(
-        self,
-        hidden: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        rows: torch.Tensor | None = None,
-        start: int = 0,
-        cache: Cache | None = None,
-    ) -> torch.Tensor:
-        """As without a prompt: it goes in front here, and what the blocks make of it stays here."""
-        assert start == 0, "the prompt enters block 0"
-        n = self.n_before
-        if attention_mask is not None:
-            sides = (n, 0) if attention_mask.ndim == 2 else (n, 0, n, 0)
-            attention_mask = F.pad(attention_mask, sides, value=1)  # [B, S] -> [B, P + S], or [B, P + T, P + T]
-        if cache is not None and len(cache):  # the prompt is in there
-            return super().climb(hidden, attention_mask, rows, start, cache)
-        prompt = self.prompt.weight.to(hidden.dtype).expand(len(hidden), -1, -1)  # [P, D] -> [B, P, D]
-        hidden = torch.cat([prompt, hidden], dim=1)  # [B, P + T, D]
-        if rows is not None:
-            return super().climb(hidden, attention_mask, rows + n, start, cache)  # [B, 1, D]
-        return super().climb(hidden, attention_mask, None, start, cache)[:, n:]  # [B, T, D]
+    def widen_block_mask(self, mask: torch.Tensor | None, causal: bool) -> torch.Tensor | None:
+        """Return the mask that a block is called with, [B, 1, 1 or T, T], for [prompt; x]: [B, 1, 1 or P + T, P + T]."""
+        if mask is None:
+            return None
+        n = len(self.weight)
+        rows = n if mask.shape[2] > 1 else 0
+        mask = F.pad(mask, (n, 0, rows, 0), value=True)
+        return mask & causal_mask(mask.shape[3], 0, mask.device) if causal else mask  # the prompt itself looks at no text
+
+
+@dataclass(frozen=True)
+class BeforeBlock:
+    """A forward pre-hook of a block: the mask covers the prompt and, before block 0, the prompt goes in front."""
+
+    prompt: Prompt
+    is_first: bool
+    causal: bool
+
+    def __call__(self, block: nn.Module, inputs: tuple) -> tuple:
+        hidden, mask = inputs if len(inputs) == 2 else (*inputs, None)
+        hidden = self.prompt.prepend(hidden) if self.is_first else hidden
+        return hidden, self.prompt.widen_block_mask(mask, self.causal)
+
+
+@dataclass(frozen=True)
+class AfterLastBlock:
+    """A forward hook of the last block: what it makes of the prompt is left out, [B, P + T, D] -> [B, T, D]."""
+
+    prompt: Prompt
+
+    def __call__(self, block: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+        return output[:, len(self.prompt.weight) :]
 
 
 @method("prompt")
@@ -56,19 +77,18 @@ class PromptedModel:
 class PromptTuning:
     """length P. Each vector starts as the embedding of a random token."""
 
-    length: int = 16
+    length: int = DEFAULTS["prefix_length"]
     train_head: bool = True
 
     def __post_init__(self):
-        if self.length < 1:
-            raise UserError(f"--prefix_length is {self.length}; it must be at least 1")
+        check_setting("prefix_length", self.length)
 
     @classmethod
     def from_run(cls, name: str, run) -> "PromptTuning":
         return cls(run.prefix_length, train_head=run.train_head == "yes")
 
     def attach(self, model: nn.Module) -> None:
-        if isinstance(model, PromptedModel):
+        if model.prompt is not None:
             raise UserError("the model has a prompt already; attach to a fresh model")
         if self.length > model.config.context_length:
             limit = model.config.context_length
@@ -79,6 +99,8 @@ class PromptTuning:
         with torch.no_grad():
             weight = model.eval().embed(tokens)[0].clone()  # [1, P] -> [P, D]
         model.train(was_training)
-        model.__class__ = type("PromptedModel", (PromptedModel, type(model)), {})
-        model.prompt, model.n_before = Prompt(weight), self.length
+        model.prompt = Prompt(weight)
+        for number, block in enumerate(model.blocks):
+            block.register_forward_pre_hook(BeforeBlock(model.prompt, number == 0, model.config.causal))
+        model.blocks[-1].register_forward_hook(AfterLastBlock(model.prompt))
         train_head(model, self.train_head)

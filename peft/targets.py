@@ -151,6 +151,8 @@ def reparameterised(model: nn.Module) -> list[tuple[str, Reparameterised]]:
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Puts `module` at the path, in place."""
+    """Put `module` at the path, in place. Forward hooks move along: a bypass may tap the path (peft/bypass.py)."""
     parent, _, name = path.rpartition(".")
+    for hook in model.get_submodule(path)._forward_hooks.values():
+        module.register_forward_hook(hook)
     setattr(model.get_submodule(parent), name, module)

@@ -15,11 +15,10 @@ import model as models
 import peft
 from config import Run, to_flags
 from data.batching import Batches
-from pipeline import answers, memory, plots
+from pipeline import answers, memory, plots, screen
 from pipeline.build import build_model
 from pipeline.job import Job, prepare_directory
 from pipeline.result import (
-    count_parameters,
     device_name,
     git_state,
     peak_memory_bytes,
@@ -29,14 +28,13 @@ from pipeline.result import (
     write_json,
 )
 from pipeline.stages import StagedTraining
+from pipeline.unused import without_unused
 from published.plans import stages_of
 from train import evaluate
 from training import distributed
 from training.checkpoints import TRAINED, ResumePoint, newest, remove_states
 from training.metrics_log import Metrics
 from utils.errors import UserError
-
-TO = {"train": "train", "validation": "validate", "test": "test", "general": "test what is kept"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,9 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     prepare_directory(job)
     reset_peak_memory(torch.device(run.device))
     setup = set_up(job)
-    print_header(job, job.inputs.tokenizer_folder, setup.batches, setup.notes, setup.stages, *count_parameters(setup.model))
+    screen.print_header(job, setup.model, setup.stages, setup.batches, setup.notes)
+    if run.memory_report:
+        print_memory_report(job, setup)
     if run.plot_loss:  # these two before any time is spent
         plots.need_matplotlib()
     if run.eval_generate:
@@ -160,7 +160,7 @@ def about(job: Job, argv: list[str] | None) -> dict:
         "method": run.trainable_layers,
         "seed": run.seed,
         "amp": run.amp,
-        "argv": argv if argv is not None else to_flags(run),
+        "argv": argv if argv is not None else to_flags(without_unused(run, run)),
         "config": asdict(run),
         "processes": distributed.size(),
         "device": device_name(torch.device(run.device)),
@@ -272,38 +272,11 @@ def final_measures(
     return measures
 
 
-def print_header(
-    job: Job,
-    tokenizer: Path,
-    batches: dict[str, Batches],
-    notes: list[str],
-    plan: list[Run],
-    trainable: int,
-    total: int,
-) -> None:
-    """Everything that was decided, before anything is trained."""
-    run, method = job.run, peft.method_of(plan[0])
-    width = f"{batches['train'].pad_to} tokens each" if batches["train"].pad_to else "no padding"
-    sizes = {split: str(len(batches[split].examples)) for split in job.task.evaluated if split in batches}
-    texts = f"{' / '.join(sizes.values())} texts to {' / '.join(TO[split] for split in sizes)}"
-    print(f"model    {run.source}, {run.weights} weights ({job.model_reason}); tokenizer from {tokenizer}")
-    print(f"dataset  {run.dataset}, {texts}, {width} ({job.data_reason})")
-    for note in notes:
-        print(f"         {note}")
-    if len(plan) == 1:
-        print(f"method   {method}: {trainable:,} of {total:,} parameters train")
-    else:
-        print(f"method   {len(plan)} stages ({run.stages}), the first {method}")
-    for one in getattr(method, "methods", [method]):
-        if hasattr(one, "scale"):
-            print(f"         the LoRA product is multiplied by {one.scale:g}")
-    if (n := distributed.size()) > 1:
-        kind = "each has a part of the model" if run.fsdp else "each has the model"
-        print(f"in {n:>2} processes with --batch_size {run.batch_size} each, so {n * run.batch_size} in all; {kind}")
-    settings = " ".join(f"{name}={value}" for name, value in asdict(run).items() if value is not None)
-    print(f"settings {settings}", flush=True)
-    if run.memory_report:
-        width = max(len(one.ids) for one in batches["train"].examples)
-        unread = replace(run, weights="random")  # shapes are all that matters: nothing is read from the checkpoint
-        shape = (run.batch_size, width, run.gradient_checkpointing)
-        print(memory.report(lambda: build_model(unread, len(job.task.labels)), method, *shape), flush=True)
+def print_memory_report(job: Job, setup: Setup) -> None:
+    """Print what the run needs in memory, and what training all layers would need."""
+    run = job.run
+    width = max(len(example.ids) for example in setup.batches["train"].examples)
+    unread = replace(run, weights="random")  # shapes are all that matters: nothing is read from the checkpoint
+    shape = (run.batch_size, width, run.gradient_checkpointing)
+    method = peft.method_of(setup.stages[0])
+    print(memory.report(lambda: build_model(unread, len(job.task.labels)), method, *shape), flush=True)

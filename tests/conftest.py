@@ -10,8 +10,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 
 import experiments
-import train
-from model import from_pretrained, hub
+from model import fast_path, from_pretrained, hub
 from model.gpt2 import GPT2
 from model.weights import save_pretrained
 from tests.helpers.outcome import Outcome
@@ -107,13 +106,13 @@ def alone(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def experiment(alone, small_checkpoint, small_data, monkeypatch, capsys):
     """Return a function that runs the command line in this process: small model and data, two steps, flags as given."""
-    forwards, score = [], train.score
+    forwards, score = [], fast_path.loss
 
     def spy(model, batch, ignore_index):
         forwards.append((model.training, batch.input_ids.shape, batch.attention_mask is not None))
         return score(model, batch, ignore_index)
 
-    monkeypatch.setattr(train, "score", spy)
+    monkeypatch.setattr(fast_path, "loss", spy)
 
     def run(*flags, **replaced) -> Outcome:
         base = {"checkpoint": small_checkpoint, "data_dir": small_data, "max_steps": 2, "logging_steps": 1}

@@ -1,36 +1,36 @@
-"""Frozen blocks once: below the lowest block that trains nothing changes, so each text's hidden states are computed once.
+"""Frozen blocks run once per text: nothing changes below the lowest block that trains, so hidden states are kept.
 
 Exact up to rounding, and on unless `--reuse_frozen no` is said. Every epoch and every evaluation starts from what is kept.
 """
 
-import os
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from data.batching import Batch, Batches, Example, Kept, collate
-from train import autocast
+from data.batching import Batch, Batches, CachedStates, Example, collate
+from model import fast_path
 from training import distributed
+from training.device import autocast, available_bytes
 
-PART_OF_MEMORY = 0.5  # of what is free: more than this is never kept
+PART_OF_MEMORY = 0.5  # of what is available: more than this is never kept
 FEWEST_TOKENS, MOST_TOKENS = 256, 4096  # that are computed at once
 FARTHEST = 512  # texts that are looked ahead
 
 
-def frozen_blocks(model: nn.Module) -> int:
-    """How many blocks from the bottom train nothing, and have nothing below them that does.
+def n_frozen_blocks(model: nn.Module) -> int:
+    """Return how many blocks from the bottom train nothing, and have nothing below them that does.
 
     A block whose output the head taps counts as the first that has to run, unless nothing in any block trains.
     """
     n_blocks = len(model.blocks)
-    lowest = lowest_of(model, (name for name, parameter in model.named_parameters() if parameter.requires_grad))
-    return lowest if lowest == n_blocks else min(lowest, lowest_of(model, model.head.taps))
+    lowest = lowest_block(model, (name for name, parameter in model.named_parameters() if parameter.requires_grad))
+    return lowest if lowest == n_blocks else min(lowest, lowest_block(model, model.head.taps))
 
 
-def lowest_of(model: nn.Module, paths) -> int:
-    """The lowest block that a path leads into: 0 for what lies below the blocks, all of them for the head."""
+def lowest_block(model: nn.Module, paths: Iterable[str]) -> int:
+    """Return the lowest block that a path leads into: 0 for what lies below the blocks, their number for the head."""
     lowest = len(model.blocks)
     for first, *rest in (path.split(".") for path in paths):
         if first not in ("head", "final_norm"):
@@ -39,23 +39,15 @@ def lowest_of(model: nn.Module, paths) -> int:
 
 
 def text_of(example: Example) -> tuple:
-    """What frozen blocks look at: texts that are equal in it need to be computed once only."""
-    return tuple(tuple(one) if one is not None else None for one in (example.ids, example.types, example.parts))
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that this process may still take."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // distributed.size()  # as if all were here
-    except (ValueError, OSError):  # a system that doesn't say
-        return 4 << 30
+    """Return what frozen blocks look at: texts that are equal in it need to be computed once only."""
+    return tuple(tuple(one) if one is not None else None for one in (example.ids, example.types, example.text_lengths))
 
 
 def cut(lengths: list[int]) -> Iterator[slice]:
-    """Texts whose (padded) lengths rise, as batches of at most MOST_TOKENS, or of one text; in which little is padding,
-    unless they were of fewer than FEWEST_TOKENS, for which a product is slow."""
+    """Cut texts whose (padded) lengths rise into batches of at most MOST_TOKENS, or of one text.
+
+    Little of a batch is padding, unless it were of fewer than FEWEST_TOKENS, for which a product is slow.
+    """
     start = 0
     for stop in range(1, len(lengths) + 1):
         n = stop - start
@@ -67,90 +59,125 @@ def cut(lengths: list[int]) -> Iterator[slice]:
             start = stop
 
 
-class Memory:
-    """What frozen blocks make of texts: each is computed when it is first needed, texts that are equal once."""
+class ActivationCache:
+    """The hidden states that frozen blocks make of texts. Each is computed when it is first needed, equal texts once.
 
-    def __init__(self, model: nn.Module, n_blocks: int, all_read: bool, like: Batches, amp: str):
-        self.model, self.n_blocks, self.all_read, self.amp = model, n_blocks, all_read, amp
+    n_blocks    how many blocks are frozen, from the bottom
+    head_only   no block has to run: what the head reads is kept, [1 + taps, D] a text, instead of all positions [T, D]
+    """
+
+    def __init__(self, model: nn.Module, n_blocks: int, head_only: bool, like: Batches, amp: str):
+        self.model, self.n_blocks, self.head_only, self.amp = model, n_blocks, head_only, amp
         self.pad_id, self.pad_to = like.pad_id, like.pad_to
-        self.kept: dict[tuple, Kept] = {}
+        self.kept: dict[tuple, CachedStates] = {}
 
-    def recall(self, examples: list[Example]) -> list[Example]:
-        """The examples with what is kept of them."""
+    def lookup(self, examples: list[Example]) -> list[Example]:
+        """Return the examples with their hidden states."""
         texts = [text_of(one) for one in examples]
         new = {text: one for text, one in zip(texts, examples, strict=True) if text not in self.kept}
         if new:
-            self.learn(new)
-        return [replace(one, kept=self.kept[text]) for text, one in zip(texts, examples, strict=True)]
+            self.compute(new)
+        return [replace(one, cached=self.kept[text]) for text, one in zip(texts, examples, strict=True)]
 
     @torch.no_grad()
-    def learn(self, new: dict[tuple, Example]) -> None:
-        """Runs the frozen part over texts that are new, the short ones together. `new`: text -> an example with it."""
-        model, device = self.model, next(self.model.parameters()).device
-        was_training = model.training
-        model.eval()
-        in_order = sorted(new, key=lambda text: len(new[text].ids))
-        for part in cut([self.pad_to or len(new[text].ids) for text in in_order]):
-            batch = collate([new[text] for text in in_order[part]], self.pad_id, self.pad_to).to(device)
-            with autocast(self.amp, device):
-                states = self.compute(batch).float()  # in half of that, a run would no more be the same
-            for text, one in zip(in_order[part], states, strict=True):
-                width = len(one) if self.all_read else self.pad_to or len(new[text].ids)
-                self.kept[text] = Kept(one[:width].clone(), None if self.all_read else self.n_blocks)  # no view of them all
-        model.train(was_training)
+    def compute(self, new: dict[tuple, Example]) -> None:
+        """Run the frozen blocks over texts that are new, the short ones together. `new`: text -> an example with it."""
+        device, was_training = next(self.model.parameters()).device, self.model.training
+        self.model.eval()
+        try:
+            in_order = sorted(new, key=lambda text: len(new[text].ids))
+            for part in cut([self.pad_to or len(new[text].ids) for text in in_order]):
+                batch = collate([new[text] for text in in_order[part]], self.pad_id, self.pad_to).to(device)
+                with autocast(self.amp, device):
+                    states = self.frozen_states(batch).float()  # in half precision a run would no longer be the same
+                for text, one in zip(in_order[part], states, strict=True):
+                    width = len(one) if self.head_only else self.pad_to or len(new[text].ids)
+                    # A clone, as a view would keep the whole batch in memory.
+                    self.kept[text] = CachedStates(one[:width].clone(), None if self.head_only else self.n_blocks)
+        finally:
+            self.model.train(was_training)
 
-    def compute(self, batch: Batch) -> torch.Tensor:
-        """What enters the lowest block that has to run [B, T, D]; or, `all_read`, what the head reads [B, 1 + taps, D]."""
+    def frozen_states(self, batch: Batch) -> torch.Tensor:
+        """Return what enters the lowest block that has to run, [B, T, D]; or all that the head reads, [B, 1 + taps, D]."""
         hidden = self.model.embed(batch.input_ids, batch.token_type_ids, batch.positions)
-        if self.all_read:
-            return self.model.read(hidden, batch.visible(), batch.lengths).stacked(self.model.head.taps)
+        if self.head_only:
+            return fast_path.states_read(self.model, hidden, batch.visible(), batch.lengths)
         return self.model.run_blocks(hidden, batch.visible(), 0, self.n_blocks)
 
 
-class Remembered(Batches):
-    """The same batches, with what is kept of their texts."""
+class CachedBatches(Batches):
+    """The same batches, with the hidden states of their texts."""
 
-    def __init__(self, of: Batches, memory: Memory):
+    def __init__(self, of: Batches, cache: ActivationCache):
         super().__init__(of.examples, of.batch_size, of.pad_id, of.pad_to, of.order)
-        self.memory = memory
+        self.cache = cache
 
     def epoch(self, number: int = 0) -> Iterator[Batch]:
-        """Looks some batches ahead, so that texts of similar length can be computed together; at first not far, so that
-        training begins at once."""
+        """Yield the batches of an epoch.
+
+        Looks some of them ahead, so that texts of similar length are computed together; at first not far, so that training
+        begins at once.
+        """
         order, start, ahead = self.order(number), 0, 1
         while start < len(order):
             stop, ahead = start + ahead * self.batch_size, min(2 * ahead, max(1, FARTHEST // self.batch_size))
-            known = self.memory.recall([self.examples[i] for i in order[start:stop]])
+            known = self.cache.lookup([self.examples[i] for i in order[start:stop]])
             yield from Batches(known, self.batch_size, self.pad_id, self.pad_to).epoch()
             start = stop
 
 
-def reuse(model: nn.Module, batches: dict[str, Batches], amp: str) -> dict[str, Batches]:
-    """The same batches, which bring what frozen blocks make of their texts; where there are such, where nothing in them is
-    random, and where it takes no more than PART_OF_MEMORY."""
-    n_blocks = frozen_blocks(model)
+@dataclass(frozen=True)
+class Decision:
+    """Whether hidden states are kept. `result.json` records it, as it can change the rounding."""
+
+    kept: bool
+    frozen_blocks: int
+    reason: str
+    bytes: int = 0  # that the states of all texts take
+
+
+def decide(model: nn.Module, batches: dict[str, Batches], head_only: bool) -> Decision:
+    """Return whether the states of all texts are kept: where blocks are frozen, nothing in them is random, and the memory
+    lasts."""
+    n_blocks = n_frozen_blocks(model)
     if not n_blocks:
-        return batches
-    what = f"what {n_blocks} of {len(model.blocks)} blocks make of each text"
+        return Decision(False, 0, "no block is frozen")
     if model.config.dropout:
-        print(f"frozen   {what} is computed anew each time: --dropout {model.config.dropout:g} draws anew", flush=True)
-        return batches
-    one = batches["train_in_order"]
-    reads_one_position = model.head.rows(torch.empty(1, 1, 0)) is not None
-    all_read = n_blocks == len(model.blocks) and reads_one_position
-    # Which texts are computed together decides the rounding: evaluations mustn't have a say in what training sees.
-    memory_of = {name: "train" if name.startswith("train") else name for name in batches}
+        return Decision(False, n_blocks, f"--dropout {model.config.dropout:g} draws anew each time")
+    pad_to = batches["train_in_order"].pad_to
     lengths = {
-        (memory_of[name], text_of(example)): len(example.ids) for name, each in batches.items() for example in each.examples
+        (cache_of(name), text_of(example)): len(example.ids) for name, each in batches.items() for example in each.examples
     }.values()
-    n_states = sum(1 + len(model.head.taps) if all_read else one.pad_to or length for length in lengths)
+    n_states = sum(1 + len(model.head.taps) if head_only else pad_to or length for length in lengths)
     needed = 4 * model.config.dim * n_states
-    free = free_bytes(next(model.parameters()).device)
-    if needed > PART_OF_MEMORY * free:
-        print(
-            f"frozen   {what} would take {needed / 1e6:,.0f} MB of {free / 1e6:,.0f} free: it is computed anew", flush=True
-        )
-        return batches
-    print(f"frozen   {what} is computed once and kept ({needed / 1e6:,.0f} MB)", flush=True)
-    memories = {name: Memory(model, n_blocks, all_read, one, amp) for name in memory_of.values()}
-    return {name: Remembered(each, memories[memory_of[name]]) for name, each in batches.items()}
+    available = available_bytes(next(model.parameters()).device) // distributed.size()  # as if all processes were here
+    if needed > PART_OF_MEMORY * available:
+        return Decision(False, n_blocks, f"they take {needed / 1e6:,.0f} MB of {available / 1e6:,.0f} MB available", needed)
+    return Decision(True, n_blocks, f"they take {needed / 1e6:,.0f} MB", needed)
+
+
+def cache_of(split: str) -> str:
+    """Return which cache a split uses. Texts that are computed together share their rounding, so no evaluation may have a
+    say in what training sees."""
+    return "train" if split.startswith("train") else split
+
+
+def cached(model: nn.Module, batches: dict[str, Batches], amp: str) -> tuple[dict[str, Batches], Decision]:
+    """Return batches that bring the hidden states of their texts, or the same batches where `decide` says no."""
+    reads_one_position = model.head.rows(torch.empty(1, 1, 0)) is not None
+    head_only = n_frozen_blocks(model) == len(model.blocks) and reads_one_position
+    decision = decide(model, batches, head_only)
+    if not decision.kept:
+        return batches, decision
+    like = batches["train_in_order"]
+    caches = {
+        name: ActivationCache(model, decision.frozen_blocks, head_only, like, amp) for name in {*map(cache_of, batches)}
+    }
+    return {name: CachedBatches(each, caches[cache_of(name)]) for name, each in batches.items()}, decision
+
+
+def announce(decision: Decision, n_blocks: int) -> None:
+    """Print whether hidden states are kept, where there is anything to keep."""
+    if decision.frozen_blocks:
+        how = "run once per text" if decision.kept else "run each time"
+        print(f"frozen   {decision.frozen_blocks} of {n_blocks} blocks {how}: {decision.reason}", flush=True)

@@ -18,6 +18,7 @@ from torch import nn
 
 from config import Run
 from data.batching import IGNORED, Batches, Example, Order
+from model import fast_path
 from utils.errors import UserError
 
 LONGEST_WAIT = datetime.timedelta(days=1)  # one process may evaluate, load or write while the others wait
@@ -28,7 +29,7 @@ LONGEST_WAIT = datetime.timedelta(days=1)  # one process may evaluate, load or w
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """While it lasts, this process is one of those that torchrun started; only the first of them prints.
+    """Join the processes that torchrun started while the context lasts; only the first of them prints.
 
     Small things are agreed upon through the CPU, so that no GPU is waited for.
     """
@@ -51,22 +52,22 @@ def joined() -> Iterator[None]:
 
 
 def launched() -> bool:
-    """Whether torchrun started this process, be it alone. It passes on the signals that it gets."""
+    """Return whether torchrun started this process, be it alone. It passes on the signals that it gets."""
     return dist.is_initialized()
 
 
 def size() -> int:
-    """How many processes there are."""
+    """Return how many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this process, from 0. The first one writes the files."""
+    """Return the number of this process, from 0. The first one writes the files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def check(run: Run) -> None:
-    """Raises UserError for what several processes can't do; `run` is resolved."""
+    """Raise UserError for what several processes can't do; `run` is resolved."""
     n_here = int(os.environ.get("LOCAL_WORLD_SIZE", size()))
     if size() > 1 and run.device == "cuda" and n_here > torch.cuda.device_count():
         found = torch.cuda.device_count()
@@ -86,7 +87,7 @@ def check(run: Run) -> None:
 
 
 def total(*numbers: float) -> list:
-    """Each number summed over the processes; int stays int. Every process has to ask."""
+    """Return each number summed over the processes; int stays int. Every process has to call."""
     if size() == 1:
         return [*numbers]
     summed = torch.tensor(numbers, dtype=torch.float64)
@@ -95,7 +96,7 @@ def total(*numbers: float) -> list:
 
 
 def gather(value) -> list:
-    """What each process has, in their order. Tensors in it are to be on the CPU."""
+    """Return what each process has, in their order. Tensors in it are to be on the CPU."""
     if size() == 1:
         return [value]
     values = [None] * size()
@@ -104,7 +105,7 @@ def gather(value) -> list:
 
 
 def first(make: Callable):
-    """What `make` returns in the first process, which alone calls it."""
+    """Return what `make` returns in the first process, which alone calls it."""
     if size() == 1:
         return make()
     values = [make() if rank() == 0 else None]
@@ -116,18 +117,20 @@ def first(make: Callable):
 
 
 def whole_batches(run: Run) -> Run:
-    """The run of one process that sees what all of these see together."""
+    """Return the run of one process that sees what all of these see together."""
     return replace(run, batch_size=run.batch_size * size(), eval_batch_size=run.eval_batch_size * size())
 
 
 def share(batches: dict[str, Batches], ignore_index: int) -> dict[str, Batches]:
-    """This process's part of batches that were made for `whole_batches`."""
+    """Return this process's part of batches that were made for `whole_batches`."""
     return {name: share_of(each, ignore_index) for name, each in batches.items()} if size() > 1 else batches
 
 
 def share_of(of: Batches, ignore_index: int) -> Batches:
-    """As many batches in every process, for they wait for each other. One that gets nothing of the last, smaller batch
-    gets one token without a target, which adds nothing to any sum."""
+    """Return as many batches in every process, for they wait for each other.
+
+    A process that gets nothing of the last, smaller batch gets one token without a target, which adds nothing to any sum.
+    """
     if not of.examples:
         return of
     return Batches(
@@ -140,19 +143,21 @@ def share_of(of: Batches, ignore_index: int) -> Batches:
 
 
 def blank(like: Example, ignore_index: int) -> Example:
-    """One token like the example's first, without a target."""
+    """Return one token like the example's first, without a target."""
     return replace(
         like,
         ids=like.ids[:1],
         label=ignore_index if isinstance(like.label, int) else [IGNORED],
         types=like.types and like.types[:1],
-        parts=like.parts and (1,),
+        text_lengths=like.text_lengths and (1,),
     )
 
 
 def share_of_order(order: Order, batch_size: int, blank_index: int) -> Order:
-    """Of each batch an equal part: as far as that allows, an example always comes to the same process, which may have kept
-    what frozen blocks make of it."""
+    """Return an order that has an equal part of each batch.
+
+    As far as that allows, an example always comes to the same process, which may have kept its hidden states.
+    """
     number, n = rank(), size()
 
     def own(epoch: int) -> list[int]:
@@ -168,67 +173,61 @@ def share_of_order(order: Order, batch_size: int, blank_index: int) -> Order:
 # --- the model
 
 
-class Scored(nn.Module):
-    """A module whose forward pass is `score`, which is what DistributedDataParallel and `fully_shard` hook into."""
+class LossModule(nn.Module):
+    """A module whose forward pass is the loss of a batch: what DistributedDataParallel and `fully_shard` hook into."""
 
-    def __init__(self, model: nn.Module, score: Callable):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.score = model, score
+        self.model = model
 
     def forward(self, batch, ignore_index: int):
-        return self.score(self.model, batch, ignore_index)
+        return fast_path.loss(self.model, batch, ignore_index)
 
 
-def scorer(model: nn.Module, score: Callable) -> Callable:
-    """`score` of a model, (batch, ignore_index) -> ...; without gradients that meet those of other processes."""
-    return vars(model).get("scored") or partial(score, model)
-
-
-def trainer(model: nn.Module, score: Callable) -> Callable:
-    """The same, with gradients averaged over the processes."""
-    if size() == 1 or "scored" in vars(model):
-        return scorer(model, score)
+def ddp_wrap(model: nn.Module) -> Callable:
+    """Return the loss of a batch as a function (batch, ignore_index) -> `fast_path.loss`, with gradients averaged over the
+    processes."""
+    if size() == 1:
+        return partial(fast_path.loss, model)
     # find_unused_parameters: what a step doesn't use has no gradient that could be waited for.
-    return nn.parallel.DistributedDataParallel(
-        Scored(model, score), find_unused_parameters=True, gradient_as_bucket_view=True
-    )
+    return nn.parallel.DistributedDataParallel(LossModule(model), find_unused_parameters=True, gradient_as_bucket_view=True)
 
 
 @contextlib.contextmanager
-def meeting(scored: Callable, last: bool) -> Iterator[None]:
-    """Forward and backward pass of one batch of a window: gradients meet once, at the last."""
-    if isinstance(scored, nn.parallel.DistributedDataParallel) and not last:
-        with scored.no_sync():
+def no_sync(compute_loss: Callable, last: bool) -> Iterator[None]:
+    """Run one batch of a window: the processes average their gradients once, at the last."""
+    if isinstance(compute_loss, nn.parallel.DistributedDataParallel) and not last:
+        with compute_loss.no_sync():
             yield
         return
-    if isinstance(scored, Scored):
-        scored.set_requires_gradient_sync(last)
+    if isinstance(compute_loss, LossModule):
+        compute_loss.set_requires_gradient_sync(last)
     yield
 
 
-def shard_model(model: nn.Module, score: Callable, device: torch.device) -> None:
-    """Leaves this process a part of each tensor. In place; a block is whole only while it computes.
+def shard_model(model: nn.Module, device: torch.device) -> LossModule:
+    """Leave this process a part of each tensor, in place, and return the module that computes a batch's loss.
 
-    The model may come on the CPU: its parts go to the device block by block.
+    A block is whole only while it computes. The model may come on the CPU: its parts go to the device block by block.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (size(),))
-    scored = Scored(model, score)
-    for part in (*model.blocks, scored):
+    loss_module = LossModule(model)
+    for part in (*model.blocks, loss_module):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
-    vars(model)["scored"] = scored  # not registered: it is the model's parent
+    return loss_module
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor that may be spread over the processes, detached. Every process has to ask."""
+    """Return all of a tensor that may be spread over the processes, detached. Every process has to call."""
     tensor = tensor.detach()
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def part_of(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The other way round: this process's part of a tensor, spread as `like` is."""
+    """Return this process's part of a tensor, spread as `like` is: the inverse of `whole`."""
     if not hasattr(like, "full_tensor"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -240,13 +239,15 @@ def part_of(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def seed_of(seed: int) -> int:
-    """Each process draws its own dropout."""
+    """Return this process's seed: each draws its own dropout."""
     return (seed + rank() * 0x9E3779B97F4A7C15) % 2**63
 
 
 def generators() -> dict[str, torch.Tensor]:
-    """The states of torch's generators, of every process: generator.cpu and generator.cuda of the first, with its number
-    behind them those of another."""
+    """Return the states of torch's generators in every process.
+
+    generator.cpu and generator.cuda are those of the first; generator.cpu.1 that of the second, and so on.
+    """
     own = {"generator.cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         own["generator.cuda"] = torch.cuda.get_rng_state()
@@ -254,7 +255,7 @@ def generators() -> dict[str, torch.Tensor]:
 
 
 def set_generators(tensors: dict[str, torch.Tensor]) -> None:
-    """Puts this process's part of `generators` back."""
+    """Put this process's part of `generators` back."""
     suffix = f".{rank()}" if rank() else ""
     torch.set_rng_state(tensors[f"generator.cpu{suffix}"])
     if f"generator.cuda{suffix}" in tensors and torch.cuda.is_available():

@@ -13,13 +13,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import experiments
 import peft
-import train
 from data.batching import seeded_order
 from tests.helpers.loop import make_batches, make_examples, make_model, settings
 from train import evaluate, fit
 from training import distributed
-from training.activation_cache import reuse
-from training.checkpoints import Keeper, newest
+from training.activation_cache import cached
+from training.checkpoints import Checkpointer, newest
 from training.metrics_log import Metrics
 
 CPU = torch.device("cpu")
@@ -71,9 +70,9 @@ def learn(n=13, labels="class", pad_to=12, batch_size=8, method=None, kept=False
         "validation": make_batches(make_examples(n + 5, labels)[n:], 2, pad_to),
     }
     batches = distributed.share(whole, run.ignore_index)
-    if run.fsdp and distributed.size() > 1:
-        distributed.shard_model(model, train.score, CPU)
-    batches = reuse(model, batches, "off") if kept else batches
+    is_sharded = run.fsdp and distributed.size() > 1
+    compute_loss = distributed.shard_model(model, CPU) if is_sharded else None
+    batches = cached(model, batches, "off")[0] if kept else batches
     if stop and distributed.rank() == distributed.size() - 1:
         raise_later(model, stop)
     metrics, norms = Metrics(), []
@@ -83,23 +82,23 @@ def learn(n=13, labels="class", pad_to=12, batch_size=8, method=None, kept=False
         norms.append([0.0 if one is None else distributed.whole(one).norm().item() for one in gradients])
 
     hook = register_optimizer_step_pre_hook(look)
-    fitted = fit(model, batches["train"], run, metrics, batches["validation"], keeper)
+    fitted = fit(model, batches["train"], run, metrics, batches["validation"], keeper, compute_loss)
     hook.remove()
     return {
         "norms": torch.tensor(norms),
         "records": [{name: one[name] for name in one if name != "seconds"} for one in metrics.records],
-        "evaluation": evaluate(model, batches["train_in_order"], "off", run.ignore_index),
+        "evaluation": evaluate(model, batches["train_in_order"], "off", run.ignore_index, compute_loss),
         "weights": {name: distributed.whole(tensor).clone() for name, tensor in model.named_parameters()},
         "fitted": replace(fitted, step_seconds=0.0, seconds_before=0.0, tokens=0),
         "tokens": fitted.tokens,
     }
 
 
-def keeper_of(folder: Path | None, resume: bool | None) -> Keeper | None:
+def keeper_of(folder: Path | None, resume: bool | None) -> Checkpointer | None:
     if folder is None:
         return None
     distributed.first(lambda: folder.mkdir(exist_ok=True))  # and the first has written what is to be read
-    return Keeper(folder, point=newest(folder) if resume else None)
+    return Checkpointer(folder, point=newest(folder) if resume else None)
 
 
 def raise_later(model, n: int) -> None:

@@ -11,7 +11,7 @@ from config import Run, resolve
 from data.spam import RECIPE
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead, LanguageModelHead
-from model.names import ARCHITECTURES
+from model.registry import ARCHITECTURES
 from peft import (
     METHODS,
     Adapter,
@@ -112,6 +112,7 @@ class DenseHead(ClassifierHead):
         super().__init__(dim, num_labels, position, average)
         self.dense = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(0.4)
+        self.activation = torch.relu
 
-    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, heard=None) -> torch.Tensor:
-        return self.classifier(self.dropout(torch.relu(self.dense(hidden.mean(dim=1)))))
+    def classify(self, state: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.dropout(self.activation(self.dense(state))))

@@ -26,3 +26,8 @@ class Outcome:
 
     def sizes(self, training: bool) -> list[int]:
         return [shape[0] for trains, shape, _ in self.forwards if trains is training]
+
+
+def left_in(folder: Path) -> list[Path]:
+    """Return what lies in a folder that may not be there."""
+    return [*folder.iterdir()] if folder.exists() else []

@@ -76,3 +76,11 @@ def shard(directory: Path) -> list[str]:
     weight_map = {name: file for file, part in zip(files, parts, strict=True) for name in part}
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return files
+
+
+def write_dialogues(path: Path, n: int = 40, word: str = "prize") -> Path:
+    """Write n dialogues of two turns. 80% are for training, a tenth each for validation and testing."""
+    turns = [(f"see {i}", f"{word} {i % 7}") for i in range(n)]
+    records = [{"instruction": q, "input": "home", "output": a, "history": [["ok", "later"]]} for q, a in turns]
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return path

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import experiments
-import train
 from data.domains import INTENTS, POLARITIES
 from data.glue import ENTAILMENTS, SENTIMENTS
+from model import fast_path
 from pipeline import stages
 from tests.helpers.small import make_checkpoint, make_encoder, write_messages
 
@@ -144,7 +144,7 @@ def interrupted_runs(folder: Path) -> dict[str, tuple]:
 
 def make_interrupted(folder: Path) -> None:
     """Stop runs in the second step, in the second stage and in front of it, for --resume to continue."""
-    score, train_stage, calls = train.score, stages.train_stage, []
+    score, train_stage, calls = fast_path.loss, stages.StagedTraining.train, []
 
     def interrupted(*given):
         calls.append(given)
@@ -152,15 +152,16 @@ def make_interrupted(folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGINT)
         return score(*given)
 
-    def killed(model, stage, batches, metrics, keeper):
-        if keeper.stages == 1:
+    def killed(training, number, stage, method):
+        if number == 1:
             raise KeyboardInterrupt
-        return train_stage(model, stage, batches, metrics, keeper)
+        return train_stage(training, number, stage, method)
 
     for name, flags in interrupted_runs(folder).items():
         calls.clear()
         between = name == "between-stages"
-        where = patch.object(stages, "train_stage", killed) if between else patch.object(train, "score", interrupted)
+        place, with_this = ((stages.StagedTraining, "train"), killed) if between else ((fast_path, "loss"), interrupted)
+        where = patch.object(*place, with_this)
         with where, contextlib.suppress(KeyboardInterrupt):
             assert run(*flags, "--output_dir", folder / name) == 130
         assert (folder / name / "states").is_dir() != between and (folder / name / "trained.safetensors").is_file()

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model import from_pretrained, make_head
+from model import fast_path, from_pretrained, make_head
 from model.bert import Bert, BertConfig, Roberta, RobertaConfig
 from model.distilbert import DistilBert, DistilBertConfig
-from model.names import ARCHITECTURES, PUBLISHED, architecture_of
+from model.registry import ARCHITECTURES, PUBLISHED, architecture_of
 from model.weights import save_pretrained
 from tests.helpers.encoder_parity import KINDS, MASK, MASKS, SUFFIXES, TYPES
 from tests.helpers.parity import TOLERANCE, distance
@@ -75,25 +75,8 @@ def test_logits_continue_from_any_block(tiny, head):
     whole = tiny(ids, MASK)
     for start in range(4):
         hidden = tiny.run_blocks(tiny.embed(ids), MASK, stop=start)
-        torch.testing.assert_close(tiny.logits(hidden, MASK, start=start), whole, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(tiny.logits(tiny.embed(ids), MASK, start=1), whole)
-
-
-def test_a_head_hears_its_taps(tiny):
-    tiny.head = make_head(tiny, "classifier", position="last").eval()
-    tiny.head.taps = ("blocks.0", "blocks.1.attn.out", "blocks.2")
-    heard = {}
-    tiny.head.register_forward_pre_hook(lambda module, inputs: heard.update(inputs[2]))
-    ids = torch.randint(2, 60, (3, 20))
-    tiny(ids, MASK)
-    rows = torch.tensor([19, 12, 5])
-    for tap, stop in (("blocks.0", 1), ("blocks.2", 3)):
-        expected = tiny.run_blocks(tiny.embed(ids), MASK, stop=stop)[torch.arange(3), rows]
-        torch.testing.assert_close(heard[tap], expected, rtol=1e-5, atol=1e-6)
-    assert heard["blocks.1.attn.out"].shape == (3, 32)
-    assert not any(module._forward_hooks for module in tiny.blocks.modules())  # nothing stays behind
-    with pytest.raises(AssertionError, match=r"blocks\.0.*block 2"):
-        tiny.logits(torch.zeros(3, 20, 32), start=2)
+        torch.testing.assert_close(fast_path.logits(tiny, hidden, MASK, start=start), whole, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(fast_path.logits(tiny, tiny.embed(ids), MASK, start=1), whole)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -116,8 +99,8 @@ def test_robertas_positions_count_real_tokens_and_fill_its_context():
     model = Roberta(RobertaConfig(**TINY)).eval()
     assert model.position_embedding.num_embeddings == 22
     ids = torch.tensor([[1, 1, 7, 8, 1, 9]])  # 1 is padding
-    assert model.positions(ids).tolist() == [[1, 1, 2, 3, 1, 4]]
-    assert model.positions(torch.full((1, 20), 5)).max() == 21
+    assert model.position_rows(ids).tolist() == [[1, 1, 2, 3, 1, 4]]
+    assert model.position_rows(torch.full((1, 20), 5)).max() == 21
     with pytest.raises(UserError, match=r"\b21\b.*\b20\b"):
         model.encode(torch.full((1, 21), 5))
 

@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 
+from model import fast_path
 from model.bert import Bert, BertConfig
 from model.generation import NOTHING, Sampling, generate, left_padded, pick, scores, stream
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead, LanguageModelHead, MaskedLanguageModelHead
-from model.transformer import Cache
 from peft import LoRA, attach
 from tests.helpers.generation import plainly, texts
 from utils.errors import UserError
@@ -31,11 +31,11 @@ def test_a_cache_changes_no_score(pair):
     with torch.no_grad():
         expected = ours(ids)
         for cuts in ([0, 20], [0, 1, 2, 20], [0, 7, 8, 15, 20], range(21)):  # several tokens at a time, or one
-            cache = Cache(ours)
+            cache = fast_path.KVCache(ours)
             for start, stop in itertools.pairwise(cuts):
                 assert len(cache) == start
                 positions = torch.arange(start, stop)[None]
-                found = ours.next_logits(ids[:, start:stop], None, positions, cache)
+                found = fast_path.next_logits(ours, ids[:, start:stop], None, positions, cache)
                 torch.testing.assert_close(found, expected[:, stop - 1], atol=1e-5, rtol=1e-5)
 
 
@@ -44,10 +44,10 @@ def test_a_cache_and_padding_change_no_score(pair):
     batch = texts(20, 13, 6)
     ids, mask = left_padded(batch, pad_id=3)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = Cache(ours)
+    cache = fast_path.KVCache(ours)
     with torch.no_grad():
         for start, stop in ((0, 16), (16, 17), (17, 20)):
-            found = ours.next_logits(ids[:, start:stop], mask[:, :stop], positions[:, start:stop], cache)
+            found = fast_path.next_logits(ours, ids[:, start:stop], mask[:, :stop], positions[:, start:stop], cache)
         for row, text in enumerate(batch):
             torch.testing.assert_close(found[row], ours(torch.tensor([text]))[0, -1], atol=1e-5, rtol=1e-5)
 
@@ -179,8 +179,8 @@ def test_the_stream_is_the_answer_token_by_token(pair):
 
 
 def test_nothing_is_computed_after_the_last_text_has_ended(pair, monkeypatch):
-    calls, next_logits = [], GPT2.next_logits
-    monkeypatch.setattr(GPT2, "next_logits", lambda *given: calls.append(given[1].shape) or next_logits(*given))
+    calls, next_logits = [], fast_path.next_logits
+    monkeypatch.setattr(fast_path, "next_logits", lambda *given: calls.append(given[1].shape) or next_logits(*given))
     text = texts(9)[0]
     eos_id = plainly(pair[1], text, 8)[7]
     n = len(plainly(pair[1], text, 8, eos_id))

@@ -226,8 +226,8 @@ def test_dropout_acts_only_in_training():
     parts = nn.ModuleList([model, after_attention, after_mlp])
 
     def outputs():
-        attention = model.blocks[0].attn(hidden, None, True)
-        return [model.embed(ids), attention, after_attention(hidden, None, True), after_mlp(hidden, None, True)]
+        attention = model.blocks[0].attn(hidden)
+        return [model.embed(ids), attention, after_attention(hidden), after_mlp(hidden)]
 
     parts.train()
     assert [torch.equal(*both) for both in zip(outputs(), outputs(), strict=True)] == [False] * 4

@@ -50,9 +50,9 @@ def test_it_stands_before_the_residual_connection_is_added():
         return y + linear.adapter.up(F.relu(linear.adapter.down(y)))
 
     plain = tiny(n_layers=1).blocks[0].eval()  # the same draws, without adapters
-    after_attention = x + adapter(block.attn.out, plain.attn(plain.attn_norm(x), None, True))
+    after_attention = x + adapter(block.attn.out, plain.attn(plain.attn_norm(x)))
     expected = after_attention + adapter(block.mlp.down, plain.mlp(plain.mlp_norm(after_attention)))
-    torch.testing.assert_close(block(x, None, True), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(block(x), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("factor", "width"), [(16, 2), (5, 6), (32, 1), (1, 32)])
@@ -66,7 +66,7 @@ def test_a_factor_above_the_width_is_refused():
         attach(tiny(), Adapter(reduction_factor=33))
     with pytest.raises(UserError, match="--reduction_factor is 0; it must be at least 1"):
         Adapter(reduction_factor=0)
-    with pytest.raises(UserError, match="unknown --adapter_placement 'after': choose pfeiffer, houlsby"):
+    with pytest.raises(UserError, match="--adapter_placement is 'after'; choose pfeiffer, houlsby"):
         Adapter("after")
 
 

@@ -1,5 +1,7 @@
 """Bypass branches: which states they read, where their sum goes, and the two forms of the head."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -26,8 +28,8 @@ def states(model: GPT2) -> dict[str, torch.Tensor]:
     rows, hidden, found = LENGTHS - 1, model.embed(IDS), {}
     each = torch.arange(len(rows))
     for k, block in enumerate(model.blocks, start=1):
-        found[f"attn_{k}"] = block.attn(block.attn_norm(hidden), None, True)[each, rows]
-        hidden = block(hidden, None, True)
+        found[f"attn_{k}"] = block.attn(block.attn_norm(hidden))[each, rows]
+        hidden = block(hidden)
         found[f"h_{k}"] = hidden[each, rows]
     return found | {"last": model.final_norm(hidden)[each, rows]}
 
@@ -111,13 +113,20 @@ def test_the_head_keeps_its_names_and_its_position():
         assert torch.equal(model(IDS, lengths=LENGTHS), base(IDS, lengths=LENGTHS))
 
 
-def test_no_hook_stays_behind():
-    model = attach(tiny(DenseHead), Bypass(TAPS))
-    model(IDS)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    with pytest.raises(RuntimeError):
-        model.head(torch.zeros(1, 1, 7), None, {tap: torch.zeros(1, 32) for tap in model.head.taps})  # a wrong width
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+def test_nothing_captured_stays_behind_and_a_copy_captures_its_own():
+    model = attach(tiny(DenseHead), Bypass(TAPS, init="default"))
+    expected = model(IDS)
+    assert not model.head.captured
+    with pytest.raises(AssertionError, match="didn't run"):  # nothing was captured for a head that is called by itself
+        model.head(torch.zeros(1, 1, 32))
+    with pytest.raises(UserError, match="longer than the model's context"):  # a pass that ends early leaves nothing wrong
+        model(torch.zeros(1, 99, dtype=torch.long))
+    model.blocks[0](torch.randn(2, 5, 32))  # captured, and overwritten by the next pass
+    other = copy.deepcopy(model)
+    assert not other.head.captured and torch.equal(other(IDS), expected) and torch.equal(model(IDS), expected)
+    with torch.no_grad():
+        other.head.branches.h_1[0].weight.add_(1.0)
+    assert not torch.allclose(other(IDS), expected) and torch.equal(model(IDS), expected)
 
 
 @torch.no_grad()
@@ -170,11 +179,11 @@ def test_taps_that_are_not_there(taps: str):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"depth": -1}, "--bypass_depth is -1; choose 0 to 3"),
-        ({"depth": 4}, "--bypass_depth is 4; choose 0 to 3"),
-        ({"into": "pooler"}, "unknown --bypass_into 'pooler': choose classifier, dense"),
-        ({"head": "log"}, "unknown --bypass_head 'log': choose own, linear"),
-        ({"init": "one"}, "unknown --bypass_init 'one': choose zero, default"),
+        ({"depth": -1}, "--bypass_depth is -1; it must be at least 0"),
+        ({"depth": 4}, "--bypass_depth is 4; it must be below 4"),
+        ({"into": "pooler"}, "--bypass_into is 'pooler'; choose classifier, dense"),
+        ({"head": "log"}, "--bypass_head is 'log'; choose own, linear"),
+        ({"init": "one"}, "--bypass_init is 'one'; choose zero, default"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict, words: str):

@@ -201,8 +201,8 @@ def test_every_listed_choice_is_one():
         ({"dropout": 1.0}, ["--lora_dropout is 1.0", "below 1"]),
         ({"dropout": -0.1}, ["--lora_dropout is -0.1", "at least 0"]),
         ({"dropout": float("nan")}, ["--lora_dropout is nan"]),
-        ({"scaling": "r"}, ["--lora_scaling 'r'", "choose alpha/r, alpha"]),
-        ({"init": "zero"}, ["--lora_init 'zero'", "choose kaiming, wide"]),
+        ({"scaling": "r"}, ["--lora_scaling is 'r'", "choose alpha, alpha/r"]),
+        ({"init": "zero"}, ["--lora_init is 'zero'", "choose kaiming, wide"]),
         ({"merged_forward": True, "dropout": 0.1}, ["lora_alternative", "--lora_dropout 0.1"]),
     ],
 )
@@ -238,7 +238,7 @@ def test_row_11_trains_as_many_parameters_as_published():
     with torch.device("meta"):  # shapes without memory
         model = GPT2(config, ClassifierHead(config.dim, 2))
         run = Run(trainable_layers="lora", lora_rank=16, lora_alpha=16)
-        method = method_of(resolve(run, SPAM.recipe_for("gpt2-small")))
+        method = method_of(resolve(run, SPAM.recipe_for(config)))
         attach(model, method)
     assert method == LoRA(rank=16, alpha=16, scaling="alpha", init="wide", targets="all") and method.scale == 16
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}

@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 import peft
-import train
 from config import Run, resolve
+from model import fast_path
 from model.bert import Bert, BertConfig
 from model.generation import generate, left_padded
 from model.gpt2 import GPT2, GPT2Config
@@ -18,7 +18,7 @@ from peft import PrefixTuning, attach, export, merge, method_of, restore
 from tests.helpers.generation import plainly, texts
 from tests.helpers.methods import tiny_gpt2, trained_names
 from tests.helpers.parity import LAYERS, TOLERANCE, distance, padding_mask
-from training.activation_cache import frozen_blocks
+from training.activation_cache import n_frozen_blocks
 from utils.errors import UserError
 
 P = 5
@@ -134,12 +134,12 @@ def test_which_blocks_get_a_prefix(layers, blocks):
     model = attach(tiny_gpt2(n_layers=4), method_of(resolve(run, {})))
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     assert shapes == {f"blocks.{i}.attn.prefix.weight": (2, 7, 32) for i in blocks}
-    assert frozen_blocks(model) == blocks[0]
+    assert n_frozen_blocks(model) == blocks[0]
     projected = attach(tiny_gpt2(n_layers=4), PrefixTuning(7, True, layers, train_head=False))
     lowest = f"blocks.{blocks[0]}.attn.prefix.trunk"
     expected = {f"{lowest}.embedding", f"{lowest}.dense.weight", f"{lowest}.dense.bias"}
     expected |= {f"blocks.{i}.attn.prefix.up.{kind}" for i in blocks for kind in ("weight", "bias")}
-    assert trained_names(projected) == expected and frozen_blocks(projected) == blocks[0]
+    assert trained_names(projected) == expected and n_frozen_blocks(projected) == blocks[0]
 
 
 def test_layer_numbers_are_whole_path_components():
@@ -158,7 +158,7 @@ def test_other_methods_leave_the_prefix_alone():
 def test_training_moves_the_prefix_alone_and_lowers_the_loss(chosen):
     model = attach(tiny_gpt2(head="lm"), chosen)
     ids = torch.randint(50, (4, 12))
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05, weight_decay=0)
     losses = []
     for _ in range(30):
@@ -167,7 +167,7 @@ def test_training_moves_the_prefix_alone_and_lowers_the_loss(chosen):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    moved = {name for name, tensor in model.named_parameters() if not torch.equal(tensor, before[name])}
     assert moved == trained_names(model) and all(".prefix." in name for name in moved)
     assert losses[-1] < losses[0] - 0.1
 
@@ -254,15 +254,15 @@ def test_frozen_blocks_below_the_prefix_are_computed_once(experiment):
     flags = (*FLAGS, "--layers", "last1")
     settings = {"max_steps": 12, "num_epochs": 4}
     with_it, without = experiment(*flags, **settings), experiment(*flags, "--reuse_frozen", "no", **settings)
-    assert "frozen   what 1 of 2 blocks" in with_it.out and "frozen " not in without.out
+    assert "frozen   1 of 2 blocks" in with_it.out and "\nfrozen " not in without.out
     assert with_it.logged("loss") == pytest.approx(without.logged("loss"), rel=1e-5)
-    assert "frozen " not in experiment(*FLAGS).out
+    assert "\nfrozen " not in experiment(*FLAGS).out
 
 
 def test_an_interrupted_run_keeps_the_network_and_is_resumed(experiment, alone, monkeypatch):
     flags, settings = (*FLAGS, "--prefix_projection"), {"max_steps": 6, "num_epochs": 4}
     expected = experiment(*flags, **settings)
-    score, calls = train.score, []
+    score, calls = fast_path.loss, []
 
     def interrupt(*given):
         calls.append(0)
@@ -271,7 +271,7 @@ def test_an_interrupted_run_keeps_the_network_and_is_resumed(experiment, alone, 
         return score(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "score", interrupt)
+        patch.setattr(fast_path, "loss", interrupt)
         interrupted = experiment(*flags, output_dir=alone / "halved", **settings)
     assert interrupted.result["interrupted"] and interrupted.result["steps"] == 3
     assert any(".trunk." in name for name in interrupted.tensors)

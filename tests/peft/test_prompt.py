@@ -7,15 +7,15 @@ import torch
 from torch.nn import functional as F
 
 from config import Run, resolve
+from model import fast_path
 from model.generation import generate, left_padded
-from model.names import ARCHITECTURES
-from model.transformer import Cache
+from model.registry import ARCHITECTURES
 from model.weights import to_hugging_face
 from peft import Bypass, LoRA, PromptTuning, attach, export, merge, method_of, restore
 from tests.helpers.generation import plainly, texts
 from tests.helpers.methods import tiny_gpt2, trained_names
 from tests.helpers.parity import TOLERANCE, distance, padding_mask
-from training.activation_cache import frozen_blocks
+from training.activation_cache import n_frozen_blocks
 from utils.errors import UserError
 
 P = 5
@@ -97,7 +97,7 @@ def test_what_trains_and_where_it_starts():
     assert trained_names(model) == {"prompt.weight"} and model.prompt.weight.shape == (7, 32)
     embedded = model.token_embedding.weight + model.position_embedding.weight[:7, None]  # [P, V, D]
     assert ((embedded - model.prompt.weight[:, None]).abs().amax(-1).amin(-1) < 1e-6).all()  # each is some token's
-    assert frozen_blocks(model) == 0  # no block gives the same every time
+    assert n_frozen_blocks(model) == 0  # no block gives the same every time
     assert "prompt.weight" in trained_names(attach(tiny_gpt2(), PromptTuning())) > {"prompt.weight"}  # and the head
 
 
@@ -140,9 +140,9 @@ def test_generation_with_a_cache_equals_without_token_by_token(pair):
 @torch.no_grad()
 def test_a_cache_holds_the_prompt_once(pair):
     model = attach(copy.deepcopy(pair[1]), PromptTuning(P))
-    ids, cache = torch.tensor(texts(12)), Cache(model)
+    ids, cache = torch.tensor(texts(12)), fast_path.KVCache(model)
     for start, stop in ((0, 4), (4, 5), (5, 12)):  # several tokens after some, too
-        found = model.next_logits(ids[:, start:stop], None, torch.arange(start, stop)[None], cache)
+        found = fast_path.next_logits(model, ids[:, start:stop], None, torch.arange(start, stop)[None], cache)
         assert len(cache) == P + stop
     torch.testing.assert_close(found, model(ids)[:, -1], atol=1e-5, rtol=1e-5)
 
@@ -151,6 +151,6 @@ def test_through_the_command_line(experiment):
     flags = ("--trainable_layers", "prompt", "--prefix_length", 3, "--train_head", "no")
     found = experiment(*flags, max_steps=4)
     assert {name: tuple(t.shape) for name, t in found.tensors.items()} == {"prompt.weight": (3, 32)}
-    assert found.result["trainable_parameters"] == 3 * 32 and "frozen " not in found.out
+    assert found.result["trainable_parameters"] == 3 * 32 and "\nfrozen " not in found.out
     unpadded = experiment(*flags, "--no_padding", max_steps=4)
     assert unpadded.logged("loss") != found.logged("loss")

@@ -14,7 +14,7 @@ from data.dialogues import Dialogue, Turn
 from model.tokenizers.bpe import GPT2Tokenizer
 from pipeline import answers
 from pipeline.reload import load_run
-from tests.helpers.chat_checks import write_dialogues
+from tests.helpers.small import write_dialogues
 from utils.errors import UserError
 
 

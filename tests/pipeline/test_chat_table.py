@@ -11,8 +11,7 @@ from model import hub
 from pipeline import answers, plots
 from pipeline.stand_ins import choose
 from published import chat, get_table
-from tests.helpers.chat_checks import write_dialogues
-from tests.helpers.small import make_checkpoint
+from tests.helpers.small import make_checkpoint, write_dialogues
 from utils.errors import UserError
 
 TABLE = get_table("chat")

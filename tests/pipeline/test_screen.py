@@ -12,8 +12,8 @@ import pytest
 import experiments
 from pipeline import plots, screen
 from pipeline.job import prepare
-from tests.helpers.chat_checks import write_dialogues
 from tests.helpers.paths import ROOT
+from tests.helpers.small import write_dialogues
 from utils.errors import UserError
 
 LINES, CHARACTERS = 12, 1800
@@ -106,6 +106,14 @@ def test_what_isnt_changed_isnt_listed(alone, capsys):
     assert experiments.main([*PLAIN["classes"], "--num_epochs", "0", "--device", "cpu", "--output_dir", "out"]) == 0
     out = capsys.readouterr().out
     assert "changed  num_epochs 0 (recipe: 5)\n" in out and "training none (--num_epochs 0); seed 123, on cpu, amp " in out
+
+
+def test_switches_are_on_or_off_and_notes_are_one_line(experiment, alone):
+    flags = ("--packing", "--max_target_length", 1)
+    lines = experiment("--dataset", write_dialogues(alone / "some.json"), *flags).out.splitlines()
+    assert any("packing on (recipe: off)" in line for line in lines if line.startswith("changed  "))
+    (note,) = (line for line in lines if line.startswith("note     "))
+    assert "40 dialogues lost the end of an answer; 32 dialogues share" in note
 
 
 def test_verbose_prints_every_setting(experiment, small_checkpoint):

@@ -6,9 +6,8 @@ import signal
 import pytest
 import torch
 
-import train
 from config import Run
-from model import from_pretrained
+from model import fast_path, from_pretrained
 from pipeline import execute, stages
 from published.plans import PLANS, stages_of
 from tests.helpers.loop import assert_equal
@@ -78,7 +77,7 @@ def test_interrupted_in_any_stage_it_goes_on_bit_for_bit(plan, forward, experime
     monkeypatch.setitem(PLANS, "mixed", lambda n_blocks: [lora, adapter, lora])
     flags = ["--stages", plan, "--dropout", 0.1]
     whole = experiment(*flags, **SETTINGS)
-    score, calls = train.score, []
+    score, calls = fast_path.loss, []
 
     def interrupted(model, *args):
         calls.append(0)
@@ -86,7 +85,7 @@ def test_interrupted_in_any_stage_it_goes_on_bit_for_bit(plan, forward, experime
             signal.raise_signal(signal.SIGINT)
         return score(model, *args)
 
-    monkeypatch.setattr(train, "score", interrupted)
+    monkeypatch.setattr(fast_path, "loss", interrupted)
     half = experiment(*flags, **SETTINGS, output_dir=alone / "other")
     assert half.code == 130 and len(half.result["stages"]) == 1 + forward // 4
     resumed = experiment(*flags, "--resume", **SETTINGS, output_dir=alone / "other")

@@ -1,12 +1,10 @@
 """What pretraining begins with."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch.nn import functional as F
 
-from model.transformer import SelfAttention
+from model.gpt2 import SelfAttention
 from tools import pretrain
 
 
@@ -14,7 +12,7 @@ from tools import pretrain
 def test_heads_begin_by_looking_at_neighbours(size_of_words: float, least: float):
     """Wholly, where positions are all they see, and mostly between words as large as they are drawn."""
     torch.manual_seed(0)
-    attn = SelfAttention(SimpleNamespace(dim=128, n_heads=4, dropout=0.0))
+    attn = SelfAttention(128, n_heads=4)
     pretrain.look_aside(attn, 128)
     torch.nn.init.zeros_(attn.q.bias)
     torch.nn.init.zeros_(attn.k.bias)

@@ -175,7 +175,7 @@ def test_torchrun(experiment, alone):
     found = subprocess.run([*launch, *map(str, words)], env=environment(), capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert "find_unused_parameters" not in found.stderr  # an advice that isn't meant for the user
-    for line in ("settings ", "in  2 processes with --batch_size 4 each, so 8 in all", "saved    "):
+    for line in ("\ntraining ", "in  2 processes with --batch_size 4 each, so 8 in all", "saved    "):
         assert found.stdout.count(line) == 1, found.stdout
     assert_same_results(alone / "pair", one)
 

@@ -9,7 +9,8 @@ from data.spam import RECIPE
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead
 from peft import LoRA, attach
-from train import evaluate, fit, pick_amp, pick_device
+from train import evaluate, fit
+from training.device import pick_amp, pick_device
 from training.metrics_log import Metrics
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]

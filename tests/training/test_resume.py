@@ -22,8 +22,9 @@ from tests.helpers.loop import (
     settings,
     weights,
 )
-from train import Meter, fit, update
-from training.checkpoints import Keeper, Past, newest
+from train import fit, update
+from training.checkpoints import Checkpointer, Progress, newest
+from training.meter import Meter
 from training.metrics_log import Metrics
 from utils.errors import UserError
 
@@ -49,7 +50,7 @@ def start(dropout, folder=None, resume=False, interrupt=None, layers="last_block
     if interrupt:
         interrupt_at(model, interrupt)
     batches = batches or make_batches(make_examples(14), 2, order=seeded_order(14, 1))
-    keeper = Keeper(folder, point=newest(folder) if resume else None) if folder else None
+    keeper = Checkpointer(folder, point=newest(folder) if resume else None) if folder else None
     fitted = fit(model, batches, settings(resume=resume, **RESUMING | changes), Metrics(), None, keeper)
     return model, fitted
 
@@ -99,7 +100,7 @@ def test_sigterm_is_ctrl_c(tmp_path):
     model.token_embedding.register_forward_pre_hook(lambda *_: signal.raise_signal(signal.SIGTERM) if not steps else None)
     steps = []
     batches = make_batches(make_examples(14), 2, order=seeded_order(14, 1))
-    fitted = fit(model, batches, settings(**RESUMING | {"accumulation_steps": 1}), Metrics(), None, Keeper(tmp_path))
+    fitted = fit(model, batches, settings(**RESUMING | {"accumulation_steps": 1}), Metrics(), None, Checkpointer(tmp_path))
     assert (fitted.steps, fitted.interrupted) == (1, True) and newest(tmp_path).step == 1
     assert signal.getsignal(signal.SIGTERM) is handler
 
@@ -142,7 +143,7 @@ def test_a_state_that_cannot_be_read(tmp_path, how, said):
 
 @pytest.mark.parametrize("how, said", DAMAGE.values(), ids=DAMAGE)
 def test_the_newest_state_that_can_be_read(tmp_path, how, said, capsys):
-    keeper = Keeper(tmp_path, limit=2)
+    keeper = Checkpointer(tmp_path, limit=2)
     whole = make_model(dropout=0.2, layers="last_block")
     batches = make_batches(make_examples(14), 2, order=seeded_order(14, 1))
     fit(whole, batches, settings(save_steps=1, **RESUMING), Metrics(), None, keeper)
@@ -197,7 +198,7 @@ def test_what_is_no_number_is_never_saved(tmp_path, learning_rate, when):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match=f"{when}.*; try a smaller"):
             patch.setattr("train.update", spoil)
             batches = make_batches(make_examples(14), 2, order=seeded_order(14, 1))
-            fit(model, batches, settings(**RESUMING | run), Metrics(), None, Keeper(tmp_path))
+            fit(model, batches, settings(**RESUMING | run), Metrics(), None, Checkpointer(tmp_path))
         assert newest(tmp_path) is None
         return
     with pytest.raises(UserError, match=rf"{when}; try a smaller --learning_rate.*; the last good state is .*step-000001"):
@@ -214,10 +215,10 @@ def test_a_gpu_is_asked_for_a_broken_loss_only_when_something_is_read_anyway():
     def loss(value):
         return torch.tensor(value).as_subclass(OnGPU)
 
-    meter = Meter(Metrics(), settings(logging_steps=100), 50, make_batches(make_examples(14), 2), Past())
+    meter = Meter(Metrics(), settings(logging_steps=100), 50, make_batches(make_examples(14), 2), Progress())
     for step, value in enumerate((1.0, math.inf, 1.0, 1.0), start=1):
         meter.add(loss(value), torch.tensor(1), torch.tensor([3]))
         meter.step(step, 0, 1, 0.1)
     meter.add(loss(1.0), torch.tensor(1), torch.tensor([3]))
     with pytest.raises(UserError, match="at step 2"):
-        meter.step(5, 0, 1, 0.1, ask=True)
+        meter.step(5, 0, 1, 0.1, must_check=True)

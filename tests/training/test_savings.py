@@ -9,7 +9,7 @@ from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead
 from pipeline import job
 from training import activation_cache
-from training.activation_cache import frozen_blocks
+from training.activation_cache import n_frozen_blocks
 
 CONFIG = GPT2Config(vocab_size=40, context_length=16, dim=32, n_heads=4, n_layers=4)
 
@@ -40,7 +40,7 @@ def make(method, **changes) -> GPT2:
     ids=str,
 )
 def test_how_many_blocks_never_change(method, expected):
-    assert frozen_blocks(make(method)) == expected
+    assert n_frozen_blocks(make(method)) == expected
 
 
 CASES = {
@@ -83,8 +83,8 @@ def assert_same_losses(one, other, tolerance: float = 1e-5) -> None:
 def test_thirty_steps_are_the_same_with_and_without(flags, experiment):
     with_it = experiment(*flags, **THIRTY_STEPS)
     without = experiment(*flags, "--reuse_frozen", "no", **THIRTY_STEPS)
-    assert "frozen   what 1 of 2 blocks" in with_it.out or "frozen   what 2 of 2 blocks" in with_it.out
-    assert "frozen " not in without.out
+    assert "frozen   1 of 2 blocks" in with_it.out or "frozen   2 of 2 blocks" in with_it.out
+    assert "\nfrozen " not in without.out
     assert_same_losses(with_it, without)
 
 
@@ -153,9 +153,9 @@ def test_no_frozen_block_runs_twice(experiment, monkeypatch):
     calls.clear()
     found = experiment("--context_length", 2)
     config = experiments.parse(found.result["argv"])[0]
-    tokenizer, _ = job.find_tokenizer(config, 10**9)
+    inputs = job.prepare(config).inputs
     different = [
-        {tuple(tokenizer.encode(one.text)[:2]) for one in examples} for examples in job.prepare(config).splits.values()
+        {tuple(inputs.tokenizer.encode(one.text)[:2]) for one in examples} for examples in inputs.splits.values()
     ]
     assert sum(n for start, stop, n in calls if (start, stop) == (0, 1)) == sum(map(len, different)) < 120
 
@@ -180,6 +180,6 @@ def test_nothing_is_kept_of_what_is_random(experiment):
 
 
 def test_what_would_not_fit_is_computed_anew(experiment, monkeypatch):
-    monkeypatch.setattr(activation_cache, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(activation_cache, "available_bytes", lambda device: 1000)
     found = experiment()
     assert "of 0 free: it is computed anew" in found.out and found.code == 0

@@ -11,9 +11,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import train
 from data.batching import IGNORED, Example, seeded_order
+from model import fast_path
 from tests.helpers.loop import WIDTH, assert_equal, differ, make_batches, make_examples, make_model, settings, weights
-from train import evaluate, fit, macro_f1, pick_amp, pick_device, schedule
+from train import evaluate, fit, schedule
+from training.device import pick_amp, pick_device
 from training.metrics_log import Metrics
+from training.scores import macro_f1
 from utils.errors import UserError
 
 
@@ -338,7 +341,7 @@ def test_macro_f1_of_an_evaluation_leaves_ignored_labels_out():
 
 def test_logits_at_the_targets_alone_give_the_loss_and_gradients_of_all_positions():
     model, batch = make_model("lm"), next(make_batches(make_examples(6, "token"), 6).epoch()).to(torch.device("cpu"))
-    loss, guesses, labels = train.score(model, batch, IGNORED)
+    loss, guesses, labels = fast_path.loss(model, batch, IGNORED)
     found = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
     assert len(labels) == int((batch.labels != IGNORED).sum()) < batch.labels.numel() and IGNORED not in labels
     logits = model(batch.input_ids, batch.attention_mask)  # [B, T, V]

@@ -1,27 +1,10 @@
-"""Check that flags about dialogues and about long runs do what they say; test_flags.py runs these checks."""
-
-import json
+"""Check the flags of dialogues and of long runs."""
 
 import pytest
 import torch
 
-CHECKS = {}
-
-
-def check(*names):
-    def register(function):
-        CHECKS.update(dict.fromkeys(names, function))
-        return function
-
-    return register
-
-
-def write_dialogues(path, n=40, word="prize"):
-    """Write n dialogues of two turns. 80% are for training, a tenth each for validation and testing."""
-    turns = [(f"see {i}", f"{word} {i % 7}") for i in range(n)]
-    records = [{"instruction": q, "input": "home", "output": a, "history": [["ok", "later"]]} for q, a in turns]
-    path.write_text(json.dumps(records), encoding="utf-8")
-    return path
+from tests.helpers.flags.register import check
+from tests.helpers.small import write_dialogues
 
 
 def widest(found):

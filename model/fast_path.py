@@ -1,0 +1,235 @@
+"""The numbers of `forward` with less work. Tests hold everything here equal to it (tests/model/test_fast_path.py).
+
+What is saved:
+- The last block computes one query where the head reads one position of each text.
+- Blocks below the lowest one that trains needn't run again for a text whose hidden states were kept.
+- A vocabulary's scores are computed for a few targets at a time, and only for targets (model/vocabulary_loss.py).
+- Generation computes each position's keys and values once, and keeps them (`KVCache`).
+- With `gradient_checkpointing`, a block keeps only its input for the backward pass, which computes the rest again.
+
+Letters used for shapes: B batch, T tokens, S earlier tokens, D width, H heads, V vocabulary, C classes, N targets.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from model.heads import take
+from model.transformer import Transformer, causal_mask, make_mask
+from model.vocabulary_loss import vocabulary_loss
+from utils.errors import UserError
+
+
+def loss(model: Transformer, batch, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the summed cross-entropy of a batch, and for each target the class ranked first and the label.
+
+    batch   a `data.batching.Batch` on the model's device. Its labels are [B] for a classifier, else [B, T]: then only the
+            N positions in `batch.targets` count.
+    """
+    hidden, start = first_states(model, batch)
+    mask = batch.visible()
+    if batch.labels.ndim == 1:
+        scores = logits_of(model, hidden) if start is None else logits(model, hidden, mask, batch.lengths, start)
+        scores = scores.float()  # [B, C]
+        total = F.cross_entropy(scores, batch.labels, ignore_index=ignore_index, reduction="sum")
+        return total, scores.argmax(dim=-1), batch.labels
+    hidden = model.final_norm(run_blocks(model, hidden, start, mask))  # [B, T, D]
+    hidden = model.head.prepare(hidden.flatten(0, 1)[batch.targets])  # [B T, D] -> [N, D]
+    labels = batch.labels.flatten()[batch.targets]  # [N]
+    total, predictions = vocabulary_loss(hidden, model.head, labels, ignore_index)
+    return total, predictions, labels
+
+
+def logits(
+    model: Transformer,
+    hidden: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    lengths: torch.Tensor | None = None,
+    start: int = 0,
+) -> torch.Tensor:
+    """Return the logits that `forward` returns, from the hidden states [B, T, D] that enter block `start`."""
+    if model.head.rows(hidden, attention_mask, lengths) is None:  # it reads every position
+        hidden = run_blocks(model, hidden, start, attention_mask)  # [B, T, D]
+        return model.head(model.final_norm(hidden), attention_mask, lengths)
+    return logits_of(model, states_read(model, hidden, attention_mask, lengths, start))
+
+
+def first_states(model: Transformer, batch) -> tuple[torch.Tensor, int | None]:
+    """Return the hidden states of a batch and the block that they enter: embedded now, or kept of an earlier run.
+
+    None in place of the block means that no block has to run: the states are those of `states_read`.
+    """
+    if batch.cached is not None:
+        return batch.cached.states, batch.cached.start
+    return model.embed(batch.input_ids, batch.token_type_ids, batch.positions), 0
+
+
+def states_read(
+    model: Transformer,
+    hidden: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    lengths: torch.Tensor | None,
+    start: int = 0,
+) -> torch.Tensor:
+    """Return all that a head of one position reads [B, 1 + taps, D], from the states [B, T, D] that enter block `start`.
+
+    First the last block's output, then what the head's taps put out (peft/bypass.py).
+    """
+    rows = model.head.rows(hidden, attention_mask, lengths)  # [B]
+    last = len(model.blocks) - 1
+    if start > last or model.prompt is not None or is_sharded(model.blocks[last]):
+        last_states = take(run_blocks(model, hidden, start, attention_mask), rows)  # [B, T, D] -> [B, D]
+    else:
+        entering = run_blocks(model, hidden, start, attention_mask, stop=last)  # [B, T, D]
+        mask = visible_to(rows, entering.shape[1], attention_mask, model.config.causal)
+        output = call(model, run_block, model.blocks[last], entering, mask, rows)  # [B, 1, D]
+        if f"blocks.{last}" in model.head.taps:
+            model.head.capture(f"blocks.{last}", output)
+        last_states = output.squeeze(1)  # [B, D]
+    states = [last_states, *(model.head.captured_at(rows, hidden.shape[1]) if model.head.taps else ())]
+    return torch.stack(states, dim=1)  # [B, 1 + taps, D]
+
+
+def logits_of(model: Transformer, states: torch.Tensor) -> torch.Tensor:
+    """Return the logits [B, C] of what `states_read` returns [B, 1 + taps, D]."""
+    state = model.final_norm(states[:, :1]).squeeze(1)  # [B, D]
+    return model.head.classify(state, *states[:, 1:].unbind(dim=1))
+
+
+def run_blocks(
+    model: Transformer,
+    hidden: torch.Tensor,
+    start: int,
+    attention_mask: torch.Tensor | None,
+    stop: int | None = None,
+) -> torch.Tensor:
+    """Run blocks start..stop-1 as `Transformer.run_blocks` does, with gradient checkpointing where that is on."""
+    mask = None if attention_mask is None else make_mask(attention_mask, model.config.causal)
+    for block in model.blocks[start:stop]:
+        hidden = call(model, block, hidden, mask)  # [B, T, D]
+    return hidden
+
+
+def call(model: Transformer, function, *args) -> torch.Tensor:
+    """Return function(*args). With gradient checkpointing only the arguments are kept for the backward pass (Chen et al.
+    2016, arXiv:1604.06174); dropout is drawn alike in both passes."""
+    if model.gradient_checkpointing and model.training and torch.is_grad_enabled():
+        return checkpoint(function, *args, use_reentrant=False)
+    return function(*args)
+
+
+def is_sharded(block: nn.Module) -> bool:
+    """Return whether a block's tensors are spread over processes, so that it is whole only while it is called itself."""
+    return hasattr(block, "set_requires_gradient_sync")  # a method that torch's fully_shard gives it
+
+
+def visible_to(rows: torch.Tensor, length: int, attention_mask: torch.Tensor | None, causal: bool) -> torch.Tensor | None:
+    """Return what one position of each text, `rows` [B], may look at: [B, 1, 1, T], True = may; None: at all."""
+    if not causal:
+        return None if attention_mask is None else make_mask(attention_mask, causal)
+    visible = torch.arange(length, device=rows.device) <= rows[:, None]  # [B, T]
+    if attention_mask is not None:
+        visible = visible & attention_mask.bool()
+    return visible[:, None, None, :]
+
+
+def run_block(
+    block: nn.Module,
+    x: torch.Tensor,
+    mask: torch.Tensor | None,
+    rows: torch.Tensor | None = None,
+    cache: "LayerCache | None" = None,
+    is_causal: bool = False,
+) -> torch.Tensor:
+    """Return what block(x, mask) returns, for [B, T, D] -> [B, T, D], but
+
+    rows    [B]: only at this position of each text -> [B, 1, D]
+    cache   for positions that follow those in the cache, which they see too
+    """
+    normed = block.attn_norm(x) if block.norm_first else x
+    queries = normed if rows is None else take(normed, rows).unsqueeze(1)  # [B, T, D] or [B, 1, D]
+    x = x if rows is None else take(x, rows).unsqueeze(1)
+    attended = block.attn_dropout(attention(block.attn, queries, normed, mask, cache, is_causal))
+    if block.norm_first:
+        x = x + attended
+        return x + block.mlp_dropout(block.mlp(block.mlp_norm(x)))
+    x = block.attn_norm(x + attended)
+    return block.mlp_norm(x + block.mlp_dropout(block.mlp(x)))
+
+
+def attention(
+    attn: nn.Module,
+    queries: torch.Tensor,
+    context: torch.Tensor,
+    mask: torch.Tensor | None,
+    cache: "LayerCache | None",
+    is_causal: bool,
+) -> torch.Tensor:
+    """Return what positions `queries` [B, Q, D] take from those of `context` [B, T, D] and of the cache -> [B, Q, D]."""
+    q = attn.q(queries).unflatten(-1, (attn.n_heads, -1)).transpose(1, 2)  # [B, H, Q, D/H]
+    k = attn.k(context).unflatten(-1, (attn.n_heads, -1)).transpose(1, 2)  # [B, H, T, D/H]
+    v = attn.v(context).unflatten(-1, (attn.n_heads, -1)).transpose(1, 2)
+    if cache is not None:
+        k, v = cache.extend(k, v)  # [B, H, S + T, D/H]
+    return attn.out(attn.attend(q, k, v, mask, is_causal).transpose(1, 2).flatten(2))
+
+
+class LayerCache:
+    """The keys and values that one attention layer has computed so far, [B, H, S, D/H] each."""
+
+    def __init__(self):
+        self.k: torch.Tensor | None = None
+        self.v: torch.Tensor | None = None
+
+    def extend(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add those of T further positions and return all, [B, H, S + T, D/H]."""
+        if self.k is not None and self.v is not None:
+            k, v = torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2)
+        self.k, self.v = k, v
+        return k, v
+
+
+class KVCache:
+    """What a causal model needs to go on from a text without computing it again: keys and values of each block.
+
+    It belongs to the caller. A call of `next_logits` with it adds the positions of that call.
+    """
+
+    def __init__(self, model: Transformer):
+        if not model.config.causal:
+            raise UserError("a model whose positions see all others can't go on from a text: each token changes the rest")
+        self.layers = [LayerCache() for _ in model.blocks]
+
+    def __len__(self) -> int:
+        """Return how many positions it holds, S."""
+        return 0 if self.layers[0].k is None else self.layers[0].k.shape[2]
+
+
+def next_logits(
+    model: Transformer,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    positions: torch.Tensor | None,
+    cache: KVCache,
+) -> torch.Tensor:
+    """Return a language model's scores for the token after the last position: [B, T] -> [B, V].
+
+    attention_mask  [B, S + T], the S positions in the cache included; None: everything is real
+    positions       [B, T], the place of each token in its text; shorter texts of the batch are padded on the left
+    """
+    hidden, n_cached = model.embed(input_ids, positions=positions), len(cache)  # [B, T, D]
+    if model.prompt is not None:  # it stands in front of every text, and in the cache from the first call on
+        attention_mask = model.prompt.widen(attention_mask)
+        hidden = hidden if n_cached else model.prompt.prepend(hidden)  # [B, P + T, D]
+    length = hidden.shape[1]
+    if attention_mask is not None:
+        own = causal_mask(length, n_cached, hidden.device)  # [T, S + T]
+        mask, is_causal = attention_mask.bool()[:, None, None, :] & own, False  # [B, 1, T, S + T]
+    elif n_cached and length > 1:
+        mask, is_causal = causal_mask(length, n_cached, hidden.device), False
+    else:  # SDPA's own switch counts from the first key, so it serves the first call alone; a single position sees all
+        mask, is_causal = None, not n_cached
+    for block, layer in zip(model.blocks, cache.layers, strict=True):
+        hidden = run_block(block, hidden, mask, cache=layer, is_causal=is_causal)  # [B, T, D]
+    return model.head(model.final_norm(hidden[:, -1:])).squeeze(1)  # [B, 1, V] -> [B, V]
