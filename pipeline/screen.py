@@ -32,12 +32,13 @@ def print_header(job: Job, model: nn.Module, stages: list[Run], batches: dict[st
 
     model    with the method of the first stage attached
     """
-    lines = [model_line(job), dataset_line(job, batches), *(f"note     {note}" for note in notes)]
-    lines += [method_line(stages, model), training_line(job.run)]
+    lines = [model_line(job), dataset_line(job, batches), method_line(stages, model), training_line(job.run)]
     if changes := changed_settings(job):
         lines.append(f"changed  {', '.join(changes)}")
     if distributed.size() > 1:
         lines.append(processes_line(job.run))
+    if notes:
+        lines.append(f"note     {'; '.join(notes)}")
     if job.run.verbose:
         settings = {name: value for name, value in asdict(job.run).items() if value is not None}
         lines.append("settings " + " ".join(f"{name}={value}" for name, value in settings.items()))
@@ -108,10 +109,15 @@ def changed_settings(job: Job) -> list[str]:
     recipe = DEFAULTS | {"trainable_token_pos": architecture_of(config).position} | job.task.recipe_for(config)
     values = {name: value for name, value in asdict(job.run).items() if name not in NOT_COMPARED}
     return [
-        f"{name} {value}" + (f" (recipe: {recipe[name]})" if name in recipe else "")
+        f"{name} {shown(value)}" + (f" (recipe: {shown(recipe[name])})" if name in recipe else "")
         for name, value in values.items()
         if value != recipe.get(name)
     ]
+
+
+def shown(value: object) -> str:
+    """Return a setting's value as text; a switch is on or off."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
 def processes_line(run: Run) -> str:
@@ -141,8 +147,8 @@ def print_measures(result: dict, names: tuple[str, ...], splits: tuple[str, ...]
         values = {split: result.get(f"{split}_{name}") for split in splits}
         if any(value is not None for value in values.values()):
             form = ".4g" if name in ("loss", "perplexity") else ".2%"
-            shown = ", ".join(f"{split} {value:{form}}" for split, value in values.items() if value is not None)
-            print(f"{name:<10} {shown}" if form == ".4g" else f"{name:<8} {shown}")
+            text = ", ".join(f"{split} {value:{form}}" for split, value in values.items() if value is not None)
+            print(f"{name:<10} {text}" if form == ".4g" else f"{name:<8} {text}")
 
 
 def next_command(job: Job) -> str:

@@ -176,9 +176,8 @@ def test_a_run_and_its_record(layers, experiment, small_checkpoint, small_data):
     assert found.logged("step") == list(range(1, 31)) and found.logged("step", "validation") == [11, 22, 30]
     # The saved tensors, put into a fresh model, are the model that was measured.
     model = peft.attach(build_model(run, 2), peft.method_of(run))
-    batches = make_batches(
-        run, job.prepare(run).inputs.splits, GPT2Tokenizer.from_directory(small_checkpoint), model.config
-    )
+    prepared, tokenizer = job.prepare(run), GPT2Tokenizer.from_directory(small_checkpoint)
+    batches = make_batches(prepared.task, run, prepared.inputs.splits, tokenizer, model.config)
     (loss,) = found.logged("loss", "final test")
     assert evaluate(model, batches["test"])["loss"] != pytest.approx(loss, rel=0.01)
     measured = evaluate(peft.restore(model, found.tensors), batches["test"])
