@@ -41,7 +41,7 @@ def test_first_loss_of_a_run_equals_the_references(checkpoint, shared, tmp_path,
     prepared = job.prepare(experiments.parse(argv)[0])
     ours = execute.build_model(prepared.run, 2)
     inputs = prepared.inputs
-    batch = next(make_batches(prepared.run, inputs.splits, inputs.tokenizer, ours.config)["train"].epoch(0))
+    batch = next(make_batches(prepared.task, prepared.run, inputs.splits, inputs.tokenizer, ours.config)["train"].epoch(0))
     theirs = transformers.GPT2Model.from_pretrained(checkpoint, dtype=torch.float32).eval()
     with torch.no_grad():
         hidden = theirs(batch.input_ids).last_hidden_state[:, -1]  # the last position, padding or not
