@@ -27,9 +27,8 @@ from pipeline.result import (
     versions,
     write_json,
 )
-from pipeline.stages import StagedTraining
+from pipeline.stages import StagedTraining, stages_of
 from pipeline.unused import without_unused
-from published.plans import stages_of
 from train import evaluate
 from training import distributed
 from training.checkpoints import TRAINED, ResumePoint, newest, remove_states

@@ -15,7 +15,7 @@ from model.weights import read_safetensors
 from pipeline.build import build_model
 from pipeline.inputs import Inputs
 from pipeline.result import read_result
-from published.plans import stages_of
+from pipeline.stages import stages_of
 from utils.errors import UserError
 
 

@@ -10,14 +10,24 @@ import torch
 from torch import nn
 
 import peft
-from config import Run
+from config import Run, override
 from data.batching import Batches
 from pipeline.result import count_parameters
+from published.plans import PLANS
 from train import fit, training_steps
 from training import activation_cache, distributed
 from training.checkpoints import Checkpointer, ResumePoint, gathered, write_trained
 from training.metrics_log import Metrics
 from utils.errors import UserError, note
+
+
+def stages_of(run: Run, n_blocks: int) -> list[Run]:
+    """Return the run's stages, each a complete run. Without --stages the run is its only stage. Raises UserError."""
+    if run.stages is None:
+        return [run]
+    if run.stages not in PLANS:
+        raise UserError(f"unknown --stages {run.stages!r}: choose {', '.join(PLANS)}")
+    return [replace(override(run, stage), stages=None) for stage in PLANS[run.stages](n_blocks)]
 
 
 @dataclass

@@ -9,7 +9,8 @@ import torch
 from config import Run
 from model import fast_path, from_pretrained
 from pipeline import execute, stages
-from published.plans import PLANS, stages_of
+from pipeline.stages import stages_of
+from published.plans import PLANS
 from tests.helpers.loop import assert_equal
 from utils.errors import UserError
 
