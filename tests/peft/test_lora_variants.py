@@ -16,6 +16,8 @@ from peft import IA3, DoRA, LoRA, attach
 from peft.dora import DoRALinear
 from peft.ia3 import IA3Linear
 from peft.lora import LoRALinear
+from peft.targets import AdaptedLinear
+from tests.helpers.methods import tiny_gpt2
 from train import make_optimizer
 
 LARGE = torch.float64
@@ -203,3 +205,13 @@ def test_the_reference_library_computes_the_same(kind, theirs):
         if kind == "pissa":  # up to the signs of the singular vectors
             found, expected = found.norm(), expected.norm()
         torch.testing.assert_close(found, expected, **close)
+
+
+@pytest.mark.parametrize("method", [LoRA(rank=2), DoRA(rank=2), IA3()], ids=["LoRA", "DoRA", "IA3"])
+def test_an_adapted_layer_returns_what_a_plain_one_returns_under_autocast(method):
+    """bf16, so that what follows a layer costs no more than without the method."""
+    model = attach(tiny_gpt2(), method)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for path, layer in model.named_modules():
+            if isinstance(layer, AdaptedLinear):
+                assert layer(torch.randn(2, 3, layer.in_features)).dtype == torch.bfloat16, path

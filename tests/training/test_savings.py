@@ -5,10 +5,11 @@ import torch
 
 import experiments
 import peft
+from model import fast_path
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead
 from pipeline import job
-from training import activation_cache
+from training import activation_cache, device
 from training.activation_cache import n_frozen_blocks
 
 CONFIG = GPT2Config(vocab_size=40, context_length=16, dim=32, n_heads=4, n_layers=4)
@@ -139,14 +140,18 @@ def test_what_is_computed_twice_is_the_same_both_times(flags, experiment):
 
 
 def test_no_frozen_block_runs_twice(experiment, monkeypatch):
-    calls = []
-    run_blocks = GPT2.run_blocks
+    calls, frozen, trained = [], GPT2.run_blocks, fast_path.run_blocks
 
-    def spy(model, hidden, attention_mask=None, start=0, stop=None, cache=None):
+    def spy(model, hidden, attention_mask, start, stop):
         calls.append((start, stop, len(hidden)))
-        return run_blocks(model, hidden, attention_mask, start, stop, cache)
+        return frozen(model, hidden, attention_mask, start, stop)
+
+    def other_spy(model, hidden, start, attention_mask, stop=None):
+        calls.append((start, stop, len(hidden)))
+        return trained(model, hidden, start, attention_mask, stop)
 
     monkeypatch.setattr(GPT2, "run_blocks", spy)
+    monkeypatch.setattr(fast_path, "run_blocks", other_spy)
     experiment(max_steps=20, num_epochs=4)
     below = [n for start, stop, n in calls if (start, stop) == (0, 1)]
     assert sum(below) == 84 + 12 + 24 and len(calls) > 20 and {call[:2] for call in calls} == {(0, 1), (1, 1)}
@@ -154,9 +159,7 @@ def test_no_frozen_block_runs_twice(experiment, monkeypatch):
     found = experiment("--context_length", 2)
     config = experiments.parse(found.result["argv"])[0]
     inputs = job.prepare(config).inputs
-    different = [
-        {tuple(inputs.tokenizer.encode(one.text)[:2]) for one in examples} for examples in inputs.splits.values()
-    ]
+    different = [{tuple(inputs.tokenizer.encode(one.text)[:2]) for one in examples} for examples in inputs.splits.values()]
     assert sum(n for start, stop, n in calls if (start, stop) == (0, 1)) == sum(map(len, different)) < 120
 
 
@@ -176,10 +179,36 @@ def test_texts_are_computed_together_with_others_of_their_length(monkeypatch):
 
 def test_nothing_is_kept_of_what_is_random(experiment):
     found = experiment("--dropout", 0.1)
-    assert "computed anew each time: --dropout 0.1 draws anew" in found.out and found.code == 0
+    assert "1 of 2 blocks run each time: --dropout 0.1 draws anew each time" in found.out and found.code == 0
 
 
 def test_what_would_not_fit_is_computed_anew(experiment, monkeypatch):
     monkeypatch.setattr(activation_cache, "available_bytes", lambda device: 1000)
     found = experiment()
-    assert "of 0 free: it is computed anew" in found.out and found.code == 0
+    assert "of 0 MB available" in found.out and found.code == 0
+    decision = found.result["stages"][0]["activation_cache"]
+    assert decision["kept"] is False and decision["frozen_blocks"] == 1 and "available" in decision["reason"]
+
+
+def test_the_result_says_whether_states_were_kept(experiment):
+    decision = experiment().result["stages"][0]["activation_cache"]
+    assert decision["kept"] is True and decision["frozen_blocks"] == 1 and decision["bytes"] > 0
+    assert experiment("--reuse_frozen", "no").result["stages"][0]["activation_cache"] is None
+
+
+MEMINFO = "MemTotal:       24000000 kB\nMemFree:          100000 kB\nMemAvailable:    9000000 kB\n"
+
+
+def test_available_memory_is_what_the_machine_and_the_container_leave(tmp_path):
+    """Files that the system caches count as available, and a container's limit counts too."""
+    statistics = f"anon 1\ninactive_file {100 << 20}\n"
+    files = {"meminfo": MEMINFO, "max": f"{1 << 30}", "current": f"{600 << 20}", "stat": statistics}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert device.available_on_machine(str(tmp_path / "meminfo")) == 9_000_000 * 1024
+    names = [str(tmp_path / name) for name in ("max", "current", "stat")]
+    assert device.available_in_container(*names) == (1024 - 600 + 100) << 20
+    (tmp_path / "max").write_text("max\n")  # no limit
+    assert device.available_in_container(*names) is None
+    assert device.available_on_machine(str(tmp_path / "nothing")) is None
+    assert device.available_bytes(torch.device("cpu")) > 0

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from data.batching import IGNORED, Example, seeded_order
 from model import fast_path
 from tests.helpers.loop import WIDTH, assert_equal, differ, make_batches, make_examples, make_model, settings, weights
 from train import evaluate, fit, schedule
+from training.checkpoints import Checkpointer, newest
 from training.device import pick_amp, pick_device
 from training.metrics_log import Metrics
 from training.scores import macro_f1
@@ -350,3 +352,42 @@ def test_logits_at_the_targets_alone_give_the_loss_and_gradients_of_all_position
     assert torch.equal(guesses, logits.argmax(-1)[batch.labels != IGNORED])
     expected = torch.autograd.grad(wanted, [p for p in model.parameters() if p.requires_grad])
     assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, expected, strict=True))
+
+
+def test_an_evaluation_that_fails_leaves_the_mode_as_it_was():
+    model = make_model().train()
+
+    def fails(batch, ignore_index):
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        evaluate(model, make_batches(make_examples(4), 2), compute_loss=fails)
+    assert model.training
+
+
+def test_saves_and_replayed_steps_are_no_time_of_steps(tmp_path, monkeypatch):
+    """Each save takes 0.2 s and so does skipping a step that was done; neither counts as a step's time."""
+    save = Checkpointer.save
+
+    def slow_save(self, *args, **how):
+        time.sleep(0.2)
+        save(self, *args, **how)
+
+    monkeypatch.setattr(Checkpointer, "save", slow_save)
+    batches, run = make_batches(make_examples(20), 2), settings(batch_size=2, save_steps=2, num_epochs=1)
+    stopped = fit(make_model(), batches, replace(run, max_steps=8), Metrics(), None, Checkpointer(tmp_path))
+    assert stopped.steps == 8 and stopped.step_seconds < 0.4  # of 3 saves
+    epoch = batches.epoch
+
+    def slow_epoch(number=0):
+        for batch in epoch(number):
+            time.sleep(0.2)
+            yield batch
+
+    point = newest(tmp_path)
+    monkeypatch.setattr(batches, "epoch", slow_epoch)
+    resumed = fit(
+        make_model(), batches, replace(run, resume=True, max_steps=8), Metrics(), None, Checkpointer(tmp_path, point=point)
+    )
+    assert point.step == 6 and resumed.steps == 8
+    assert resumed.step_seconds < 0.4 + 2 * 0.2 + 0.2  # two steps read slowly, six are skipped
