@@ -1,24 +1,17 @@
 """The loop: what a step's gradient is, what reaches the optimizer, and what leaves the training untouched."""
 
-import json
 import math
-import time
-from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import train
 from data.batching import IGNORED, Example, seeded_order
 from model import fast_path
 from tests.helpers.loop import WIDTH, assert_equal, differ, make_batches, make_examples, make_model, settings, weights
 from train import evaluate, fit, schedule
-from training.checkpoints import Checkpointer, newest
-from training.device import pick_amp, pick_device
 from training.metrics_log import Metrics
-from training.scores import macro_f1
 from utils.errors import UserError
 
 
@@ -188,104 +181,9 @@ def test_each_epoch_has_its_own_order():
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_evaluate_counts_everything_and_leaves_no_trace(training):
-    model, examples = make_model(dropout=0.3).train(training), make_examples(10)
-    before, state = weights(model), torch.get_rng_state()
-    found = evaluate(model, make_batches(examples, 4))  # batches of 4, 4 and 2
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(module.training is training for module in model.modules())
-    assert_equal(weights(model), before)
-    ids = torch.tensor([[*example.ids, *[39] * (WIDTH - len(example.ids))] for example in examples])
-    labels = torch.tensor([example.label for example in examples])
-    logits = model.eval()(ids)
-    assert found["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
-    assert found["accuracy"] == pytest.approx((logits.argmax(-1) == labels).float().mean().item())
-    assert found["targets"] == 10
-
-
-# --- the record
-
-
-def test_metrics_are_written_as_they_come(tmp_path):
-    def records(name, **changes):
-        metrics = Metrics(tmp_path / name)
-        fit(
-            make_model(),
-            make_batches(make_examples(18), 4),
-            settings(**changes),
-            metrics,
-            make_batches(make_examples(3), 2),
-        )
-        metrics.close()
-        lines = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
-        assert lines == metrics.records
-        return lines
-
-    each, pairs = records("each"), records("pairs", logging_steps=2, eval_steps=3)
-    assert [(r["step"], r["split"]) for r in pairs] == [
-        (2, "train"), (3, "validation"), (4, "train"), (5, "train"), (5, "validation"),
-    ]  # fmt: skip
-    keys = {"step", "epoch", "split", "loss", "accuracy", "seconds"}
-    assert [set(r) - keys for r in pairs if r["split"] == "train"] == [{"learning_rate"}] * 3
-    assert [set(r) - keys for r in pairs if r["split"] == "validation"] == [{"targets", "macro_f1"}] * 2
-    # What is logged is the mean over the targets since the last record; the last step of the epoch has 2, not 4.
-    losses = [r["loss"] for r in each if r["split"] == "train"]
-    logged = [r["loss"] for r in pairs if r["split"] == "train"]
-    assert logged == pytest.approx([(losses[0] + losses[1]) / 2, (losses[2] + losses[3]) / 2, losses[4]], rel=1e-6)
-
-
-def test_tokens_and_the_time_for_them_leave_out_padding_and_evaluations(monkeypatch):
-    examples, measure = make_examples(14), train.evaluate
-    assert {len(one.ids) for one in examples} != {WIDTH}  # some are padded
-    monkeypatch.setattr(train, "evaluate", lambda *args: time.sleep(0.5) or measure(*args))
-    validation = make_batches(examples, 14)
-    fitted = fit(make_model(), make_batches(examples, 4), settings(num_epochs=3), Metrics(), validation)
-    assert fitted.tokens == 3 * sum(len(one.ids) for one in examples)
-    started = time.perf_counter()
-    plain = fit(make_model(), make_batches(examples, 4), settings(num_epochs=3), Metrics())
-    assert 0 < plain.step_seconds < time.perf_counter() - started
-    assert fitted.step_seconds < 1.5  # of three evaluations, none
-
-
 def test_a_loss_that_is_no_number_ends_the_run_with_advice():
     with pytest.raises(UserError, match=r"the loss is nan at step \d+; try a smaller --learning_rate"):
         fit(make_model(), make_batches(make_examples(20), 4), settings(learning_rate=1e30), Metrics())
-
-
-# --- the machine
-
-
-@pytest.mark.parametrize("avx512, amx", [(False, False), (True, False), (False, True)])
-def test_amp_on_a_cpu(monkeypatch, avx512, amx):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    cpu = torch.device("cpu")
-    assert pick_amp("auto", cpu) == ("bf16" if avx512 or amx else "off")
-    assert (pick_amp("off", cpu), pick_amp("bf16", cpu)) == ("off", "bf16")
-    with pytest.raises(UserError, match="choose auto, off or bf16"):
-        pick_amp("fp16", cpu)
-
-
-def test_bf16_trains_float32_tensors():
-    ends = []
-    for amp in ("off", "bf16"):
-        model = make_model()
-        metrics = Metrics()
-        fit(model, make_batches(make_examples(16), 4), settings(amp=amp), metrics)
-        assert {p.dtype for p in model.parameters()} == {torch.float32}
-        ends.append([record["loss"] for record in metrics.records])
-    assert ends[0] != ends[1]  # it did compute in bf16
-    assert ends[0] == pytest.approx(ends[1], rel=0.05)
-
-
-def test_an_absent_device_lists_the_others(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert pick_device("auto") == torch.device("cpu")
-    for absent in ("cuda", "mps"):
-        with pytest.raises(UserError, match=f"--device {absent} isn't available here; choose auto, cpu$"):
-            pick_device(absent)
 
 
 # --- the whole loop against transformers and a hand-written one
@@ -324,23 +222,6 @@ def test_twenty_steps_equal_a_plain_loop_on_transformers():
     assert abs(losses[-1] - losses[0]) > 0.01  # the steps did something
 
 
-def test_macro_f1_is_the_reference_librarys():
-    metrics = pytest.importorskip("sklearn.metrics")
-    for n_classes, n in ((2, 30), (4, 50), (6, 9)):  # with 9 examples some of the 6 classes are no one's label or guess
-        guesses, labels = torch.randint(n_classes, (2, n))
-        expected = metrics.f1_score(labels, guesses, average="macro")
-        assert macro_f1(guesses, labels) == pytest.approx(expected, abs=1e-12)
-    assert macro_f1(torch.zeros(4, dtype=torch.long), torch.tensor([0, 0, 0, 1])) == pytest.approx(3 / 7)  # (6/7 + 0) / 2
-
-
-def test_macro_f1_of_an_evaluation_leaves_ignored_labels_out():
-    examples = make_examples(12)
-    model = make_model()
-    found = evaluate(model, make_batches(examples, 5), ignore_index=1)
-    kept = [example for example in examples if example.label != 1]
-    assert found["macro_f1"] == pytest.approx(evaluate(model, make_batches(kept, 5))["macro_f1"])
-
-
 def test_logits_at_the_targets_alone_give_the_loss_and_gradients_of_all_positions():
     model, batch = make_model("lm"), next(make_batches(make_examples(6, "token"), 6).epoch()).to(torch.device("cpu"))
     loss, guesses, labels = fast_path.loss(model, batch, IGNORED)
@@ -352,42 +233,3 @@ def test_logits_at_the_targets_alone_give_the_loss_and_gradients_of_all_position
     assert torch.equal(guesses, logits.argmax(-1)[batch.labels != IGNORED])
     expected = torch.autograd.grad(wanted, [p for p in model.parameters() if p.requires_grad])
     assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, expected, strict=True))
-
-
-def test_an_evaluation_that_fails_leaves_the_mode_as_it_was():
-    model = make_model().train()
-
-    def fails(batch, ignore_index):
-        raise RuntimeError("no")
-
-    with pytest.raises(RuntimeError, match="no"):
-        evaluate(model, make_batches(make_examples(4), 2), compute_loss=fails)
-    assert model.training
-
-
-def test_saves_and_replayed_steps_are_no_time_of_steps(tmp_path, monkeypatch):
-    """Each save takes 0.2 s and so does skipping a step that was done; neither counts as a step's time."""
-    save = Checkpointer.save
-
-    def slow_save(self, *args, **how):
-        time.sleep(0.2)
-        save(self, *args, **how)
-
-    monkeypatch.setattr(Checkpointer, "save", slow_save)
-    batches, run = make_batches(make_examples(20), 2), settings(batch_size=2, save_steps=2, num_epochs=1)
-    stopped = fit(make_model(), batches, replace(run, max_steps=8), Metrics(), None, Checkpointer(tmp_path))
-    assert stopped.steps == 8 and stopped.step_seconds < 0.4  # of 3 saves
-    epoch = batches.epoch
-
-    def slow_epoch(number=0):
-        for batch in epoch(number):
-            time.sleep(0.2)
-            yield batch
-
-    point = newest(tmp_path)
-    monkeypatch.setattr(batches, "epoch", slow_epoch)
-    resumed = fit(
-        make_model(), batches, replace(run, resume=True, max_steps=8), Metrics(), None, Checkpointer(tmp_path, point=point)
-    )
-    assert point.step == 6 and resumed.steps == 8
-    assert resumed.step_seconds < 0.4 + 2 * 0.2 + 0.2  # two steps read slowly, six are skipped
