@@ -10,7 +10,10 @@ from tests.helpers.paths import ROOT
 FILE_LINES, FUNCTION_LINES, TRAIN_LINES, README_BYTES = 350, 50, 260, 10_000
 # What may be longer, and why.
 LONG_FILES: dict[str, str] = {}
-LONG_FUNCTIONS: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {
+    "train.py:fit": "the loop is read in one piece",
+    "model/__init__.py:from_pretrained": "twenty of its lines say what its arguments mean",
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +28,12 @@ def test_each_layer_imports_only_those_below_it(modules):
     assert house.circles(imports) == []
 
 
+def test_tests_import_no_tests():
+    tests = house.find_tests(ROOT)
+    assert len(tests) > 50
+    assert house.imports_of_tests(tests) == []
+
+
 def test_imports_stand_above_definitions(modules):
     assert house.late_imports(modules) == []
 
@@ -34,7 +43,7 @@ def test_nothing_lies_where_no_one_looks():
 
 
 def test_files_and_functions_are_short(modules):
-    files = house.long_files(ROOT, modules, FILE_LINES)
+    files = house.long_files(ROOT, modules | house.find_tests(ROOT), FILE_LINES)
     functions = house.long_functions(ROOT, modules, FUNCTION_LINES)
     assert [said for name, said in files.items() if name not in LONG_FILES] == []
     assert [said for name, said in functions.items() if name not in LONG_FUNCTIONS] == []
@@ -103,6 +112,21 @@ def test_a_circle_is_found(tmp_path, text):
 def test_a_part_that_imports_its_own_package_is_a_circle(tmp_path):
     files = GOOD | {"model/gpt2.py": "from model import make\n"}
     assert house.circles(house.find_imports(build(tmp_path, files)))
+
+
+def test_an_import_of_a_test_is_found(tmp_path):
+    files = {"tests/helpers/small.py": "", "tests/conftest.py": "", "tests/model/test_a.py": ""}
+    good = "import model\nfrom tests.helpers import small\nfrom tests.helpers.small import make\n"
+    build(tmp_path, files | {"tests/test_b.py": good})
+    assert house.imports_of_tests(house.find_tests(tmp_path)) == []
+    for text in (
+        "from tests.conftest import ROOT\n",
+        "from tests.model.test_a import tiny\n",
+        "from tests.model import test_a\n",
+    ):
+        build(tmp_path, {"tests/test_b.py": text})
+        (said,) = house.imports_of_tests(house.find_tests(tmp_path))
+        assert said.startswith("tests.test_b:1 imports tests.")
 
 
 def test_an_import_at_the_bottom_of_a_package_is_found(tmp_path):

@@ -47,6 +47,12 @@ def find_modules(root: Path) -> dict[str, Path]:
     return modules
 
 
+def find_tests(root: Path) -> dict[str, Path]:
+    """Return the path of every file of tests/ by its dotted name."""
+    files = sorted((root / "tests").rglob("*.py"))
+    return {".".join(path.relative_to(root).with_suffix("").parts): path for path in files}
+
+
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
@@ -91,6 +97,12 @@ def upward_imports(imports: Iterable[Import]) -> list[str]:
         if above != below and not allowed:
             wrong.append(f"{importer}:{line} imports {imported}")
     return wrong
+
+
+def imports_of_tests(tests: dict[str, Path]) -> list[str]:
+    """Return a line for each import of a test, or of a conftest: what tests share lies in tests/helpers."""
+    wrong = [one for one in find_imports(tests) if not one.imported.startswith("tests.helpers.")]
+    return [f"{importer}:{line} imports {imported}" for importer, imported, line in wrong]
 
 
 def circles(imports: Iterable[Import]) -> list[str]:
