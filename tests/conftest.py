@@ -5,6 +5,9 @@ import random
 from pathlib import Path
 
 import pytest
+
+pytest.register_assert_rewrite("tests.helpers")  # before they are imported, so that their asserts show values too
+
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file
