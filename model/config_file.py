@@ -31,7 +31,7 @@ def read_config(directory: Path) -> tuple[Any, tuple[str, ...] | None]:
     return config, _labels(path, settings)
 
 
-def _read_settings(path: Path) -> object:
+def _read_settings(path: Path) -> Any:
     try:
         return read_json(path)
     except FileNotFoundError:
@@ -68,7 +68,7 @@ def _config_from(path: Path, settings: dict, architecture: Architecture) -> Any:
     return config
 
 
-def _check(path: Path, hf_name: str, value: object, field: str, default: object) -> None:
+def _check(path: Path, hf_name: str, value: Any, field: str, default: Any) -> None:
     """Raise UserError unless the value can be that of the configuration's field."""
     if field.endswith("dropout"):
         right, must = type(value) in (int, float) and 0 <= value < 1, "at least 0 and below 1"

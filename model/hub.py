@@ -7,6 +7,7 @@ import re
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
@@ -17,6 +18,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars, logging
 
 from model.tokenizers.files import LIBRARY_FILE_SETS, TOKENIZER_FILES, first_complete
@@ -182,11 +184,12 @@ def _download(repository: str, revision: str | None, files: list[str]) -> Path:
 def _reason(error: Exception, repository: str) -> str:
     """Return what went wrong and what to do, from the client's error or from one that it wraps."""
     chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
+    inner: BaseException | None = error
+    while inner is not None and inner not in chain:
+        chain.append(inner)
+        inner = inner.__cause__ or inner.__context__
 
-    def among(*kinds: type) -> BaseException | None:
+    def among(*kinds: type) -> Any:
         return next((one for one in chain if isinstance(one, kinds)), None)
 
     if any(getattr(one, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) for one in chain):
@@ -219,7 +222,7 @@ def _published_hashes(repository: str, folder: Path) -> dict[Path, str]:
             hashes[file] = name
     if plain:
         listing = HfApi().list_repo_tree(repository, revision=folder.name)
-        published = {one.path: one.lfs.sha256 for one in listing if getattr(one, "lfs", None)}
+        published = {one.path: one.lfs.sha256 for one in listing if isinstance(one, RepoFile) and one.lfs}
         hashes |= {file: published[file.name] for file in plain if file.name in published}
     return hashes
 

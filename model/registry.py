@@ -35,7 +35,7 @@ class Architecture:
     written_settings: Callable[[Any], dict[str, Any]]  # settings of config.json that are written and not read
     fixed_settings: Callable[[Any], dict[str, tuple]]  # settings -> the values that are allowed, the one to write first
     hf_classes: dict[str | None, str]  # kind of head -> the published library's class
-    lm_head: Callable[[Transformer], nn.Module]
+    lm_head: Callable[[Any], nn.Module]  # (model)
     classifier_head: Callable[..., nn.Module]  # (config, num_labels, position, average)
     position: str  # which token a classifier reads, unless --trainable_token_pos says otherwise
     tokenizer: type[Tokenizer]  # with its special tokens

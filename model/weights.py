@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -154,7 +154,7 @@ def _names_in_file(checkpoint: Checkpoint, entries: list[Entry], prefix: str) ->
     return names
 
 
-def published_shape(entry: Entry, parameters: dict[str, torch.Tensor]) -> tuple[int, ...]:
+def published_shape(entry: Entry, parameters: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
     """Return the shape that a published tensor must have to fill its parameters."""
     n_out, *n_in = parameters[entry.names[0]].shape
     shape = (n_out * len(entry.names), *n_in)

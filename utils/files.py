@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -34,7 +35,7 @@ def remove_temporary_files(directory: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def read_json(file: Path) -> object:
+def read_json(file: Path) -> Any:
     """Return the content of a JSON file. Whatever is wrong with the file is an OSError or a ValueError."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))

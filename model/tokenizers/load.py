@@ -38,8 +38,8 @@ def _kind_of_files(directory: Path) -> type[Tokenizer]:
         return ARCHITECTURES[model_type].tokenizer
     if (directory / "vocab.txt").is_file():
         return WordPieceTokenizer
-    files = first_complete(directory, BPE_FILE_SETS)
-    if files == [directory / "tokenizer.json"] and _entry(files[0], "model", "type") == "WordPiece":
+    one_file = directory / "tokenizer.json"
+    if first_complete(directory, BPE_FILE_SETS) == [one_file] and _entry(one_file, "model", "type") == "WordPiece":
         return WordPieceTokenizer
     _, vocab, _ = read_byte_pairs(directory, "byte-level BPE")
     return RobertaTokenizer if START in vocab else GPT2Tokenizer  # RoBERTa's has <|endoftext|> too, unused

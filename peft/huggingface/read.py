@@ -24,6 +24,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,6 +32,7 @@ from torch import nn
 from model import hub
 from model.names import Entry
 from model.registry import architecture_of, entries_of
+from model.transformer import Transformer
 from model.weights import published_shape, read_safetensors
 from peft.attach import train_head
 from peft.dora import DoRALinear
@@ -67,7 +69,7 @@ class AdapterFiles:
     config: dict
     tensors: dict[str, torch.Tensor]  # by their names without NAME_PREFIX
 
-    def setting(self, name: str, kind: type | tuple, default=None):
+    def setting(self, name: str, kind: type | tuple, default: Any = None) -> Any:
         """Return a setting of a type. Raises UserError for another type, or where it is missing and has no default."""
         value = self.config.get(name)
         value = default if value is None else value
@@ -76,7 +78,7 @@ class AdapterFiles:
             raise UserError(f"{self.folder}/adapter_config.json has {name} = {value!r}; it must be {wanted}")
         return value
 
-    def setting_of_module(self, name: str, path: str, kind: type | tuple, default: float):
+    def setting_of_module(self, name: str, path: str, kind: type | tuple, default: Any) -> Any:
         """Return what `rank_pattern` or `alpha_pattern` says of a module, or the default. Raises UserError.
 
         The first pattern that matches the end of the module's path counts.
@@ -160,7 +162,7 @@ class PublishedNames:
     prefix: str  # which names lack in a file of the bare body
 
     @classmethod
-    def of(cls, model: nn.Module) -> "PublishedNames":
+    def of(cls, model: Transformer) -> "PublishedNames":
         """Return the names of a model to which nothing has been added."""
         tensors = {entry.hf_name: entry for entry in entries_of(model) if entry.names}
         modules = {
@@ -203,7 +205,7 @@ class FromPeft:
         return cls(run.adapter, run.lora_plus_ratio, train_head=run.train_head == "yes")
 
     @torch.no_grad()
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, model: Transformer) -> None:
         """Put the adapter on a model, in place. Raises UserError where it doesn't fit."""
         adapter = read_adapter(self.name)
         names, added = PublishedNames.of(model), {}
@@ -217,8 +219,9 @@ class FromPeft:
         if not added and kind != "PREFIX_TUNING":
             raise UserError(f"{adapter.folder} has no tensor of a {kind} adapter")
         for path, tensors in added.items():
-            layers = {name: model.get_submodule(name) for name in names.modules[path]}
-            if not all(isinstance(layer, nn.Linear) for layer in layers.values()):
+            modules = {name: model.get_submodule(name) for name in names.modules[path]}
+            layers = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
+            if len(layers) < len(modules):
                 raise UserError(f"{adapter.folder} adapts {path}, which is no Linear layer")
             if kind == "LORA":
                 attach_lora(model, adapter, path, tensors, layers, self.plus_ratio)
@@ -229,7 +232,7 @@ class FromPeft:
         train_head(model, self.train_head)
 
 
-def replace_tensor(model: nn.Module, names: PublishedNames, adapter: AdapterFiles, name: str) -> None:
+def replace_tensor(model: Transformer, names: PublishedNames, adapter: AdapterFiles, name: str) -> None:
     """Put a tensor of a whole module in the place of the model's. It trains on. Raises UserError."""
     path, _, part = name.rpartition(".")
     hf_name = f"{names.find(path, name, adapter)}.{part}"
@@ -253,7 +256,7 @@ def sizes_of(layers: dict[str, nn.Linear]) -> tuple[int, int]:
 
 
 def attach_lora(
-    model: nn.Module,
+    model: Transformer,
     adapter: AdapterFiles,
     path: str,
     tensors: dict[str, torch.Tensor],
@@ -278,7 +281,7 @@ def attach_lora(
     kind = DoRALinear if dora else LoRALinear
     adapt(model, layers, lambda linear: kind(linear, lora))
     for i, name in enumerate(layers):
-        layer = model.get_submodule(name)
+        layer: Any = model.get_submodule(name)  # of the kind that it has just become
         layer.lora_a.copy_(tensors["lora_A"])
         layer.lora_b.copy_(tensors["lora_B"].chunk(len(layers))[i])  # [3 D, r] -> [D, r]
         if dora:
@@ -286,7 +289,7 @@ def attach_lora(
 
 
 def attach_ia3(
-    model: nn.Module, adapter: AdapterFiles, path: str, tensors: dict[str, torch.Tensor], layers: dict[str, nn.Linear]
+    model: Transformer, adapter: AdapterFiles, path: str, tensors: dict[str, torch.Tensor], layers: dict[str, nn.Linear]
 ) -> None:
     """Put an IA3 of the published module `path` on the layers that it is here. Raises UserError.
 
@@ -301,10 +304,11 @@ def attach_ia3(
     vector = tensors["ia3_l"].flatten()
     parts = [vector] * len(layers) if of_input else vector.chunk(len(layers))
     for name, part in zip(layers, parts, strict=True):
-        model.get_submodule(name).ia3.copy_(part)
+        layer: Any = model.get_submodule(name)  # an IA3Linear by now
+        layer.ia3.copy_(part)
 
 
-def attach_prefix(model: nn.Module, adapter: AdapterFiles) -> None:
+def attach_prefix(model: Transformer, adapter: AdapterFiles) -> None:
     """Put a prefix on every block. Raises UserError.
 
     The library counts a text's first token as position P, behind the prefix; here it counts from 0. So the table of
@@ -320,7 +324,8 @@ def attach_prefix(model: nn.Module, adapter: AdapterFiles) -> None:
             f"{adapter.folder} has {length} virtual tokens; the context is {model.config.context_length} tokens"
         )
     pairs = embeddings.view(length, n_blocks, 2, dim).permute(1, 2, 0, 3)  # [P, L 2 D] -> [L, 2, P, D]
-    for number, (block, pair) in enumerate(zip(model.blocks, pairs, strict=True)):
+    blocks: list[Any] = [*model.blocks]
+    for number, (block, pair) in enumerate(zip(blocks, pairs, strict=True)):
         prefix = Prefix(pair.contiguous().to(model.token_embedding.weight.device))
         replace_module(model, f"blocks.{number}.attn", PrefixAttention(block.attn, prefix))
     table, first = model.position_embedding, getattr(model.config, "first_position", 0)

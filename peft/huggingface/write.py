@@ -4,11 +4,13 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from model.gpt2 import GPT2
+from model.transformer import Transformer
 from model.weights import write_safetensors
 from peft.attach import merge
 from peft.dora import DoRALinear
@@ -21,7 +23,7 @@ from utils.errors import UserError
 
 
 @torch.no_grad()
-def write_adapter(model: nn.Module, base: nn.Module, directory: Path, about: dict) -> None:
+def write_adapter(model: Transformer, base: Transformer, directory: Path, about: dict) -> None:
     """Write what makes `model` of `base`, the same model with nothing attached or trained yet.
 
     What was added to a module on its published weights is written as such. Every other module that differs, and the
@@ -52,15 +54,17 @@ def write_adapter(model: nn.Module, base: nn.Module, directory: Path, about: dic
     write_safetensors(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
 
 
-def what_differs(model: nn.Module, base: nn.Module, names: PublishedNames, kind: type) -> tuple[dict[str, tuple], set[str]]:
+def what_differs(
+    model: Transformer, base: Transformer, names: PublishedNames, kind: type
+) -> tuple[dict[str, tuple], set[str]]:
     """Return what was added to modules whose own weights are the published ones, and the modules that differ otherwise.
 
     Both go by the published paths. What was added is a pair: (scale, tensors) of a LoRA, (of_input, tensors) of an IA3.
     """
     added, whole = {}, set()
     for path, own_paths in names.modules.items():
-        layers = [model.get_submodule(name) for name in own_paths]
-        originals = [base.get_submodule(name) for name in own_paths]
+        layers: list[Any] = [model.get_submodule(name) for name in own_paths]
+        originals: list[Any] = [base.get_submodule(name) for name in own_paths]
         part = None
         if not own_paths[0].startswith("head.") and all(map(untouched, layers, originals)):
             if not any(isinstance(layer, AdaptedLinear) for layer in layers):
@@ -73,7 +77,7 @@ def what_differs(model: nn.Module, base: nn.Module, names: PublishedNames, kind:
     return added, whole
 
 
-def settings_of(model: nn.Module, kind: type, added: dict[str, tuple], whole: set[str], names: PublishedNames) -> dict:
+def settings_of(model: Transformer, kind: type, added: dict[str, tuple], whole: set[str], names: PublishedNames) -> dict:
     """Return the content of adapter_config.json."""
     replaced = {"classifier" if path.startswith("classifier.") else path for path in whole}  # RoBERTa's has two layers
     settings = {
@@ -88,7 +92,7 @@ def settings_of(model: nn.Module, kind: type, added: dict[str, tuple], whole: se
     return settings | lora | lora_settings(added, names.modules)
 
 
-def kind_of(model: nn.Module) -> type:
+def kind_of(model: Transformer) -> type:
     """Return the one kind of what was added. Raises UserError where the library has none, or can't have both."""
     kinds = {type(one) for one in model.modules() if isinstance(one, AdaptedLinear | PrefixAttention | Added)}
     if PrefixAttention in kinds:
@@ -99,7 +103,7 @@ def kind_of(model: nn.Module) -> type:
     return kinds.pop()
 
 
-def check_expressible(model: nn.Module) -> None:
+def check_expressible(model: Transformer) -> None:
     """Raise UserError unless the published library reads the model's hidden states as this one does."""
     head, reads_last = model.head, isinstance(model, GPT2)
     if len(model.blocks) != model.config.n_layers:
@@ -113,10 +117,10 @@ def check_expressible(model: nn.Module) -> None:
         raise UserError(f"the classifier reads {reads}, theirs the {'last real token' if reads_last else 'first position'}")
 
 
-def untouched(layer: nn.Module, original: nn.Module) -> bool:
+def untouched(layer: Any, original: Any) -> bool:
     """Return whether a layer's own tensors are the published ones, but for what PiSSA took from the weight."""
-    bias, published = getattr(layer, "bias", None), getattr(original, "bias", None)
-    if bias is not None and not torch.equal(bias, published):
+    bias = getattr(layer, "bias", None)
+    if bias is not None and not torch.equal(bias, original.bias):
         return False
     if torch.equal(layer.weight, original.weight) or not isinstance(layer, LoRALinear):
         return torch.equal(layer.weight, original.weight)
@@ -196,7 +200,7 @@ def by_ending(values: dict, everywhere: Iterable[str]) -> dict:
     return short
 
 
-def whole_tensors(model: nn.Module, names: PublishedNames, paths: set[str]) -> dict[str, torch.Tensor]:
+def whole_tensors(model: Transformer, names: PublishedNames, paths: set[str]) -> dict[str, torch.Tensor]:
     """Return all tensors of these published modules, by their published names and in that layout."""
     parameters, tensors = dict(model.named_parameters()), {}
     for hf_name, entry in names.tensors.items():
@@ -207,7 +211,7 @@ def whole_tensors(model: nn.Module, names: PublishedNames, paths: set[str]) -> d
 
 
 @torch.no_grad()
-def fold_bias(model: nn.Module) -> bool:
+def fold_bias(model: Transformer) -> bool:
     """Fold the bias of a GPT-2's classifier into the LayerNorm below, in place: the published classifier has no bias.
 
     To the LayerNorm's bias the shortest d with W d = b is added. Returns whether a bias other than zero was folded.
