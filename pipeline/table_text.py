@@ -48,10 +48,10 @@ def notes_of(table: Table, lines: list[dict]) -> list[str]:
     notes += [f"Row{'s' * (len(rows) > 1)} {in_ranges(rows)}: {part}" for part, rows in rows_of.items()]
     for line in lines:
         if "series" in line:
-            published, ours = (
+            published, measured_here = (
                 ", ".join(f"{one:.2f}" for one in line["series"][which]) for which in ("published", "measured")
             )
-            notes.append(f"Row {line['row']}, each evaluation: published {published}; measured {ours}")
+            notes.append(f"Row {line['row']}, each evaluation: published {published}; measured {measured_here}")
     unscored = any(name.endswith("bleu4") and name not in line["measured"] for name in table.metrics for line in measured)
     if unscored and (reason := why_no_scores()):
         notes.append(f"{reason}; the same command then adds the scores, and trains nothing again")

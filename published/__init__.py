@@ -9,7 +9,7 @@ TABLES: dict[str, Table] = {table.name: table for table in _ALL}
 
 
 def get_table(name: str) -> Table:
-    """Raises UserError for a name that isn't in TABLES."""
+    """Return a table by its name. Raises UserError for a name that isn't in TABLES."""
     if name not in TABLES:
         raise UserError(f"unknown table {name!r}; choose {', '.join(TABLES)}")
     return TABLES[name]

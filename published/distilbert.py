@@ -24,7 +24,7 @@ EVERYWHERE = "q_lin,k_lin,v_lin,out_lin,pre_classifier,classifier"
 
 
 def _row(number: int, title: str, run: Run, accuracies: str, note: str = "", epochs: int = 2) -> Row:
-    """The last of the accuracies is the row's; what stands before it was printed after earlier epochs, stages or rounds."""
+    """Return a row. The last of the accuracies is the row's; those before it are of earlier epochs or stages."""
     series = tuple(map(float, accuracies.split()))
     run = override(override(BASE, Run(num_epochs=epochs)), run)
     return Row(number, title, run, {"validation": series[-1]}, note, series if len(series) > 1 else ())

@@ -8,26 +8,26 @@ from config import Run, override
 from published.table import Row, Table
 
 
-def series(accuracies: str) -> tuple[float, ...]:
-    """Accuracies as the log prints them, evaluation after evaluation."""
-    return tuple(map(float, accuracies.split()))
+def numbers(text: str) -> tuple[float, ...]:
+    """Return accuracies as the log prints them, evaluation after evaluation."""
+    return tuple(map(float, text.split()))
 
 
-SST2_FULL = series(
+SST2_FULL = numbers(
     "91.51 90.71 92.66 92.43 92.55 92.55 93.12 93.46 93.35 93.12 93.23 93.35 92.89 93.23 92.89 93.92 94.38 93.58 "
     "93.35 93.81 93.58 93.00 93.69 93.81 94.04"
 )
-SST2_LORA = series(
+SST2_LORA = numbers(
     "49.08 50.92 56.54 85.21 88.65 88.88 89.11 90.14 90.25 90.71 90.83 90.37 91.40 91.86 90.83 91.28 91.17 91.40 "
     "91.17 91.28 91.40 91.17 91.28 91.17"
 )
-SST2_BITFIT = series(
+SST2_BITFIT = numbers(
     "52.18 50.92 50.92 50.92 84.86 85.89 86.24 86.70 87.16 87.27 87.50 87.84 88.07 88.07 87.84 88.65 88.30 88.76 "
     "88.88 89.11 88.76 89.22 89.11 89.11 89.33"
 )
-RTE_FULL = series("52.71 52.71 64.98 69.31")
-RTE_BITFIT = series("48.01 49.10 48.74 48.74")
-RTE_LORA = series("52.71 52.71 52.71 52.71")
+RTE_FULL = numbers("52.71 52.71 64.98 69.31")
+RTE_BITFIT = numbers("48.01 49.10 48.74 48.74")
+RTE_LORA = numbers("52.71 52.71 52.71 52.71")
 
 
 def _row(number: int, title: str, run: Run, method: Run, series: tuple[float, ...], minutes: float, note: str = "") -> Row:

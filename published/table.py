@@ -61,7 +61,7 @@ class Table:
 
     @property
     def compared(self) -> str:
-        """The metric whose difference is printed."""
+        """Return the metric whose difference is printed."""
         return "test" if "test" in self.metrics else self.metrics[0]
 
     def row(self, number: int) -> Row:

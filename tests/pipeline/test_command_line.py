@@ -120,11 +120,11 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("argv, said", BAD.values(), ids=BAD)
-def test_an_error_is_one_line_and_exit_code_2(argv, said, alone):
+@pytest.mark.parametrize("argv, message", BAD.values(), ids=BAD)
+def test_an_error_is_one_line_and_exit_code_2(argv, message, alone):
     found = shell(*argv, "--dataset", "spam-pocket", "--output_dir", "out", cwd=alone)
     assert found.returncode == 2
-    assert re.fullmatch(rf"error: .*{re.escape(said)}.*\n", found.stderr)
+    assert re.fullmatch(rf"error: .*{re.escape(message)}.*\n", found.stderr)
     assert found.stdout == "" and left_in(alone / "out") == []
 
 
@@ -234,10 +234,10 @@ def test_the_published_ones_where_they_can_be_had(shipped, small_checkpoint, mon
 
 @pytest.mark.parametrize("flags", [["--model", "gpt2-small"], ["--model_size", "gpt2-small (124M)"], ["--dataset", "spam"]])
 def test_what_is_named_is_never_replaced(flags, shipped):
-    said = (
+    message = (
         "SMSSpamCollection isn't in" if "--dataset" in flags else r"gpt2-small isn't in .* choose a shipped model \(tiny\)"
     )
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         experiments.main([*flags, "--context_length", "8", "--output_dir", "out"])
     assert left_in(Path("out")) == []
 

@@ -1,8 +1,9 @@
 """Published rows as data: their commands, their numbers, and what a run is made of."""
 
+import json
 import re
 import shlex
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import pytest
 
@@ -11,9 +12,12 @@ from config import DEFAULTS, Run, command, override, resolve, to_flags
 from data.registry import TASKS
 from experiments import find_row, parse, parse_rows
 from model import canonical_name, config_of
+from pipeline import job
 from pipeline.flags import mend_misprints
+from pipeline.resolve import run_name
 from published import TABLES, get_table
 from published.table import Row
+from tests.helpers.paths import ROOT
 from utils.errors import UserError
 
 # As printed (seeds/4_*), misprints of rows 9 and 19 included; only the script's name is ours.
@@ -123,8 +127,6 @@ def test_the_published_recipe():
 @pytest.fixture
 def prepared(monkeypatch):
     """main(argv) up to the training: the resolved run."""
-    from pipeline import job
-
     found = []
     monkeypatch.setattr(experiments, "run_one", lambda run, overrides, argv: found.append(job.prepare(run).run) or 0)
 
@@ -142,7 +144,7 @@ def test_flag_over_row_over_recipe_over_default(prepared):
     assert flag.no_padding is row.no_padding is True
     assert prepared("--row", "15", "--accumulation_steps", "2").accumulation_steps == 2
     assert (plain.learning_rate, prepared("--learning_rate", "0.5").learning_rate) == (1e-3, 0.5)  # the model's recipe
-    assert prepared("--learning_rate", "0").learning_rate == 0.0  # nought is said, too
+    assert prepared("--learning_rate", "0").learning_rate == 0.0  # 0 is a value, too
 
 
 @pytest.mark.parametrize(
@@ -179,6 +181,27 @@ def test_whole_numbers_and_fractions_are_one_setting():
     assert Run(lora_alpha=16) == Run(lora_alpha=16.0) and type(Run(lora_alpha=16).lora_alpha) is float
     with pytest.raises(UserError, match=r"--lora_alpha is 1000.*; it must be a finite number"):
         Run(lora_alpha=10**400)
+
+
+def test_the_same_run_has_one_directory(alone):
+    runs = [Run(model="gpt2-pocket", dataset="spam-pocket", lora_alpha=alpha) for alpha in (16, 16.0, 17)]
+    one, same, other = (job.prepare(run).directory for run in runs)
+    assert one == same != other
+    assert job.prepare(replace(runs[0], verbose=True)).directory == one
+
+
+# What runs of the command line were called when their logs were kept. A new setting must leave these names alone.
+KEPT = [
+    path for path in (ROOT / "results").glob("*/*/result.json") if re.search("-seed[0-9]+-[0-9a-f]{8}$", path.parent.name)
+]
+
+
+def test_directories_keep_their_names():
+    configs = {path: json.loads(path.read_text(encoding="utf-8"))["config"] for path in KEPT}
+    configs = {path: config for path, config in configs.items() if not config["checkpoint"]}  # whose path was another then
+    assert len(configs) > 100
+    for path, config in configs.items():
+        assert run_name(resolve(Run(**config), {}), processes=1) == path.parent.name
 
 
 def test_a_run_is_checked_wherever_it_comes_from():
@@ -225,7 +248,7 @@ def test_a_model_that_is_said_takes_the_place_of_the_rows_and_of_what_belongs_to
 
 
 @pytest.mark.parametrize(
-    "argv, said",
+    "argv, message",
     [
         (["--row", "20"], "the table spam has no row 20; it has 1-19"),
         (["--row", "0"], "the table spam has no row 0; it has 1-19"),
@@ -239,8 +262,8 @@ def test_a_model_that_is_said_takes_the_place_of_the_rows_and_of_what_belongs_to
         (["--seeds", "2"], "--seeds goes with --table"),
     ],
 )
-def test_an_unknown_row_or_table_lists_the_choices(argv, said):
-    with pytest.raises(UserError, match=re.escape(said)):
+def test_an_unknown_row_or_table_lists_the_choices(argv, message):
+    with pytest.raises(UserError, match=re.escape(message)):
         experiments.main(argv)
 
 

@@ -20,7 +20,7 @@ LINES, CHARACTERS = 12, 1800
 SHORT = ("--num_epochs", "2", "--train_samples", "40", "--device", "cpu", "--output_dir", "out")
 PLAIN = {
     "classes": ("--model", "gpt2-pocket", "--dataset", "spam-pocket"),
-    "LoRA": ("--trainable_layers", "lora", "--lora_rank", "16"),  # nothing named: what stands in is said, with its reason
+    "LoRA": ("--trainable_layers", "lora", "--lora_rank", "16"),  # nothing is named, so what stands in and why is printed
     "an encoder": ("--model", "distilbert-pocket"),
     "dialogues": ("--dataset", "persona"),
 }

@@ -74,8 +74,8 @@ def test_mean_deviation_and_the_text(alone, monkeypatch, capsys):
 
     monkeypatch.setattr(tables, "execute", execute)
     spam = get_table("spam")
-    said = Run(seed=5, output_dir=str(alone / "new" / "folder"), dataset="spam-pocket", model="gpt2-pocket")
-    assert run_table(spam, [spam.row(1), spam.row(6)], said, 3) == 0
+    overrides = Run(seed=5, output_dir=str(alone / "new" / "folder"), dataset="spam-pocket", model="gpt2-pocket")
+    assert run_table(spam, [spam.row(1), spam.row(6)], overrides, 3) == 0
     measured, left_out = json.loads((alone / "new" / "folder" / "table-spam.json").read_text())
     assert measured["measured"] == {"train": 75.0, "validation": 75.0, "test": 75.0}
     assert measured["std"] == {"train": 25.0, "validation": 0.0, "test": 25.0}  # of a sample: n - 1
@@ -87,7 +87,7 @@ def test_mean_deviation_and_the_text(alone, monkeypatch, capsys):
     assert cells[2:4] == ["96.63 / 99.33 / 95.00", "75.00 ± 25.00 / 75.00 ± 0.00 / 75.00 ± 25.00"]
     assert cells[4:6] == ["-20.00", "12"] and cells[6].startswith("`python experiments.py ")
     assert "Measured with m on d; seeds 5, 6, 7; mean ± standard deviation." in text
-    assert run_table(spam, [spam.row(1)], said, 1) == 0
+    assert run_table(spam, [spam.row(1)], overrides, 1) == 0
     single, kept = json.loads((alone / "new" / "folder" / "table-spam.json").read_text())
     assert kept == left_out  # a table can be filled in pieces
     assert single["std"] == dict.fromkeys(("train", "validation", "test")) and single["measured"]["test"] == 50.0

@@ -87,7 +87,7 @@ REFUSED = {
     "--lora_alpha 4": "--lora_alpha is not used by --trainable_layers last_block; it belongs to lora, lora_alternative",
     "--trainable_layers ia3 --lora_plus_ratio 2": "it belongs to lora, lora_alternative, dora, peft",
     "--trainable_layers lora --adapter_placement houlsby": "it belongs to adapter",
-    "--trainable_layers bitfit --reduction_factor 16": "it belongs to adapter",  # its default, but said
+    "--trainable_layers bitfit --reduction_factor 16": "it belongs to adapter",  # its default, but given
     "--trainable_layers lora+bypass --prefix_length 3": "--trainable_layers lora+bypass; it belongs to prefix, prompt",
     "--trainable_layers prompt --prefix_projection": "it belongs to prefix",
     "--trainable_layers prompt --no-prefix_projection": "it belongs to prefix",
@@ -218,12 +218,12 @@ def test_a_plan_sets_the_same_settings_for_any_number_of_blocks():
 
 
 def test_a_method_of_a_users_own_is_never_judged():
-    run = resolve(Run(trainable_layers="theirs"), RECIPE)
+    run = resolve(Run(trainable_layers="own"), RECIPE)
     try:
-        method("theirs")(type("Theirs", (), {}))
+        method("own")(type("Own", (), {}))
         assert not any(why_unused(name, run, get_task("spam")) for name, about in SETTINGS.items() if about["methods"])
     finally:
-        REGISTERED.pop("theirs")
+        REGISTERED.pop("own")
 
 
 def test_settings_that_every_run_reads_are_never_refused():
