@@ -17,22 +17,22 @@ HEADS = ("lm", "classifier", None)
 
 
 def canonical_name(name: str) -> str:
-    """ "gpt2-small (124M)", as the published commands write it -> "gpt2-small"."""
+    """Return a name without its size: "gpt2-small (124M)", as the published commands write it -> "gpt2-small"."""
     return re.sub(r"\s*\(\d+M\)$", "", name)
 
 
 def config_of(name_or_dir: str | Path) -> Any:
-    """The configuration alone; of a published size it needs no file."""
+    """Return the configuration of a model alone; of a published size it needs no file."""
     return _config_and_labels(canonical_name(str(name_or_dir)))[0]
 
 
 def architecture(name_or_dir: str | Path) -> Architecture:
-    """What kind of model it is. Needs config.json alone, and of a published size no file."""
+    """Return the architecture of a model. Needs config.json alone, and of a published size no file."""
     return architecture_of(config_of(name_or_dir))
 
 
 def _config_and_labels(name: str) -> tuple[Any, tuple[str, ...] | None]:
-    """Fetches no more than config.json: that a model can't be read shows before its weights have been downloaded."""
+    """Fetch no more than config.json: that a model can't be read shows before its weights have been downloaded."""
     if name in PUBLISHED:
         return PUBLISHED[name], None
     return config_file.read_config(hub.locate(name, files=hub.CONFIG_FILES))
@@ -49,7 +49,7 @@ def from_pretrained(
     seed: int | None = None,
     **config_changes,
 ) -> Transformer:
-    """A model with the weights of a checkpoint, in float32 on the CPU.
+    """Return a model with the weights of a checkpoint, in float32 on the CPU.
 
     name_or_dir     "gpt2-small", "bert-base-uncased", "gpt2-pocket", a repository on the hub (owner/name, or
                     owner/name@revision), or a directory in Hugging Face layout
@@ -90,12 +90,12 @@ def from_pretrained(
         uncovered = [path for path in kept if path.split(".")[0] != "head"]
         assert not uncovered, f"the table of names doesn't cover {uncovered}"  # else they would be arbitrary memory
         if "head.classifier.bias" in kept and "head.classifier.weight" not in kept:
-            torch.nn.init.zeros_(model.head.classifier.bias)  # their classifier has none
+            torch.nn.init.zeros_(model.head.classifier.bias)  # the published classifier has none
     return model
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """A GPU's error is a torch.OutOfMemoryError; the CPU's allocator has no class of its own."""
+    """Return whether memory ran out. A GPU's error has a class of its own, the CPU allocator's has none."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
@@ -111,7 +111,7 @@ def _drawn(kind: Architecture, config) -> Transformer:
 def make_head(
     model: Transformer, head: str | None, num_labels: int = 2, position: str | None = None, average: bool = False
 ) -> torch.nn.Module | None:
-    """A new head for this model: arguments as of `from_pretrained`."""
+    """Return a new head for a model; the arguments are those of `from_pretrained`."""
     _check_head(head, position)
     architecture = architecture_of(model.config)
     if head == "classifier":
@@ -139,7 +139,7 @@ def _number_of_labels(
     checkpoint: weights.Checkpoint | None,
     architecture: Architecture,
 ) -> int:
-    """The number asked for, else config.json's, else the classifier's own, else 2. One that is there can't be resized."""
+    """Return the number asked for, else config.json's, else the classifier's own, else 2. Raises UserError."""
     found = checkpoint and weights.classifier_size(checkpoint, architecture)
     n = wanted if wanted is not None else len(labels) if labels else found or 2
     if not 0 < n <= config_file.MOST_LABELS:

@@ -1,4 +1,4 @@
-"""How a language model goes on with a text: one token at a time, each put behind the text before the next is asked for.
+"""How a language model continues a text: one token at a time, each put behind the text before the next is computed.
 
 `stream` yields the tokens as they come, `generate` collects them. The rule at the end of the context: a text and what is
 added to it never take more than the model's context. A text that leaves no room is an error, one that reaches the limit
@@ -59,7 +59,7 @@ def generate(
     seed: int = 0,
     **sampling,
 ) -> list[list[int]]:
-    """The tokens that follow each text, the end-of-text token left out; arguments as of `stream`."""
+    """Return the tokens that follow each text, without the end-of-text token; the arguments are those of `stream`."""
     answers: list[list[int]] = [[] for _ in input_ids]
     for tokens in stream(model, input_ids, attention_mask, eos_id=eos_id, seed=seed, **sampling):
         for answer, token in zip(answers, tokens.tolist(), strict=True):
@@ -78,7 +78,7 @@ def stream(
     seed: int = 0,
     **sampling,
 ) -> Iterator[torch.Tensor]:
-    """Yields the next token of each text, [B], as long as one goes on; NOTHING for those that have ended.
+    """Yield the next token of each text, [B], as long as one goes on; NOTHING for those that have ended.
 
     input_ids       [B, T], shorter texts padded on the left (`left_padded`)
     attention_mask  [B, T], 1 = real and 0 = padding; None: everything is real
@@ -118,7 +118,7 @@ def stream(
 
 
 def scores(logits: torch.Tensor, seen: torch.Tensor, how: Sampling) -> torch.Tensor:
-    """The model's scores [B, V] as they are chosen by; -inf rules a token out. `seen` [B, V]: tokens of the text so far."""
+    """Return the scores [B, V] by which a token is chosen; -inf rules one out. `seen` [B, V]: tokens of the text so far."""
     if how.repetition_penalty != 1:
         penalised = torch.where(logits > 0, logits / how.repetition_penalty, logits * how.repetition_penalty)
         logits = torch.where(seen, penalised, logits)
@@ -137,21 +137,21 @@ def scores(logits: torch.Tensor, seen: torch.Tensor, how: Sampling) -> torch.Ten
 
 
 def pick(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:
-    """[B, V] -> [B]."""
+    """Return the chosen token of each text, [B, V] -> [B]."""
     if not temperature:
         return logits.argmax(dim=-1)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
 
 
 def left_padded(texts: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids of texts -> input_ids and attention_mask [B, T], which end with the last token of each text."""
+    """Return input_ids and attention_mask [B, T] of texts, padded on the left: each ends with its last token."""
     width = max(map(len, texts))
     ids = torch.tensor([[pad_id] * (width - len(text)) + list(text) for text in texts])
     return ids, (torch.arange(width) >= width - torch.tensor([[len(text)] for text in texts])).long()
 
 
 def _checked_mask(model: Transformer, input_ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """[B, T], after a look at whether the model can go on with these texts."""
+    """Return the mask [B, T]. Raises UserError where the model can't go on with these texts."""
     if getattr(model.head, "kind", None) != "lm":
         raise UserError('generation needs a language model: from_pretrained(..., head="lm")')
     if not input_ids.numel():

@@ -91,7 +91,7 @@ class ClassifierHead(nn.Module):
     ) -> torch.Tensor:
         rows = self.rows(hidden, attention_mask, lengths)  # [B], or None for the mean
         if rows is not None:
-            state = take(hidden, rows)  # [B, T, D] -> [B, D]
+            state = hidden[torch.arange(len(hidden), device=hidden.device), rows]  # [B, T, D] -> [B, D]
         elif attention_mask is None:
             state = hidden.mean(dim=1)  # [B, T, D] -> [B, D]
         else:

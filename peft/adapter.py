@@ -16,7 +16,7 @@ PLACEMENTS = {"pfeiffer": "mlp.down", "houlsby": "attn.out,mlp.down"}  # the las
 
 
 class Bottleneck(Added):
-    """What is added to y: up(ReLU(down(y))). `up` starts at zero, so that nothing is added at first.
+    """Computes what is added to y: up(ReLU(down(y))). `up` starts at zero, so that nothing is added at first.
 
     ReLU is the activation of the configuration that Pfeiffer et al. published; Houlsby et al. leave it open in the paper.
     """

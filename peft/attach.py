@@ -9,10 +9,11 @@ from utils.errors import UserError
 
 
 def attach(model: nn.Module, method) -> nn.Module:
-    """Freezes the whole model, then lets the method pick or add what trains. The function computed stays the same, except
-    with what is put in front of a text, a prefix or a prompt, and with an adapter that was read, which brings its values.
+    """Freeze the whole model, then let the method pick or add what trains. In place.
 
-    New parameters are drawn from torch's global generator.
+    The model computes the same as before, with two exceptions: what stands in front of a text (a prefix, a prompt) is seen
+    at once, and an adapter that was read brings its values. New parameters are drawn from torch's global generator.
+    Raises UserError where nothing would train.
     """
     model.requires_grad_(False)
     method.attach(model)
@@ -27,7 +28,7 @@ def _why_the_head_does_not(model: nn.Module) -> str:
 
 
 def train_head(model: nn.Module, yes: bool) -> None:
-    """Every method has this switch: the head trains in full, or nothing of it beyond what the methods pick or add.
+    """Let the whole head train, or leave it as it is. Every method has this switch.
 
     A language-model head has nothing of its own: its tied weight goes by the name of the token embedding.
     """
@@ -37,7 +38,7 @@ def train_head(model: nn.Module, yes: bool) -> None:
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Replaces every layer that has a `merged` form by it: a plain layer that computes the same.
+    """Replace every layer that has a `merged` form by it: a plain layer that computes the same. In place.
 
     What no plain layer can compute stays as it is: an adapter with its activation, the branches of a bypass, a prefix.
     """
@@ -48,13 +49,15 @@ def merge(model: nn.Module) -> nn.Module:
 
 
 def export(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The trained tensors, detached and on the CPU, under their names in the model; of what is reparameterised for
-    training only what it comes down to, under its names in the merged model."""
+    """Return the trained tensors by name, detached and on the CPU.
+
+    Of what is computed from other parameters during training (a projected prefix), only the result is returned.
+    """
     return fold(model, {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad})
 
 
 def fold(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies of the model's tensors on the CPU, with those of a reparameterisation replaced by what it comes down to."""
+    """Return copies of tensors on the CPU, with what computes another tensor during training replaced by it."""
     tensors = dict(tensors)
     for path, module in reparameterised(model):
         own = {f"{path}.{name}" for name, _ in module.named_parameters()}
@@ -65,9 +68,9 @@ def fold(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.
 
 
 def restore(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
-    """Copies exported tensors into a model with the same method attached. Raises UserError unless all of them fit.
+    """Copy exported tensors into a model with the same method attached. In place. Raises UserError unless all of them fit.
 
-    What was reparameterised for training is so no more, unless the tensors are those of the reparameterisation itself.
+    A projected prefix becomes a plain one, unless the tensors are those of the projection itself.
     """
     for path, module in reparameterised(model):
         merged = module.merged()
@@ -79,7 +82,7 @@ def restore(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
 
 @torch.no_grad()
 def fill(parameters: dict[str, nn.Parameter], tensors: dict[str, torch.Tensor]) -> None:
-    """Copies tensors into the parameters of the same names. Raises UserError unless both are the same set."""
+    """Copy tensors into the parameters of the same names. Raises UserError unless both are the same set."""
     problems = [f"missing {name}" for name in parameters if name not in tensors]
     problems += [f"unknown {name}" for name in tensors if name not in parameters]
     problems += [

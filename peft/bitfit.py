@@ -11,7 +11,7 @@ from peft.registry import method
 @method("bitfit")
 @dataclass(frozen=True)
 class BitFit:
-    """Every parameter named "bias": of Linear layers, norms and the head.
+    """Trains every parameter named "bias": of Linear layers, norms and the head.
 
     With train_head that is the published BitFit, which trains the classifier in full. Without it, the weights of a new
     head stay as they were drawn, as in the RoBERTa notes, where RTE therefore stays at chance.

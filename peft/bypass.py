@@ -80,7 +80,8 @@ class BypassHead(ClassifierHead):
         self.dense = getattr(base, "dense", None)  # GPT-2's classifier has none
         self.dropout = getattr(base, "dropout", nn.Dropout(dropout))
         self.activation = getattr(base, "activation", nn.Identity())
-        self.dropout_first = getattr(base, "dropout_first", False)
+        drops_first = getattr(base, "dropout_first", False) and not self.linear
+        self.dropout_before = self.dropout if drops_first else nn.Identity()
         self.branches = branches
         self.taps = tuple(branches.taps.values())
         self.captured = Captured()
@@ -94,18 +95,17 @@ class BypassHead(ClassifierHead):
     def classify(self, state: torch.Tensor, *taps: torch.Tensor) -> torch.Tensor:
         """Return logits [B, C] from the state of the position read [B, D] and each tap's [B, D]: the formulas above."""
         added = self.branches(taps)  # [B, D]
-        drop_before = nn.Identity() if self.linear or not self.dropout_first else self.dropout
         if self.dense is None:
             state = state + added
         elif self.into == "dense":
-            state = self.dense(drop_before(state + added))
+            state = self.dense(self.dropout_before(state + added))
         else:
-            state = self.dense(drop_before(state)) + added
+            state = self.dense(self.dropout_before(state)) + added
         if self.linear:  # the log's head: no activation, and dropout on the logits
-            return self.dropout(self.classifier(state))
-        if self.dense is None:
-            return self.classifier(state)
-        return self.classifier(self.dropout(self.activation(state)))  # [B, D] -> [B, C]
+            return self.dropout(self.classifier(state))  # [B, D] -> [B, C]
+        if self.dense is not None:
+            state = self.dropout(self.activation(state))
+        return self.classifier(state)  # [B, D] -> [B, C]
 
     def capture(self, path: str, output: torch.Tensor) -> None:
         """Keep what a tapped module puts out, [B, T, D], until the head reads it."""
@@ -123,7 +123,10 @@ class BypassHead(ClassifierHead):
 
 
 def parse_taps(text: str, n_blocks: int, depth: int) -> dict[str, Tap]:
-    """ "3x2,attn.2" -> {"h_3": block 2, 2 deep; "attn_2": attention of block 1}; "all" -> every h_k below the last."""
+    """Return the taps that a text names: "3x2,attn.2" -> {"h_3": block 2, 2 deep; "attn_2": attention of block 1}.
+
+    "all" is every h_k below the last. Raises UserError.
+    """
     choices = f"choose all, or blocks counted from 1 to {n_blocks}, such as 1 for its output and attn.1 for its attention's"
     if text == "all":
         text = ",".join(str(k) for k in range(1, max(n_blocks, 2)))  # in a model of one block it is the last that is read
@@ -141,11 +144,14 @@ def parse_taps(text: str, n_blocks: int, depth: int) -> dict[str, Tap]:
 @method("bypass")
 @dataclass(frozen=True)
 class Bypass:
-    """taps as in `parse_taps`; depth: Linear layers per branch that says none of its own; into: which layer of the head
-    reads the sum (a head without a dense layer: the classifier).
+    """The settings of a bypass.
 
-    head "own": all else in the head stays, the activation after its dense layer too. "linear": as in the log, without
-    activation, with dropout on the logits. init "zero": branches add nothing at first; "default": PyTorch's, as in the log.
+    taps    what is read, as in `parse_taps`
+    depth   Linear layers of a branch that doesn't say its own depth
+    into    which layer of the head reads the sum; a head without a dense layer has only the classifier
+    head    "own": all else in the head stays, the activation after its dense layer too; "linear": as in the log, without
+            activation, with dropout on the logits
+    init    "zero": the branches add nothing at first; "default": PyTorch's initialisation, as in the log
     """
 
     taps: str = DEFAULTS["bypass_taps"]

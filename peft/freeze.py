@@ -63,6 +63,6 @@ class FreezeBlocks:
 
 
 def train_modules(modules: Iterable[nn.Module]) -> None:
-    """Lets all their parameters train."""
+    """Let all parameters of the modules train."""
     for module in modules:
         module.requires_grad_(True)

@@ -92,11 +92,16 @@ def principal_parts(weight: torch.Tensor, rank: int, scale: float) -> tuple[torc
 @method("lora", "lora_alternative")
 @dataclass(frozen=True)
 class LoRA:
-    """rank r ≥ 1; alpha and scaling give the factor of the product; targets and layers as in `find_sites`.
+    """The settings of LoRA.
 
-    init "pissa" takes A and B from the weight itself, of which only the rest stays frozen; else A is drawn, and B is 0.
-    plus_ratio is the learning rate of B by that of A. merged_forward (`lora_alternative`) adds B A to the weight before the
-    product with x: the same function, computed with one large product instead of one large and two thin ones.
+    rank              r, at least 1
+    alpha, scaling    give the factor of the product, see SCALINGS
+    dropout           on the input of A
+    init              how A is drawn, see `draw_a`; "pissa" takes A and B from the weight itself, of which the rest is frozen
+    targets, layers   which Linear layers, as in `find_sites`
+    plus_ratio        the learning rate of B divided by that of A (LoRA+)
+    merged_forward    add B A to the weight before the product with x (`lora_alternative`)
+    train_head        whether the head trains in full
     """
 
     rank: int = 8
@@ -122,6 +127,7 @@ class LoRA:
 
     @property
     def scale(self) -> float:
+        """Return the factor of the product B A."""
         return SCALINGS[self.scaling](self.alpha, self.rank)
 
     @classmethod

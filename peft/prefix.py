@@ -91,9 +91,11 @@ class PrefixAttention(SelfAttention):
 @method("prefix")
 @dataclass(frozen=True)
 class PrefixTuning:
-    """length P; projection: from the network of `ProjectedPrefix` while it trains; layers as in `parse_layers`.
+    """The settings of prefix tuning. All is drawn as by the authors: N(0, 1), the network's embedding too.
 
-    Drawn as by the authors: N(0, 1), for the network's embedding too.
+    length      P, the number of positions
+    projection  train the prefix through the network of `ProjectedPrefix`
+    layers      which blocks get one, as in `parse_layers`
     """
 
     length: int = DEFAULTS["prefix_length"]

@@ -1,4 +1,4 @@
-"""Several adapters on one base: models of their own that share the tensors which none of them trains."""
+"""Several adapters on one base: a model for each, all of which share the tensors that none of them trains."""
 
 import copy
 
@@ -10,10 +10,10 @@ from utils.errors import UserError
 
 
 def share(model: nn.Module) -> nn.Module:
-    """A second model over the same tensors, in new modules: what is attached to one, or merged, isn't in the other.
+    """Return a second model over the same tensors, in new modules: what one gets, the other doesn't.
 
-    So `merge(share(model))` folds the adapter in, and dropping it is an unmerge to the last bit. Only where both are to
-    train the same tensors is that no way: the optimizer's steps would show in both.
+    So `merge(share(model))` folds an adapter in, and dropping the result undoes that to the last bit. Two models that are
+    to train the same tensors can't share them: the optimizer's steps would show in both.
     """
     same = {}
     for parameter in model.parameters():
@@ -34,7 +34,7 @@ class Adapters:
         self.models: dict[str, nn.Module] = {}
 
     def add(self, name: str, method, tensors: dict[str, torch.Tensor] | None = None) -> nn.Module:
-        """A model with the method attached, and with these tensors where some are given; else as it is before training."""
+        """Return a new model with the method attached: with the tensors that `export` gave, or as it is before training."""
         model = share(self.base)
         attach(model, method)
         for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""What a choice means: layers by path (`attn.q`), blocks by number (`last3`). Shared by every method."""
+"""Find what a target means: layers by path (`attn.q`), blocks by number (`last3`). Shared by every method."""
 
 import re
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ PARTS = {"qkv": "q,k,v", "norm": "attn_norm,mlp_norm"}  # names for several modu
 
 
 class Added(nn.Module):
-    """What a method puts into a model beside the model's own modules: nothing in it is another method's target."""
+    """A module that a method adds beside the model's own: nothing in it is another method's target."""
 
 
 class Reparameterised(Added):
-    """What computes from more parameters than it comes down to, for training alone; `merged()` is what it comes down to."""
+    """An added module that computes its tensor from other parameters while it trains; `merged()` holds just the tensor."""
 
 
 class AdaptedLinear(nn.Linear):
@@ -31,14 +31,14 @@ class AdaptedLinear(nn.Linear):
 
 
 def plain_linear(weight: torch.Tensor, bias: nn.Parameter | None, like: nn.Linear) -> nn.Linear:
-    """A Linear layer with a new weight [out, in], which trains if that of `like` does. Nothing is drawn."""
+    """Return a Linear layer with a new weight [out, in], which trains if that of `like` does. Nothing is drawn."""
     plain = nn.Linear(like.in_features, like.out_features, bias=bias is not None, device="meta")
     plain.weight, plain.bias = nn.Parameter(weight, like.weight.requires_grad), bias
     return plain
 
 
 def find_sites(model: nn.Module, targets: str, layers: str = "all") -> dict[str, nn.Linear]:
-    """The Linear layers that comma-separated targets match, by path, in the model's order.
+    """Return the Linear layers that comma-separated targets match, by path, in the model's order.
 
     "all" means every one, the head included. Any other target is components of a path, in order: "attn.q", "5.q" and
     "2-5.attn" match blocks.5.attn.q; none matches blocks.15.attn.q by its "5". The checkpoint's own names do too
@@ -55,7 +55,11 @@ def find_sites(model: nn.Module, targets: str, layers: str = "all") -> dict[str,
 
 
 def find_parts(model: nn.Module, layers: str, part: str) -> dict[str, nn.Module]:
-    """The modules of some blocks: `layers` as in `parse_layers`; part "all", a name of PARTS, or targets as above."""
+    """Return modules of some blocks, by path. Raises UserError where nothing matches.
+
+    layers   as in `parse_layers`
+    part     "all", a name of PARTS, or targets as in `find_sites`
+    """
     chosen = set(parse_layers(layers, len(model.blocks)))
     if part == "all":
         return {f"blocks.{n}": model.blocks[n] for n in sorted(chosen)}
@@ -65,33 +69,36 @@ def find_parts(model: nn.Module, layers: str, part: str) -> dict[str, nn.Module]
 
 
 def block_of(path: str) -> int | None:
-    """The number of the block that a path leads into."""
+    """Return the number of the block that a path leads into, or None."""
     found = re.match(r"blocks\.(\d+)", path)
     return int(found[1]) if found else None
 
 
-def parse_layers(text: str, n_layers: int, said: str | None = None) -> list[int]:
-    """ "all", "first3", "last3", "25-27", "0,2,5-7" -> block numbers, counted from 0. `said` is what errors quote."""
-    said = said or f"--layers {text!r}"
+def parse_layers(text: str, n_layers: int, source: str | None = None) -> list[int]:
+    """Return the block numbers, from 0, that a text names: "all", "first3", "last3", "25-27", "0,2,5-7".
+
+    source   what errors quote. Raises UserError.
+    """
+    source = source or f"--layers {text!r}"
     choices = f"the model has blocks 0-{n_layers - 1}; choose all, first3, last3, or numbers such as 0,2,5-7"
     numbers: set[int] = set()
     for item in text.split(","):
         found = re.fullmatch(r"all|(first|last)(\d{1,9})|(\d{1,9})(?:-(\d{1,9}))?", item.strip())
         if not found:
-            raise UserError(f"{said} names no blocks by {item.strip()!r}; {choices}")
+            raise UserError(f"{source} names no blocks by {item.strip()!r}; {choices}")
         end, count, low, high = found.groups()
         if end:
             first, last = (0, int(count) - 1) if end == "first" else (n_layers - int(count), n_layers - 1)
         else:
             first, last = (int(low), int(high or low)) if low else (0, n_layers - 1)
         if not 0 <= first <= last < n_layers:
-            raise UserError(f"{said}: {item.strip()} isn't there; {choices}")
+            raise UserError(f"{source}: {item.strip()} isn't there; {choices}")
         numbers.update(range(first, last + 1))
     return sorted(numbers)
 
 
-def their_names(model: nn.Module) -> dict[str, str]:
-    """Path of a module of ours -> the path of what holds its tensors in the checkpoint's own layout."""
+def hf_paths(model: nn.Module) -> dict[str, str]:
+    """Return, for the path of each module, the path of what holds its tensors in the checkpoint's own layout."""
     if not isinstance(model, Transformer):
         return {}
     entries = entries_of(model)
@@ -104,12 +111,12 @@ def _own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _matching(model: nn.Module, modules: dict, targets: str, what: str, *more_choices: str) -> dict:
-    """Those of the modules that match a target, by our names or, where none of ours does, by the checkpoint's."""
-    theirs, found = their_names(model), set()
+    """Return those of the modules that match a target, by our names or, where none does, by the checkpoint's."""
+    published, found = hf_paths(model), set()
     for target in map(str.strip, targets.split(",")):
         wanted = [_component(name, target, len(model.blocks)) for name in target.split(".")]
         hits = {path for path in modules if _matches(wanted, path)}
-        hits = hits or {path for path in modules if _matches(wanted, theirs.get(path, ""))}
+        hits = hits or {path for path in modules if _matches(wanted, published.get(path, ""))}
         if not hits:
             choices = sorted({*more_choices, *map(_without_numbers, modules)})
             raise UserError(f"the target {target!r} matches no {what}: choose all, {', '.join(choices)}")
@@ -118,14 +125,14 @@ def _matching(model: nn.Module, modules: dict, targets: str, what: str, *more_ch
 
 
 def _component(name: str, target: str, n_layers: int) -> set[str]:
-    """What a component of a target stands for: itself, or the numbers of a range of blocks."""
+    """Return what a component of a target stands for: itself, or the numbers of a range of blocks."""
     if not re.fullmatch(r"(first|last)?\d+|\d+-\d+", name):
         return {name}
     return set(map(str, parse_layers(name, n_layers, f"the target {target!r}")))
 
 
 def _matches(wanted: list[set[str]], path: str) -> bool:
-    """Whether all components that are wanted occur in the path, in their order."""
+    """Return whether all components that are wanted occur in the path, in their order."""
     parts = iter(path.split("."))
     return all(any(part in choices for part in parts) for choices in wanted)  # each `any` goes on where the last stopped
 
@@ -137,7 +144,7 @@ def _without_numbers(path: str) -> str:
 
 
 def adapt(model: nn.Module, sites: dict[str, nn.Linear], wrap) -> None:
-    """Puts wrap(linear), an AdaptedLinear, in the place of each site."""
+    """Put wrap(linear), an AdaptedLinear, in the place of each site. Raises UserError where one is there already."""
     for path, linear in sites.items():
         if isinstance(linear, AdaptedLinear):
             kind = type(linear).__name__
@@ -146,7 +153,7 @@ def adapt(model: nn.Module, sites: dict[str, nn.Linear], wrap) -> None:
 
 
 def reparameterised(model: nn.Module) -> list[tuple[str, Reparameterised]]:
-    """(path, module) of all modules that compute a parameter from others."""
+    """Return (path, module) of all modules that compute a tensor from other parameters."""
     return [(path, module) for path, module in model.named_modules() if isinstance(module, Reparameterised)]
 
 

@@ -8,7 +8,7 @@ from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead
 from model.registry import ARCHITECTURES
 from peft import Adapter, Bypass, LoRA, attach
-from peft.targets import find_parts, find_sites, parse_layers, their_names
+from peft.targets import find_parts, find_sites, hf_paths, parse_layers
 from utils.errors import UserError
 
 
@@ -102,7 +102,7 @@ def test_parts_that_are_not_there_list_the_choices():
 
 
 def test_gpt2s_own_names():
-    assert their_names(tiny())["blocks.3.attn.k"] == "transformer.h.3.attn.c_attn"
+    assert hf_paths(tiny())["blocks.3.attn.k"] == "transformer.h.3.attn.c_attn"
     assert sites("h.3.attn.c_attn") == sites("3.c_attn") == [f"blocks.3.attn.{name}" for name in "qkv"]  # one fused layer
     assert sites("transformer.h.0.mlp.c_proj") == ["blocks.0.mlp.down"]
     assert sites("c_proj") == [f"blocks.{i}.{name}" for i in range(21) for name in ("attn.out", "mlp.down")]
