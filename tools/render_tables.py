@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks import growth, measure
 from config import Run, command
+from data.registry import get_task
 from pipeline.flags import parse
 from pipeline.job import prepare
 from pipeline.table_text import key_of, scale_of, values_of
@@ -133,9 +134,16 @@ def variants_table(folder: str, before: str, old: str) -> list[str]:
     rows = []
     for label, flags in label_and_flags(old):
         logs = logs_of(folder, f"{base} {flags}")
-        metrics = ("validation",) if logs[0]["test_accuracy"] is None else F1
+        metrics = metrics_of(logs[0])
         rows.append([label, f"{logs[0]['trainable_parameters']:,}", mean_and_std(logs, metrics), f"`{flags}`"])
     return markdown(["what trains", "trained parameters", "accuracy", "flags"], rows)
+
+
+def metrics_of(log: dict) -> tuple[str, ...]:
+    """Return what is shown of such a run: what was published for its task, on test data where it has labels."""
+    if log["test_accuracy"] is None:
+        return ("validation",)
+    return F1 if "macro_f1" in get_task(log["dataset"]).metrics else ("test",)
 
 
 def label_and_flags(lines: str) -> list[tuple[str, str]]:
@@ -295,6 +303,7 @@ def parity_table() -> list[str]:
 TABLES: dict[str, Callable[[str, str], list[str]]] = {
     "headline": lambda before, old: headline_table(),
     "spam-row10": lambda before, old: row_10_table(),
+    "spam-variants": lambda before, old: variants_table("spam-variants", before, old),
     "minilm-sst2": lambda before, old: variants_table("minilm-sst2", before, old),
     "minilm-tasks": lambda before, old: variants_table("minilm-tasks", before, old),
     "parity": lambda before, old: parity_table(),
