@@ -235,7 +235,7 @@ def headline_table() -> list[str]:
         row = get_table(name).row(number)
         theirs = values_of(row.published, row.published_std, metrics)
         rows.append([f"[{name} {number}]({page})", title_of(row), theirs, ours, measured_with])
-    return markdown(["log and row", "what trains", "published", "ours", "ours was measured with"], rows)
+    return markdown(["log and row", "setting", "published", "ours", "ours was measured with"], rows)
 
 
 def title_of(row: Row) -> str:
