@@ -21,7 +21,7 @@ from utils.errors import UserError, run_program
 
 
 def print_rows() -> int:
-    """`--list`: each row's command."""
+    """Print every row with its command (`--list`)."""
     for table in TABLES.values():
         print(f"{table.name}: {table.source}")
         for row in table.rows:
@@ -30,8 +30,8 @@ def print_rows() -> int:
 
 
 def run_one(run: Run, overrides: Run, argv: list[str]) -> int:
-    """Train one configuration, or say that its run is complete. `overrides` are the settings that flags gave."""
-    from pipeline import screen  # these bring torch, which --help and --list have no use for
+    """Train one configuration, or show that its run is complete. `overrides` are the settings that flags gave."""
+    from pipeline import screen
     from pipeline.execute import execute
     from pipeline.job import finished, prepare
     from pipeline.unused import refuse_unused
@@ -48,8 +48,8 @@ def run_one(run: Run, overrides: Run, argv: list[str]) -> int:
 
 
 def run_row(overrides: Run, options: dict, argv: list[str]) -> int:
-    """`--row`: train one published row, with what stands in for its model and data noted first."""
-    from pipeline.stand_ins import choose_dialogues  # brings torch
+    """Train one published row (`--row`)."""
+    from pipeline.stand_ins import choose_dialogues
 
     row, table = find_row(options["row"]), get_table(options["row"].rpartition(":")[0] or "spam")
     if not table.dialogues_file:
@@ -61,7 +61,7 @@ def run_row(overrides: Run, options: dict, argv: list[str]) -> int:
 
 
 def run_rows(overrides: Run, options: dict) -> int:
-    """`--table`."""
+    """Run the rows of a table and write it down (`--table`)."""
     if overrides.resume:
         raise UserError("--resume goes with one run; a table goes on by itself where it stopped")
     if "row" in options:
@@ -83,7 +83,7 @@ def refuse_others(action: str, given: list[str], possible: tuple[str, ...], say_
 
 
 def fetch(overrides: Run, options: dict) -> int:
-    """`--download`."""
+    """Fetch models and data sets into the caches (`--download`)."""
     refuse_others("download", [*options, *explicit(overrides)], ())
     from pipeline.download import download
 
@@ -92,7 +92,7 @@ def fetch(overrides: Run, options: dict) -> int:
 
 
 def score(overrides: Run, options: dict) -> int:
-    """`--score`."""
+    """Let a trained model answer dialogues, and score the answers (`--score`)."""
     refuse_others("score", [*options, *explicit(overrides)], ("eval_generate", "device"))
     if overrides.eval_generate == 0:
         raise UserError("--eval_generate is 0; with --score it must be at least 1")
@@ -106,7 +106,7 @@ def score(overrides: Run, options: dict) -> int:
 
 
 def export(overrides: Run, options: dict) -> int:
-    """`--export_peft` or `--export_model`."""
+    """Write a trained model for the Hugging Face libraries (`--export_peft`, `--export_model`)."""
     action = "export_peft" if "export_peft" in options else "export_model"
     refuse_others(action, [*options, *explicit(overrides)], ("run_dir",))
     if not options.get("run_dir") or not options[action]:
@@ -120,7 +120,7 @@ def export(overrides: Run, options: dict) -> int:
 
 
 def answer(overrides: Run, options: dict) -> int:
-    """`--generate` or `--chat`."""
+    """Let a language model answer (`--generate`, `--chat`)."""
     action = "generate" if "generate" in options else "chat"
     possible = ("run_dir", *SAMPLING) if action == "generate" else (*SAMPLING,)
     refuse_others(action, [*options], possible, say_which=False)
