@@ -4,6 +4,8 @@ An architecture is one file with a literal `forward` (`model/gpt2.py`, `model/be
 `blocks`, `final_norm` and `head`. What saves work without changing a number is in `model/fast_path.py`.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -18,7 +20,12 @@ class Transformer(nn.Module):
     rows in which not every text begins at the first place.
     """
 
-    prompt: nn.Module | None  # trained vectors in front of every text (peft/prompt.py)
+    config: Any  # the architecture's own, such as GPT2Config
+    token_embedding: nn.Embedding
+    blocks: Any  # an nn.ModuleList; a method may put other layers into its blocks (peft/)
+    final_norm: nn.Module
+    head: Any  # a module of model/heads.py, or None
+    prompt: Any  # None, or trained vectors in front of every text (peft/prompt.py)
     gradient_checkpointing: bool  # whether training computes each block's activations a second time to save memory
 
     def __init__(self):
