@@ -32,6 +32,7 @@ class ChatTask(Task):
     path: Path | None = None
 
     def splits(self, run: Run) -> dict[str, list[Dialogue]]:
+        """Return all that a run reads: its own splits, "auxiliary" and "general". Raises UserError."""
         splits = split(read_records(self.path), run.test_share)
         if "train" not in splits:
             raise UserError(f"{self.path} holds no training dialogues; choose a --test_share below {run.test_share}")
@@ -45,6 +46,7 @@ class ChatTask(Task):
         return splits
 
     def check(self, run: Run) -> None:
+        """Raise UserError where a complete run sets what dialogues make no use of."""
         find_template(run.template)
         if run.auxiliary_samples and not run.auxiliary_dataset:
             raise UserError(f"--auxiliary_samples is {run.auxiliary_samples}, but no --auxiliary_dataset is named")
@@ -57,6 +59,7 @@ class ChatTask(Task):
     def make_batches(
         self, run: Run, splits: dict[str, list[Dialogue]], tokenizer: Tokenizer, config
     ) -> tuple[dict[str, Batches], list[str]]:
+        """Return the batches of each split, and notes on what was cut, mixed and packed. Raises UserError."""
         if not hasattr(tokenizer, "end_of_text"):
             raise UserError(f"{self.name} needs a model that writes, such as GPT-2; the tokenizer has no end-of-text token")
         length = padded_length(run, config.context_length, config.context_length)

@@ -1,4 +1,4 @@
-"""What goes into a run: its model's configuration and weights, a tokenizer, data, perhaps an adapter. Each is found once."""
+"""What goes into a run: its model's configuration and weights, a tokenizer, data, perhaps an adapter."""
 
 from functools import cached_property
 from pathlib import Path
@@ -16,41 +16,41 @@ from utils.errors import UserError
 
 
 class Inputs:
-    """The inputs of a complete run. Each is found or read when it is first asked for. Raises UserError where it can't be."""
+    """The inputs of a complete run. Each is found once, when it is first asked for; a UserError says why it can't be."""
 
     def __init__(self, run: Run, task: Task, model_config: Any):
         self.run, self.task, self.model_config = run, task, model_config
 
     @cached_property
     def splits(self) -> dict[str, list]:
-        """All texts by split."""
+        """Return all texts by split."""
         return self.task.splits(self.run)
 
     @cached_property
     def tokenizer_folder(self) -> Path:
-        """Where the tokenizer comes from."""
+        """Return where the tokenizer's files lie."""
         return find_tokenizer_folder(self.run, self.model_config)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, which has a token for none that the model lacks."""
+        """Return the tokenizer. The model has an embedding for each of its tokens."""
         return read_tokenizer(self.tokenizer_folder, self.model_config)
 
     @cached_property
     def weights_sha256(self) -> str | None:
-        """A hash of the weights that the run begins with; None where it draws them."""
+        """Return a hash of the weights that the run begins with; None where it draws them."""
         if self.run.weights == "random":
             return None
         return files_sha256(hub.locate(self.run.source).glob("*.safetensors"))
 
     @cached_property
     def adapter_sha256(self) -> str:
-        """A hash of the files of --adapter."""
+        """Return a hash of the files of --adapter."""
         return files_sha256(map(adapter_folder(self.run.adapter).joinpath, hub.ADAPTER_FILES))
 
     @cached_property
     def hashes(self) -> dict[str, str | None]:
-        """A hash of each input: an earlier result is one of this run only if they are the same."""
+        """Return a hash of each input: an earlier result is one of this run only if they are the same."""
         hashes = {
             "weights_sha256": self.weights_sha256,
             "data_sha256": data_sha256(self.splits),
@@ -88,7 +88,7 @@ def _possible_folders(run: Run, model_config: Any) -> list[Path]:
 
 
 def read_tokenizer(folder: Path, model_config: Any) -> Tokenizer:
-    """Return the tokenizer in a folder for a model. Raises UserError, also for tokens that the model has no embedding of."""
+    """Return the tokenizer in a folder. Raises UserError, also where it has more tokens than the model has embeddings."""
     tokenizer = architecture_of(model_config).tokenizer.from_directory(folder)
     if tokenizer.vocab_size > model_config.vocab_size:
         raise UserError(

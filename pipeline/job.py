@@ -32,7 +32,7 @@ class Job:
 
     @property
     def directory(self) -> Path:
-        """Where the results go."""
+        """Return where the results go."""
         return Path(self.run.output_dir)
 
 
@@ -137,7 +137,7 @@ def prepare_directory(job: Job) -> None:
 
 
 def why_not_resumable(job: Job) -> str:
-    """Return "" where --resume would work, that is where the directory holds this very run, interrupted; else the reason."""
+    """Return why --resume can't go on, or "" where the directory holds this very run, interrupted."""
     earlier = read_result(job.directory)
     if earlier is None:
         return "holds no interrupted run"
@@ -154,7 +154,7 @@ def finished(job: Job) -> dict | None:
 
 
 def changes_since(job: Job, earlier: dict) -> list[str]:
-    """Return the names of what an earlier result was made with other values of: settings, and inputs that it has hashes of."""
+    """Return the names of the settings and inputs that differ from those of an earlier result."""
     hashes = {name: value for name, value in job.inputs.hashes.items() if name in earlier}
     now = identity(asdict(job.run), distributed.size()) | hashes
     before = identity(earlier["config"], earlier.get("processes", 1)) | {name: earlier[name] for name in hashes}

@@ -22,18 +22,22 @@ class Budget:
 
     @property
     def weights(self) -> int:
+        """Return the bytes of all weights."""
         return BYTES * self.parameters
 
     @property
     def gradients(self) -> int:
+        """Return the bytes of the gradients."""
         return BYTES * self.trained
 
     @property
     def optimizer(self) -> int:
+        """Return the bytes of Adam's two moments."""
         return 2 * BYTES * self.trained
 
     @property
     def total(self) -> int:
+        """Return the bytes of everything together."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 

@@ -29,7 +29,7 @@ class TrainedRun:
 
     @property
     def description(self) -> str:
-        """What it is, in a few words."""
+        """Return what it is, in a few words."""
         return f"{self.run.source}, {self.run.trainable_layers} on {self.run.dataset}"
 
 

@@ -29,7 +29,7 @@ def normalized(run: Run) -> Run:
 
 
 def with_adapter(run: Run) -> Run:
-    """Return the run with the method "peft" where it names an adapter and no method. Raises UserError for another method."""
+    """Return the run with the method "peft" where it names an adapter. Raises UserError where it names another method."""
     if not run.adapter:
         return run
     if run.trainable_layers is None:

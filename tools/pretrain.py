@@ -198,6 +198,7 @@ SETTINGS = ("num_epochs", "batch_size", "learning_rate", "warmup_ratio", "max_st
 
 
 def parse_args() -> argparse.Namespace:
+    """Return the flags; what isn't given is that of the shipped model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=MODELS)
     parser.add_argument("--data_dir", type=Path, required=True)

@@ -312,7 +312,10 @@ def test_a_killed_run_goes_on_from_where_it_last_saved(chat, monkeypatch, at):
         (("--template", "chatml"), "--template is 'chatml'; choose default, alpaca"),
         (("--auxiliary_samples", 3), "--auxiliary_samples is 3, but no --auxiliary_dataset is named"),
         (("--auxiliary_dataset", "spam"), "--auxiliary_dataset is 'spam', which has no dialogues; choose persona, general"),
-        (("--general_dataset", "nothing"), "--general_dataset is 'nothing', which has no dialogues; choose persona, general or the path of a .json"),
+        (
+            ("--general_dataset", "nothing"),
+            "--general_dataset is 'nothing', which has no dialogues; choose persona, general or",
+        ),
         (("--disable_causal_mask",), "--disable_causal_mask would show each token the one that it has to predict"),
         (("--ignore_index", 3), "--ignore_index is about classification"),
         (("--average_embeddings",), "--average_embeddings is about classification"),
