@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from config import DEFAULTS, check_setting
+from model.transformer import Transformer
 from peft.attach import train_head
 from peft.registry import method
 from peft.targets import AdaptedLinear, adapt, find_sites, plain_linear
@@ -145,6 +146,6 @@ class LoRA:
             train_head=run.train_head == "yes",
         )
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, model: Transformer) -> None:
         train_head(model, self.train_head)
         adapt(model, find_sites(model, self.targets, self.layers), lambda linear: LoRALinear(linear, self))
