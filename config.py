@@ -68,7 +68,10 @@ dialogue_flag = partial(flag, task=DIALOGUES)
 
 @dataclass(frozen=True)
 class Run:
-    """The whole configuration of one run. `command` writes the flags in the order of these fields."""
+    """The whole configuration of one run. `command` writes the flags in the order of these fields.
+
+    The types are those of a resolved run. Only what has `| None` in its type may stay open in one.
+    """
 
     model: str | None = flag(
         "a model: gpt2-small, gpt2-pocket, bert-base-uncased, distilbert-pocket, ...; gpt2-medium, -large, -xl, "
@@ -79,13 +82,13 @@ class Run:
     )
     checkpoint: str | None = flag("a model of your own: a directory in Hugging Face layout", everyday=True)
     tokenizer: str | None = flag("a directory with the tokenizer's files (default: the model's own)")
-    weights: str | None = flag(
+    weights: str = flag(
         "random: every layer is drawn anew, as PyTorch draws it", "pretrained", choices=("pretrained", "random")
     )
-    disable_causal_mask: bool | None = flag("let every token attend to every other", False)
-    dropout: float | None = flag("dropout in the model", 0.0, least=0, below=1)
+    disable_causal_mask: bool = flag("let every token attend to every other", False)
+    dropout: float = flag("dropout in the model", 0.0, least=0, below=1)
 
-    trainable_layers: str | None = flag(
+    trainable_layers: str = flag(
         f"the method: {', '.join(METHODS)}; last_layer is the head alone, peft is the adapter of --adapter; a file of your "
         "own in peft/ adds a name; several are joined with +, as in lora+bypass",
         section="what trains",
@@ -96,65 +99,63 @@ class Run:
         "--num_epochs above 0, trains on",
         methods=("peft",),
     )
-    train_head: str | None = flag("whether the head trains in full", "yes", choices=YES_NO)
+    train_head: str = flag("whether the head trains in full", "yes", choices=YES_NO)
     head_labels: str | None = classifier_flag(
         "keep these labels of the checkpoint's classifier, in the task's order: negative,positive or 2,0"
     )
     stages: str | None = flag("train in several stages: a plan of published/plans.py, such as layer_by_layer")
-    depth: int | None = flag("run only this many blocks; the head reads the last one's output (0: all)", 0, least=0)
-    layers: str | None = flag(
+    depth: int = flag("run only this many blocks; the head reads the last one's output (0: all)", 0, least=0)
+    layers: str = flag(
         f"the blocks on which {', '.join(ON_CHOSEN_BLOCKS)} act, counted from 0: all, first3, last3, 25-27 or 0,2,5-7",
         "all",
         methods=ON_CHOSEN_BLOCKS,
     )
-    part: str | None = flag(
+    part: str = flag(
         "what freeze trains of them: all, attn, qkv, mlp, norm, or modules such as attn.out", "all", methods=("freeze",)
     )
-    lora_rank: int | None = lora_flag("the rank of the LoRA matrices", everyday=True, least=1, below=2**24)
-    lora_alpha: float | None = lora_flag("alpha of LoRA; see --lora_scaling", everyday=True)
-    lora_target: str | None = lora_flag(
+    lora_rank: int = lora_flag("the rank of the LoRA matrices", everyday=True, least=1, below=2**24)
+    lora_alpha: float = lora_flag("alpha of LoRA; see --lora_scaling", everyday=True)
+    lora_target: str = lora_flag(
         "which Linear layers get LoRA: all, or parts of their paths such as attn.q,attn.v; 2-5.mlp; q_lin", everyday=True
     )
-    lora_dropout: float | None = lora_flag("dropout on the input of the LoRA matrices", least=0, below=1)
-    lora_scaling: str | None = lora_flag("the factor of the LoRA product", choices=LORA_SCALINGS)
-    lora_init: str | None = lora_flag(
+    lora_dropout: float = lora_flag("dropout on the input of the LoRA matrices", least=0, below=1)
+    lora_scaling: str = lora_flag("the factor of the LoRA product", choices=LORA_SCALINGS)
+    lora_init: str = lora_flag(
         "the bound of LoRA's A: kaiming 1/sqrt(in), wide 1/sqrt(rank); pissa: A and B are the weight's principal parts",
         choices=LORA_INITS,
     )
-    lora_plus_ratio: float | None = flag(
+    lora_plus_ratio: float = flag(
         "the learning rate of LoRA's B divided by that of A (LoRA+)", 1.0, methods=(*LORA, "peft"), least=0
     )
-    adapter_placement: str | None = adapter_flag(
+    adapter_placement: str = adapter_flag(
         "pfeiffer: after the feed-forward sublayer; houlsby: after attention too", "pfeiffer", choices=ADAPTER_PLACEMENTS
     )
-    reduction_factor: int | None = adapter_flag(
-        "the width of the model divided by that of an adapter's bottleneck", 16, least=1
-    )
-    bypass_taps: str | None = bypass_flag(
+    reduction_factor: int = adapter_flag("the width of the model divided by that of an adapter's bottleneck", 16, least=1)
+    bypass_taps: str = bypass_flag(
         "what the branches read: all, or outputs of blocks counted from 1 (3,4,5) or of their attention (attn.2,attn.3); "
         "4x2 is 4 with a depth of its own",
         "all",
     )
-    bypass_depth: int | None = bypass_flag(
+    bypass_depth: int = bypass_flag(
         f"the number of Linear layers in a row per branch, 0 to {BYPASS_DEEPEST}", 1, least=0, below=BYPASS_DEEPEST + 1
     )
-    bypass_into: str | None = bypass_flag(
+    bypass_into: str = bypass_flag(
         "the layer of the head that reads the sum of the branches", "classifier", choices=BYPASS_INTO
     )
-    bypass_head: str | None = bypass_flag(
+    bypass_head: str = bypass_flag(
         "linear: no activation in the head, and dropout on the logits", "own", choices=BYPASS_HEADS
     )
-    bypass_init: str | None = bypass_flag(
+    bypass_init: str = bypass_flag(
         "zero: the branches add nothing at first; default: PyTorch's own", "zero", choices=BYPASS_INITS
     )
-    prefix_length: int | None = flag(
+    prefix_length: int = flag(
         "positions that prefix and prompt tuning put in front of a text",
         16,
         methods=("prefix", "prompt"),
         least=1,
         below=2**24,
     )
-    prefix_projection: bool | None = flag(
+    prefix_projection: bool = flag(
         "train the prefix through a small network, which is folded away afterwards", False, methods=("prefix",)
     )
 
@@ -168,112 +169,108 @@ class Run:
     data_dir: str | None = flag(
         "a directory with data sets; it holds sms_spam/SMSSpamCollection, glue_sst2/train.tsv, ...", everyday=True
     )
-    trainable_token_pos: str | None = classifier_flag(
+    trainable_token_pos: str = classifier_flag(
         "the token whose hidden state the classifier reads", "last", choices=("first", "last", "flexible")
     )
-    average_embeddings: bool | None = classifier_flag("classify the mean over all positions instead", False)
-    context_length: str | None = flag(
+    average_embeddings: bool = classifier_flag("classify the mean over all positions instead", False)
+    context_length: str = flag(
         "pad or cut texts to this: longest_training_example, model_context_length, or a number of tokens"
     )
-    no_padding: bool | None = classifier_flag("let padding have no influence; it is masked where a batch needs some", False)
-    train_samples: int | None = flag("train on this many examples, drawn by the seed (0: on all)", 0, least=0)
-    eval_train: str | None = flag("whether the training examples are measured too, at the end", "yes", choices=YES_NO)
-    template: str | None = dialogue_flag("how a dialogue becomes text: default (plain lines) or alpaca", "default")
+    no_padding: bool = classifier_flag("let padding have no influence; it is masked where a batch needs some", False)
+    train_samples: int = flag("train on this many examples, drawn by the seed (0: on all)", 0, least=0)
+    eval_train: str = flag("whether the training examples are measured too, at the end", "yes", choices=YES_NO)
+    template: str = dialogue_flag("how a dialogue becomes text: default (plain lines) or alpaca", "default")
     source_prefix: str | None = dialogue_flag("a text in front of every dialogue that has none of its own")
-    max_source_length: int | None = dialogue_flag(
+    max_source_length: int = dialogue_flag(
         "tokens in front of a dialogue's last answer; the oldest turns are dropped (0: no limit)", 0, least=0
     )
-    max_target_length: int | None = dialogue_flag("tokens of an answer; the rest is cut off (0: no limit)", 0, least=0)
-    packing: bool | None = dialogue_flag("let several short dialogues share a row; none sees another", False)
+    max_target_length: int = dialogue_flag("tokens of an answer; the rest is cut off (0: no limit)", 0, least=0)
+    packing: bool = dialogue_flag("let several short dialogues share a row; none sees another", False)
     auxiliary_dataset: str | None = dialogue_flag("dialogues that are mixed into the training data, by name or path")
-    auxiliary_samples: int | None = dialogue_flag(
-        "the number of auxiliary dialogues, drawn by the seed (0: all)", 0, least=0
-    )
+    auxiliary_samples: int = dialogue_flag("the number of auxiliary dialogues, drawn by the seed (0: all)", 0, least=0)
     general_dataset: str | None = dialogue_flag("dialogues, by name or path, whose test part is measured too; or none")
-    test_share: float | None = dialogue_flag(
+    test_share: float = dialogue_flag(
         "the part of the dialogues held out for validation, and again for testing, where the file names none; 100 at most",
         0.1,
         least=0,
         below=0.5,
     )
-    eval_generate: int | None = dialogue_flag(
+    eval_generate: int = dialogue_flag(
         "let the trained model answer this many test dialogues, and as many general ones, and score the answers by BLEU "
         "and ROUGE; an answer has at most --max_target_length tokens, else 100 (0: no answers)",
         0,
         least=0,
     )
-    ignore_index: int | None = classifier_flag("a label that the loss leaves out", -100, least=-(2**63), below=2**63)
+    ignore_index: int = classifier_flag("a label that the loss leaves out", -100, least=-(2**63), below=2**63)
 
-    num_epochs: int | None = flag(
+    num_epochs: int = flag(
         "passes over the training data (0: only evaluate)",
         section="the training",
         everyday=True,
         least=0,
         aliases=("num_train_epochs",),
     )
-    max_steps: int | None = flag("stop after this many optimizer steps (0: no limit)", 0, everyday=True, least=0)
-    batch_size: int | None = flag(
+    max_steps: int = flag("stop after this many optimizer steps (0: no limit)", 0, everyday=True, least=0)
+    batch_size: int = flag(
         "examples per forward pass; of each process", everyday=True, least=1, aliases=("per_device_train_batch_size",)
     )
-    accumulation_steps: int | None = flag(
+    accumulation_steps: int = flag(
         "forward passes per optimizer step", 1, everyday=True, least=1, aliases=("gradient_accumulation_steps",)
     )
-    eval_batch_size: int | None = flag("examples per forward pass of an evaluation", 64, least=1)
-    learning_rate: float | None = flag("the peak learning rate of AdamW", everyday=True, least=0)
-    weight_decay: float | None = flag("decoupled weight decay, on everything that trains", least=0)
-    lr_scheduler_type: str | None = flag("the schedule of the learning rate", choices=("constant", "linear", "cosine"))
-    warmup_ratio: float | None = flag("the part of the steps in which the learning rate rises from 0", least=0, below=1)
-    early_stopping_patience: int | None = flag(
+    eval_batch_size: int = flag("examples per forward pass of an evaluation", 64, least=1)
+    learning_rate: float = flag("the peak learning rate of AdamW", everyday=True, least=0)
+    weight_decay: float = flag("decoupled weight decay, on everything that trains", least=0)
+    lr_scheduler_type: str = flag("the schedule of the learning rate", choices=("constant", "linear", "cosine"))
+    warmup_ratio: float = flag("the part of the steps in which the learning rate rises from 0", least=0, below=1)
+    early_stopping_patience: int = flag(
         "stop after this many evaluations without a lower validation loss, and go back to the best (0: don't)", 0, least=0
     )
-    max_grad_norm: float | None = flag("clip the gradient's norm to this (0: don't)", 0.0, least=0)
-    seed: int | None = flag("the seed of weights, order and dropout", everyday=True, least=0, below=2**63)
-    data_order: str | None = flag(
+    max_grad_norm: float = flag("clip the gradient's norm to this (0: don't)", 0.0, least=0)
+    seed: int = flag("the seed of weights, order and dropout", everyday=True, least=0, below=2**63)
+    data_order: str = flag(
         "bucketed: texts of similar length together; published: as the spam script, which drops an epoch's last batch",
         "seeded",
         choices=("seeded", "bucketed", "published"),
     )
 
-    amp: str | None = flag(
+    amp: str = flag(
         "mixed precision; auto: where the hardware has it",
         "auto",
         section="the machine and the results",
         everyday=True,
         choices=("auto", "off", "bf16", "fp16"),
     )
-    device: str | None = flag("where to compute", "auto", everyday=True, choices=("auto", "cpu", "cuda", "mps"))
-    reuse_frozen: str | None = flag(
+    device: str = flag("where to compute", "auto", everyday=True, choices=("auto", "cpu", "cuda", "mps"))
+    reuse_frozen: str = flag(
         "compute the output of frozen blocks once per text, where nothing random is below", "yes", choices=YES_NO
     )
-    trim: str | None = classifier_flag(
+    trim: str = classifier_flag(
         "leave out positions that no position that is read can see, such as padding behind it", "yes", choices=YES_NO
     )
-    gradient_checkpointing: bool | None = flag(
+    gradient_checkpointing: bool = flag(
         "keep only what enters each block for the backward pass; less memory, about a third more time", False
     )
-    compile: bool | None = flag(
+    compile: bool = flag(
         "let torch.compile fuse what a block does; the first steps take minutes, the later ones less time, on a GPU", False
     )
-    fsdp: bool | None = flag(
+    fsdp: bool = flag(
         "leave each of torchrun's processes a part of the model, where one GPU can't hold it; frozen blocks run each time",
         False,
     )
-    logging_steps: int | None = flag("write training loss and accuracy every N optimizer steps", 10, least=1)
-    eval_steps: int | None = flag("evaluate every N optimizer steps, besides each epoch (0: don't)", 0, least=0)
-    save_steps: int | None = flag(
+    logging_steps: int = flag("write training loss and accuracy every N optimizer steps", 10, least=1)
+    eval_steps: int = flag("evaluate every N optimizer steps, besides each epoch (0: don't)", 0, least=0)
+    save_steps: int = flag(
         "save every N optimizer steps what --resume goes on from (0: only on Ctrl-C and SIGTERM)", 0, least=0
     )
-    save_total_limit: int | None = flag("keep this many of the newest of them", 1, least=1)
-    deterministic: bool | None = flag(
+    save_total_limit: int = flag("keep this many of the newest of them", 1, least=1)
+    deterministic: bool = flag(
         "use only operations that give the same numbers each time on a GPU too; on a CPU they all do", False
     )
-    memory_report: bool | None = flag("print what the run needs in memory, and at the end what it took", False)
-    plot_loss: bool | None = flag(
-        "draw losses and accuracies as curves.png in the output directory; needs matplotlib", False
-    )
-    verbose: bool | None = flag("print every setting of the run", False, everyday=True)
+    memory_report: bool = flag("print what the run needs in memory, and at the end what it took", False)
+    plot_loss: bool = flag("draw losses and accuracies as curves.png in the output directory; needs matplotlib", False)
+    verbose: bool = flag("print every setting of the run", False, everyday=True)
     output_dir: str | None = flag("where results go (default: runs/NAME; of a table: runs)", everyday=True)
-    resume: bool | None = flag("go on from what an interrupted run has saved in its directory", False, everyday=True)
+    resume: bool = flag("go on from what an interrupted run has saved in its directory", False, everyday=True)
 
     @property
     def source(self) -> str | None:
@@ -288,7 +285,9 @@ class Run:
 
 
 # name -> what `flag` says of the setting, and its type
-SETTINGS: dict[str, dict] = {one.name: {**one.metadata, "kind": get_args(one.type)[0]} for one in fields(Run)}
+SETTINGS: dict[str, dict] = {
+    one.name: {**one.metadata, "kind": (get_args(one.type) or [one.type])[0]} for one in fields(Run)
+}
 DEFAULTS = {name: about["default"] for name, about in SETTINGS.items() if about["default"] is not None}
 DIALOGUES_ONLY = tuple(name for name, about in SETTINGS.items() if about["task"] == DIALOGUES)
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from config import Run
 from data.batching import IGNORED, Batch, Batches
 from model import fast_path
+from model.transformer import Transformer
 from training import distributed
 from training.checkpoints import Checkpointer, Progress, advice_when_diverged
 from training.device import autocast
@@ -55,7 +56,7 @@ class FitResult:
 
 
 def fit(
-    model: nn.Module,
+    model: Transformer,
     train: Batches,
     run: Run,
     metrics: Metrics,
@@ -83,7 +84,7 @@ def fit(
     factor = schedule(run.lr_scheduler_type, run.warmup_ratio, total_steps)
     torch.manual_seed(distributed.seed_of(run.seed))  # from here on only dropout draws from torch's global generator
     stopping = EarlyStopping(run.early_stopping_patience, trained, validation)
-    before = checkpointer.load(optimizer, scaler, stopping) if run.resume else Progress()
+    before = checkpointer.load(optimizer, scaler, stopping) if checkpointer is not None and run.resume else Progress()
     meter = Meter(metrics, run, total_steps, train, before)
     model.gradient_checkpointing = run.gradient_checkpointing
     model.train()
@@ -220,7 +221,7 @@ def count_targets(batch: Batch, ignore_index: int) -> int:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
+    model: Transformer,
     batches: Batches,
     amp: str = "off",
     ignore_index: int = IGNORED,

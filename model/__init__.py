@@ -144,7 +144,7 @@ def _number_of_labels(
     n = wanted if wanted is not None else len(labels) if labels else found or 2
     if not 0 < n <= config_file.MOST_LABELS:
         raise UserError(f"num_labels is {n}; it must be from 1 to {config_file.MOST_LABELS}")
-    if found not in (None, n):
+    if checkpoint is not None and found not in (None, n):
         said = "num_labels" if wanted is not None else "its config.json"
         raise UserError(f"{checkpoint.directory} has a classifier for {found} labels, but {said} says {n}")
     return n

@@ -10,6 +10,8 @@ What is saved:
 Letters used for shapes: B batch, T tokens, S earlier tokens, D width, H heads, V vocabulary, C classes, N targets.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -34,6 +36,7 @@ def loss(model: Transformer, batch, ignore_index: int) -> tuple[torch.Tensor, to
         scores = scores.float()  # [B, C]
         total = F.cross_entropy(scores, batch.labels, ignore_index=ignore_index, reduction="sum")
         return total, scores.argmax(dim=-1), batch.labels
+    assert start is not None  # only a classifier's states can lie behind the last block
     hidden = model.final_norm(run_blocks(model, hidden, start, mask))  # [B, T, D]
     hidden = model.head.prepare(hidden.flatten(0, 1)[batch.targets])  # [B T, D] -> [N, D]
     labels = batch.labels.flatten()[batch.targets]  # [N]
@@ -135,7 +138,7 @@ def visible_to(rows: torch.Tensor, length: int, attention_mask: torch.Tensor | N
 
 
 def run_block(
-    block: nn.Module,
+    block: Any,
     x: torch.Tensor,
     mask: torch.Tensor | None,
     rows: torch.Tensor | None = None,
@@ -159,7 +162,7 @@ def run_block(
 
 
 def attention(
-    attn: nn.Module,
+    attn: Any,
     queries: torch.Tensor,
     context: torch.Tensor,
     mask: torch.Tensor | None,

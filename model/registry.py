@@ -27,7 +27,7 @@ class Architecture:
     """One kind of model, the `model_type` of config.json."""
 
     model_type: str
-    model: type[Transformer]
+    model: Callable[[Any], Transformer]  # the class, called with a configuration
     config: type
     names: list[Entry]
     prefix: str  # of the body's tensors in a published file

@@ -33,6 +33,15 @@ class Transformer(nn.Module):
         self.prompt = None
         self.gradient_checkpointing = False
 
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the hidden states [B, T, D] that enter block 0. Each architecture has its own."""
+        raise NotImplementedError
+
     def run_blocks(
         self,
         hidden: torch.Tensor,

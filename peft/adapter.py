@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from config import DEFAULTS, check_setting
+from model.transformer import Transformer
 from peft.attach import train_head
 from peft.registry import method
 from peft.targets import AdaptedLinear, Added, adapt, find_sites
@@ -65,7 +66,7 @@ class Adapter:
     def from_run(cls, name: str, run) -> "Adapter":
         return cls(run.adapter_placement, run.reduction_factor, run.layers, train_head=run.train_head == "yes")
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, model: Transformer) -> None:
         dim = model.config.dim
         if self.reduction_factor > dim:
             raise UserError(f"--reduction_factor is {self.reduction_factor}; it must be at most the model's width, {dim}")

@@ -3,12 +3,13 @@
 import torch
 from torch import nn
 
+from model.transformer import Transformer
 from model.weights import FLOATS
 from peft.targets import reparameterised, replace_module
 from utils.errors import UserError
 
 
-def attach(model: nn.Module, method) -> nn.Module:
+def attach(model: Transformer, method) -> Transformer:
     """Freeze the whole model, then let the method pick or add what trains. In place.
 
     The model computes the same as before, with two exceptions: what stands in front of a text (a prefix, a prompt) is seen
@@ -43,8 +44,9 @@ def merge(model: nn.Module) -> nn.Module:
     What no plain layer can compute stays as it is: an adapter with its activation, the branches of a bypass, a prefix.
     """
     for path, module in list(model.named_modules()):
-        if hasattr(module, "merged"):
-            replace_module(model, path, module.merged())
+        merged = getattr(module, "merged", None)
+        if merged is not None:
+            replace_module(model, path, merged())
     return model
 
 

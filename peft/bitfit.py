@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import nn
-
+from model.transformer import Transformer
 from peft.attach import train_head
 from peft.registry import method
 
@@ -23,7 +22,7 @@ class BitFit:
     def from_run(cls, name: str, run) -> "BitFit":
         return cls(train_head=run.train_head == "yes")
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, model: Transformer) -> None:
         for name, parameter in model.named_parameters():
             if name.split(".")[-1] == "bias":
                 parameter.requires_grad_(True)

@@ -10,13 +10,14 @@ head gets anyway. With branches fc_k, as in the DistilBERT log that this method 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from config import BYPASS_DEEPEST, DEFAULTS, check_setting
 from model.heads import ClassifierHead, take
+from model.transformer import Transformer
 from peft.attach import train_head
 from peft.registry import method
 from peft.targets import Added
@@ -37,15 +38,16 @@ class Branches(Added):
         super().__init__()
         self.taps = {name: tap.path for name, tap in taps.items()}
         for name, tap in taps.items():
-            self.add_module(name, nn.Sequential(*(nn.Linear(dim, dim) for _ in range(tap.depth))))
-        if init == "zero":  # the last of each branch, so that nothing is added at first
-            for branch in self.children():
-                nn.init.zeros_(branch[-1].weight)
-                nn.init.zeros_(branch[-1].bias)
+            layers = [nn.Linear(dim, dim) for _ in range(tap.depth)]
+            if init == "zero":  # the last of each branch, so that nothing is added at first
+                nn.init.zeros_(layers[-1].weight)
+                nn.init.zeros_(layers[-1].bias)
+            self.add_module(name, nn.Sequential(*layers))
 
     def forward(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
         """Add up what the branches make of the taps' states, [B, D] each -> [B, D]."""
-        return sum(self.get_submodule(name)(state) for name, state in zip(self.taps, states, strict=True))
+        added: Any = sum(self.get_submodule(name)(state) for name, state in zip(self.taps, states, strict=True))
+        return added
 
 
 class Captured(dict):
@@ -72,7 +74,7 @@ class BypassHead(ClassifierHead):
     Forward hooks on the tapped modules hand their outputs to `capture`; the head reads and drops them in the same pass.
     """
 
-    def __init__(self, base: nn.Module, branches: Branches, method: "Bypass", dropout: float):
+    def __init__(self, base: ClassifierHead, branches: Branches, method: "Bypass", dropout: float):
         nn.Module.__init__(self)  # not ClassifierHead's own: nothing is drawn
         self.position, self.average, self.labels = base.position, base.average, base.labels
         self.into, self.linear = method.into, method.head == "linear"
@@ -90,6 +92,7 @@ class BypassHead(ClassifierHead):
         self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
         rows = self.rows(hidden, attention_mask, lengths)  # [B]
+        assert rows is not None  # `Bypass.attach` refuses a head that reads the mean
         return self.classify(take(hidden, rows), *self.captured_at(rows, hidden.shape[1]))  # [B, T, D] -> [B, C]
 
     def classify(self, state: torch.Tensor, *taps: torch.Tensor) -> torch.Tensor:
@@ -176,7 +179,7 @@ class Bypass:
             train_head=run.train_head == "yes",
         )
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, model: Transformer) -> None:
         if isinstance(model.head, BypassHead):
             raise UserError("the head has bypass branches already; attach to a fresh model")
         if not hasattr(model.head, "classifier"):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from model.transformer import Transformer
 from peft.attach import train_head
 from peft.lora import LoRA, LoRALinear
 from peft.registry import method
@@ -43,6 +44,6 @@ class DoRALinear(LoRALinear):
 class DoRA(LoRA):
     """The settings of LoRA."""
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, model: Transformer) -> None:
         train_head(model, self.train_head)
         adapt(model, find_sites(model, self.targets, self.layers), lambda linear: DoRALinear(linear, self))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from config import DEFAULTS
+from model.transformer import Transformer
 from peft.attach import train_head
 from peft.registry import method
 from peft.targets import find_parts
@@ -33,7 +34,7 @@ class Freeze:
     def from_run(cls, name: str, run) -> "Freeze":
         return cls(layers=name, train_head=run.train_head == "yes")
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, model: Transformer) -> None:
         count = BLOCKS[self.layers]
         if count is None:
             modules = [module for name, module in model.named_children() if name != "head"]
@@ -57,7 +58,7 @@ class FreezeBlocks:
     def from_run(cls, name: str, run) -> "FreezeBlocks":
         return cls(run.layers, run.part, train_head=run.train_head == "yes")
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, model: Transformer) -> None:
         train_modules(find_parts(model, self.layers, self.part).values())
         train_head(model, self.train_head)
 

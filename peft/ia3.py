@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from config import DEFAULTS
+from model.transformer import Transformer
 from peft.attach import train_head
 from peft.registry import method
 from peft.targets import AdaptedLinear, adapt, find_sites, plain_linear
@@ -51,7 +52,7 @@ class IA3:
     def from_run(cls, name: str, run) -> "IA3":
         return cls(run.layers, run.train_head == "yes")
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, model: Transformer) -> None:
         train_head(model, self.train_head)
         for targets, of_input in ((OUTPUTS, False), (INPUTS, True)):
             adapt(model, find_sites(model, targets, self.layers), lambda linear, of=of_input: IA3Linear(linear, of))

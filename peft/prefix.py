@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from config import DEFAULTS, check_setting
 from model.gpt2 import SelfAttention
-from model.transformer import causal_mask
+from model.transformer import Transformer, causal_mask
 from peft.attach import train_head
 from peft.registry import method
 from peft.targets import Added, Reparameterised, parse_layers, replace_module
@@ -110,7 +110,7 @@ class PrefixTuning:
     def from_run(cls, name: str, run) -> "PrefixTuning":
         return cls(run.prefix_length, run.prefix_projection, run.layers, train_head=run.train_head == "yes")
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, model: Transformer) -> None:
         numbers, dim = parse_layers(self.layers, len(model.blocks)), model.config.dim
         trunk = Trunk(self.length, dim) if self.projection else None
         for number in numbers:

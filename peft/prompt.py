@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from config import DEFAULTS, check_setting
-from model.transformer import causal_mask
+from model.transformer import Transformer, causal_mask
 from peft.attach import train_head
 from peft.registry import method
 from peft.targets import Added
@@ -87,7 +87,7 @@ class PromptTuning:
     def from_run(cls, name: str, run) -> "PromptTuning":
         return cls(run.prefix_length, train_head=run.train_head == "yes")
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, model: Transformer) -> None:
         if model.prompt is not None:
             raise UserError("the model has a prompt already; attach to a fresh model")
         if self.length > model.config.context_length:

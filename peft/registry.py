@@ -5,8 +5,7 @@ import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
+from model.transformer import Transformer
 from utils.errors import UserError
 
 METHODS: dict[str, type] = {}  # what --trainable_layers accepts -> the class of the method
@@ -28,7 +27,7 @@ class Joined:
 
     methods: tuple
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, model: Transformer) -> None:
         for one in self.methods:
             one.attach(model)
 
@@ -45,7 +44,7 @@ def method_of(run):
             choices = f"choose {', '.join(METHODS)}, or several joined with +"
             raise UserError(f"unknown --trainable_layers {name!r}: {choices}")
     methods = tuple(METHODS[name].from_run(name, run) for name in names)
-    return Joined(methods) if len(methods) > 1 else methods[0]
+    return methods[0] if len(methods) == 1 else Joined(methods)
 
 
 def find_methods() -> dict[str, type]:

@@ -5,11 +5,12 @@ import copy
 import torch
 from torch import nn
 
+from model.transformer import Transformer
 from peft.attach import attach, restore
 from utils.errors import UserError
 
 
-def share(model: nn.Module) -> nn.Module:
+def share(model: Transformer) -> Transformer:
     """Return a second model over the same tensors, in new modules: what one gets, the other doesn't.
 
     So `merge(share(model))` folds an adapter in, and dropping the result undoes that to the last bit. Two models that are
@@ -29,11 +30,11 @@ class Adapters:
     adapters["spam"](input_ids, attention_mask)   # adapters.base(...) computes without any
     """
 
-    def __init__(self, base: nn.Module):
+    def __init__(self, base: Transformer):
         self.base = base
-        self.models: dict[str, nn.Module] = {}
+        self.models: dict[str, Transformer] = {}
 
-    def add(self, name: str, method, tensors: dict[str, torch.Tensor] | None = None) -> nn.Module:
+    def add(self, name: str, method, tensors: dict[str, torch.Tensor] | None = None) -> Transformer:
         """Return a new model with the method attached: with the tensors that `export` gave, or as it is before training."""
         model = share(self.base)
         attach(model, method)
@@ -45,7 +46,7 @@ class Adapters:
         self.models[name] = model
         return model
 
-    def __getitem__(self, name: str) -> nn.Module:
+    def __getitem__(self, name: str) -> Transformer:
         if name not in self.models:
             raise UserError(f"no adapter {name!r}: choose {', '.join(self.models) or 'add one first'}")
         return self.models[name]

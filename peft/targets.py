@@ -20,6 +20,9 @@ class Added(nn.Module):
 class Reparameterised(Added):
     """An added module that computes its tensor from other parameters while it trains; `merged()` holds just the tensor."""
 
+    def merged(self) -> nn.Module:
+        raise NotImplementedError
+
 
 class AdaptedLinear(nn.Linear):
     """Takes the place of a Linear layer and its tensors, which keep their names. A subclass adds to what it computes."""
@@ -33,11 +36,12 @@ class AdaptedLinear(nn.Linear):
 def plain_linear(weight: torch.Tensor, bias: nn.Parameter | None, like: nn.Linear) -> nn.Linear:
     """Return a Linear layer with a new weight [out, in], which trains if that of `like` does. Nothing is drawn."""
     plain = nn.Linear(like.in_features, like.out_features, bias=bias is not None, device="meta")
-    plain.weight, plain.bias = nn.Parameter(weight, like.weight.requires_grad), bias
+    plain.weight = nn.Parameter(weight, like.weight.requires_grad)
+    plain.register_parameter("bias", bias)
     return plain
 
 
-def find_sites(model: nn.Module, targets: str, layers: str = "all") -> dict[str, nn.Linear]:
+def find_sites(model: Transformer, targets: str, layers: str = "all") -> dict[str, nn.Linear]:
     """Return the Linear layers that comma-separated targets match, by path, in the model's order.
 
     "all" means every one, the head included. Any other target is components of a path, in order: "attn.q", "5.q" and
@@ -54,7 +58,7 @@ def find_sites(model: nn.Module, targets: str, layers: str = "all") -> dict[str,
     return inside
 
 
-def find_parts(model: nn.Module, layers: str, part: str) -> dict[str, nn.Module]:
+def find_parts(model: Transformer, layers: str, part: str) -> dict[str, nn.Module]:
     """Return modules of some blocks, by path. Raises UserError where nothing matches.
 
     layers   as in `parse_layers`
@@ -110,7 +114,7 @@ def _own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((path, module) for path, module in model.named_modules() if not f"{path}.".startswith(added))
 
 
-def _matching(model: nn.Module, modules: dict, targets: str, what: str, *more_choices: str) -> dict:
+def _matching(model: Transformer, modules: dict, targets: str, what: str, *more_choices: str) -> dict:
     """Return those of the modules that match a target, by our names or, where none does, by the checkpoint's."""
     published, found = hf_paths(model), set()
     for target in map(str.strip, targets.split(",")):

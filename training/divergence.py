@@ -1,5 +1,7 @@
 """What happens when a training comes to nan or inf: it ends with the step, and nothing broken is saved."""
 
+from collections.abc import Mapping
+
 import torch
 
 from training import distributed
@@ -12,7 +14,7 @@ class Diverged(UserError):
     """The training has come to what is no number."""
 
 
-def check_finite(tensors: dict[str, torch.Tensor], step: int) -> None:
+def check_finite(tensors: Mapping[str, torch.Tensor], step: int) -> None:
     """Raise Diverged if a tensor holds nan or inf. Every process has to call; of tensors that are spread over them, each
     looks at its own part."""
 

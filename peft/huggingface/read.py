@@ -328,7 +328,8 @@ def attach_prefix(model: Transformer, adapter: AdapterFiles) -> None:
     for number, (block, pair) in enumerate(zip(blocks, pairs, strict=True)):
         prefix = Prefix(pair.contiguous().to(model.token_embedding.weight.device))
         replace_module(model, f"blocks.{number}.attn", PrefixAttention(block.attn, prefix))
-    table, first = model.position_embedding, getattr(model.config, "first_position", 0)
+    table: Any = model.position_embedding  # an nn.Embedding
+    first = getattr(model.config, "first_position", 0)
     table.weight = nn.Parameter(torch.cat([table.weight[:first], table.weight[first + length :]]), requires_grad=False)
     table.num_embeddings -= length
     model.config = replace(model.config, context_length=model.config.context_length - length)
