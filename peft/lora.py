@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from config import DEFAULTS, check_setting
+from config import DEFAULTS, Run, check_setting
 from model.transformer import Transformer
 from peft.attach import train_head
 from peft.registry import method
@@ -132,7 +132,7 @@ class LoRA:
         return SCALINGS[self.scaling](self.alpha, self.rank)
 
     @classmethod
-    def from_run(cls, name: str, run) -> "LoRA":
+    def from_run(cls, name: str, run: Run) -> "LoRA":
         return cls(
             rank=run.lora_rank,
             alpha=run.lora_alpha,
