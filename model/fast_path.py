@@ -10,6 +10,7 @@ What is saved:
 Letters used for shapes: B batch, T tokens, S earlier tokens, D width, H heads, V vocabulary, C classes, N targets.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from model.vocabulary_loss import vocabulary_loss
 from utils.errors import UserError
 
 
-def loss(model: Transformer, batch, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def loss(model: Transformer, batch: Any, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the summed cross-entropy of a batch, and for each target the class ranked first and the label.
 
     batch   a `data.batching.Batch` on the model's device. Its labels are [B] for a classifier, else [B, T]: then only the
@@ -58,7 +59,7 @@ def logits(
     return logits_of(model, states_read(model, hidden, attention_mask, lengths, start))
 
 
-def first_states(model: Transformer, batch) -> tuple[torch.Tensor, int | None]:
+def first_states(model: Transformer, batch: Any) -> tuple[torch.Tensor, int | None]:
     """Return the hidden states of a batch and the block that they enter: embedded now, or kept of an earlier run.
 
     None in place of the block means that no block has to run: the states are those of `states_read`.
@@ -114,7 +115,7 @@ def run_blocks(
     return hidden
 
 
-def call(model: Transformer, function, *args) -> torch.Tensor:
+def call(model: Transformer, function: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
     """Return function(*args). With gradient checkpointing only the arguments are kept for the backward pass (Chen et al.
     2016, arXiv:1604.06174); dropout is drawn alike in both passes."""
     if model.gradient_checkpointing and model.training and torch.is_grad_enabled():

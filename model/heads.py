@@ -33,7 +33,9 @@ class LanguageModelHead(nn.Module):
         """Return what the weight is multiplied with, [..., D]."""
         return hidden
 
-    def rows(self, hidden: torch.Tensor, attention_mask=None, lengths=None) -> None:
+    def rows(
+        self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, lengths: torch.Tensor | None = None
+    ) -> None:
         """Return None: every position is read."""
         return None
 

@@ -202,7 +202,7 @@ PUBLISHED = GPT2_SIZES | {
 }
 
 
-def architecture_of(config) -> Architecture:
+def architecture_of(config: Any) -> Architecture:
     """Return the entry that a configuration belongs to."""
     return next(entry for entry in ARCHITECTURES.values() if entry.config is type(config))
 

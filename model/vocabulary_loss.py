@@ -5,6 +5,8 @@ a few targets at a time go from hidden states to their part of the loss and, as 
 straight on to their gradients.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -20,11 +22,19 @@ class VocabularyLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, labels, ignore_index):
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        labels: torch.Tensor,
+        ignore_index: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         wanted = ctx.needs_input_grad[:3]
         loss = hidden.new_zeros((), dtype=torch.float32)
         gradients = [
-            torch.zeros_like(one) if yes else None for one, yes in zip((hidden, weight, bias), wanted, strict=True)
+            torch.zeros_like(one) if yes and one is not None else None
+            for one, yes in zip((hidden, weight, bias), wanted, strict=True)
         ]
         guesses = torch.empty_like(labels)
         at_once = max(1, SCORES_AT_ONCE // len(weight))
@@ -40,12 +50,20 @@ class VocabularyLoss(torch.autograd.Function):
         return loss, guesses
 
     @staticmethod
-    def backward(ctx, scale, _):
+    def backward(ctx: Any, scale: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
         return *(next(saved) * scale if yes else None for yes in ctx.needs_input_grad[:3]), None, None
 
 
-def add_gradients(gradients, scores, hidden, weight, labels, ignore_index: int, part: slice) -> None:
+def add_gradients(
+    gradients: list[torch.Tensor | None],
+    scores: torch.Tensor,
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    ignore_index: int,
+    part: slice,
+) -> None:
     """Add the gradients of some rows: softmax minus one at the label, then as for any Linear layer. Overwrites the scores.
 
     gradients   of hidden [N, D], weight [V, D] and bias [V]; None where none is needed

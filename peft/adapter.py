@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from config import DEFAULTS, check_setting
+from config import DEFAULTS, Run, check_setting
 from model.transformer import Transformer
 from peft.attach import train_head
 from peft.registry import method
@@ -63,7 +63,7 @@ class Adapter:
         check_setting("reduction_factor", self.reduction_factor)
 
     @classmethod
-    def from_run(cls, name: str, run) -> "Adapter":
+    def from_run(cls, name: str, run: Run) -> "Adapter":
         return cls(run.adapter_placement, run.reduction_factor, run.layers, train_head=run.train_head == "yes")
 
     def attach(self, model: Transformer) -> None:

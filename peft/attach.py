@@ -5,11 +5,12 @@ from torch import nn
 
 from model.transformer import Transformer
 from model.weights import FLOATS
+from peft.registry import Method
 from peft.targets import reparameterised, replace_module
 from utils.errors import UserError
 
 
-def attach(model: Transformer, method) -> Transformer:
+def attach(model: Transformer, method: Method) -> Transformer:
     """Freeze the whole model, then let the method pick or add what trains. In place.
 
     The model computes the same as before, with two exceptions: what stands in front of a text (a prefix, a prompt) is seen

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from config import Run
 from model.transformer import Transformer
 from peft.attach import train_head
 from peft.registry import method
@@ -19,7 +20,7 @@ class BitFit:
     train_head: bool = True
 
     @classmethod
-    def from_run(cls, name: str, run) -> "BitFit":
+    def from_run(cls, name: str, run: Run) -> "BitFit":
         return cls(train_head=run.train_head == "yes")
 
     def attach(self, model: Transformer) -> None:

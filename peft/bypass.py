@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from config import BYPASS_DEEPEST, DEFAULTS, check_setting
+from config import BYPASS_DEEPEST, DEFAULTS, Run, check_setting
 from model.heads import ClassifierHead, take
 from model.transformer import Transformer
 from peft.attach import train_head
@@ -169,7 +169,7 @@ class Bypass:
             check_setting(f"bypass_{name}", getattr(self, name))
 
     @classmethod
-    def from_run(cls, name: str, run) -> "Bypass":
+    def from_run(cls, name: str, run: Run) -> "Bypass":
         return cls(
             taps=run.bypass_taps,
             depth=run.bypass_depth,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from config import DEFAULTS
+from config import DEFAULTS, Run
 from model.transformer import Transformer
 from peft.attach import train_head
 from peft.registry import method
@@ -31,7 +31,7 @@ class Freeze:
             raise UserError(f"unknown layers {self.layers!r}: choose {', '.join(BLOCKS)}")
 
     @classmethod
-    def from_run(cls, name: str, run) -> "Freeze":
+    def from_run(cls, name: str, run: Run) -> "Freeze":
         return cls(layers=name, train_head=run.train_head == "yes")
 
     def attach(self, model: Transformer) -> None:
@@ -55,7 +55,7 @@ class FreezeBlocks:
     train_head: bool = True
 
     @classmethod
-    def from_run(cls, name: str, run) -> "FreezeBlocks":
+    def from_run(cls, name: str, run: Run) -> "FreezeBlocks":
         return cls(run.layers, run.part, train_head=run.train_head == "yes")
 
     def attach(self, model: Transformer) -> None:

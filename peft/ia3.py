@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from config import DEFAULTS
+from config import DEFAULTS, Run
 from model.transformer import Transformer
 from peft.attach import train_head
 from peft.registry import method
@@ -49,7 +49,7 @@ class IA3:
     train_head: bool = True
 
     @classmethod
-    def from_run(cls, name: str, run) -> "IA3":
+    def from_run(cls, name: str, run: Run) -> "IA3":
         return cls(run.layers, run.train_head == "yes")
 
     def attach(self, model: Transformer) -> None:

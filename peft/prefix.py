@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from config import DEFAULTS, check_setting
+from config import DEFAULTS, Run, check_setting
 from model.gpt2 import SelfAttention
 from model.transformer import Transformer, causal_mask
 from peft.attach import train_head
@@ -107,7 +107,7 @@ class PrefixTuning:
         check_setting("prefix_length", self.length)
 
     @classmethod
-    def from_run(cls, name: str, run) -> "PrefixTuning":
+    def from_run(cls, name: str, run: Run) -> "PrefixTuning":
         return cls(run.prefix_length, run.prefix_projection, run.layers, train_head=run.train_head == "yes")
 
     def attach(self, model: Transformer) -> None:

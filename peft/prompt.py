@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from config import DEFAULTS, check_setting
+from config import DEFAULTS, Run, check_setting
 from model.transformer import Transformer, causal_mask
 from peft.attach import train_head
 from peft.registry import method
@@ -84,7 +84,7 @@ class PromptTuning:
         check_setting("prefix_length", self.length)
 
     @classmethod
-    def from_run(cls, name: str, run) -> "PromptTuning":
+    def from_run(cls, name: str, run: Run) -> "PromptTuning":
         return cls(run.prefix_length, train_head=run.train_head == "yes")
 
     def attach(self, model: Transformer) -> None:

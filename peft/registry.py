@@ -2,17 +2,28 @@
 
 import importlib
 import pkgutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+from config import Run
 from model.transformer import Transformer
 from utils.errors import UserError
+
+
+class Method(Protocol):
+    """All that `attach` asks of a method."""
+
+    def attach(self, model: Transformer) -> None:
+        """Add to the model, and let train what is to train. All of the model is frozen before."""
+
 
 METHODS: dict[str, type] = {}  # what --trainable_layers accepts -> the class of the method
 
 
-def method(*names: str):
-    """Class decorator: makes a method known under these names."""
+def method(*names: str) -> Callable[[type], type]:
+    """Return a class decorator that registers a method under these names."""
 
     def register(cls: type) -> type:
         METHODS.update(dict.fromkeys(names, cls))
@@ -25,7 +36,7 @@ def method(*names: str):
 class Joined:
     """Several methods on one model, attached in this order."""
 
-    methods: tuple
+    methods: tuple[Method, ...]
 
     def attach(self, model: Transformer) -> None:
         for one in self.methods:
@@ -35,8 +46,8 @@ class Joined:
         return " + ".join(map(str, self.methods))
 
 
-def method_of(run):
-    """The method that a run asks for (`run.trainable_layers` and whatever else the method reads)."""
+def method_of(run: Run) -> Method:
+    """Return the method that a run asks for (`run.trainable_layers` and whatever else the method reads)."""
     find_methods()
     names = str(run.trainable_layers).split("+")
     for name in names:

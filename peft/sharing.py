@@ -7,6 +7,7 @@ from torch import nn
 
 from model.transformer import Transformer
 from peft.attach import attach, restore
+from peft.registry import Method
 from utils.errors import UserError
 
 
@@ -34,7 +35,7 @@ class Adapters:
         self.base = base
         self.models: dict[str, Transformer] = {}
 
-    def add(self, name: str, method, tensors: dict[str, torch.Tensor] | None = None) -> Transformer:
+    def add(self, name: str, method: Method, tensors: dict[str, torch.Tensor] | None = None) -> Transformer:
         """Return a new model with the method attached: with the tensors that `export` gave, or as it is before training."""
         model = share(self.base)
         attach(model, method)

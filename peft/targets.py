@@ -1,7 +1,7 @@
 """Find what a target means: layers by path (`attn.q`), blocks by number (`last3`). Shared by every method."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -147,7 +147,7 @@ def _without_numbers(path: str) -> str:
     return ".".join(parts[numbers[-1] + 1 :] if numbers else parts)
 
 
-def adapt(model: nn.Module, sites: dict[str, nn.Linear], wrap) -> None:
+def adapt(model: nn.Module, sites: dict[str, nn.Linear], wrap: Callable[[nn.Linear], nn.Linear]) -> None:
     """Put wrap(linear), an AdaptedLinear, in the place of each site. Raises UserError where one is there already."""
     for path, linear in sites.items():
         if isinstance(linear, AdaptedLinear):

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from config import Run
 from model import hub
 from model.names import Entry
 from model.registry import architecture_of, entries_of
@@ -198,7 +199,7 @@ class FromPeft:
     train_head: bool = True
 
     @classmethod
-    def from_run(cls, name: str, run) -> "FromPeft":
+    def from_run(cls, name: str, run: Run) -> "FromPeft":
         """Return the method of a complete run. Raises UserError where it names no adapter."""
         if not run.adapter:
             raise UserError("--trainable_layers peft needs --adapter with a directory or the name of a repository")
