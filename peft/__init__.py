@@ -16,6 +16,7 @@ from peft.bitfit import BitFit
 from peft.bypass import Bypass
 from peft.dora import DoRA
 from peft.freeze import Freeze, FreezeBlocks
+from peft.huggingface.read import FromPeft
 from peft.ia3 import IA3
 from peft.lora import LoRA
 from peft.prefix import PrefixTuning
@@ -33,6 +34,7 @@ __all__ = [
     "DoRA",
     "Freeze",
     "FreezeBlocks",
+    "FromPeft",
     "Joined",
     "LoRA",
     "PrefixTuning",

@@ -98,7 +98,7 @@ class LoRA:
     rank              r, at least 1
     alpha, scaling    give the factor of the product, see SCALINGS
     dropout           on the input of A
-    init              how A is drawn, see `draw_a`; "pissa" takes A and B from the weight itself, of which the rest is frozen
+    init              how A is drawn, see `draw_a`; "pissa" takes both from the weight itself, of which the rest is frozen
     targets, layers   which Linear layers, as in `find_sites`
     plus_ratio        the learning rate of B divided by that of A (LoRA+)
     merged_forward    add B A to the weight before the product with x (`lora_alternative`)

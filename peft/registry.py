@@ -59,8 +59,7 @@ def method_of(run: Run) -> Method:
 
 
 def find_methods() -> dict[str, type]:
-    """Import every file of this package, so that each method is known. A file that is dropped here is found."""
+    """Return all methods by name. Imports every file of this package, so that one that was just dropped here is found."""
     for file in pkgutil.iter_modules([str(Path(__file__).parent)]):
         importlib.import_module(f"peft.{file.name}")
-    importlib.import_module("peft.huggingface.read")
     return METHODS
