@@ -39,6 +39,8 @@ REPOSITORIES = {
     "roberta-base": ("FacebookAI/roberta-base", "roberta-base"),
 }
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name; "./name" and "/a/b" are paths
+OLD_NAME = re.compile(r"\w[\w.-]*")  # the oldest repositories have no owner: gpt2, distilroberta-base
+COMMIT = re.compile("[0-9a-f]{40}")
 CONFIG_FILES = ["config.json"]
 CHECKPOINT_FILES = [*CONFIG_FILES, "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]  # of the library peft
@@ -67,18 +69,19 @@ def locate(name: str, *, files: list[str] | None = None) -> Path:
     if here is not None:
         return here
     plain, revision = _split(name)
-    if plain not in REPOSITORIES and "/" not in plain:
-        raise UserError(
-            f"unknown model {name!r}: choose {', '.join([*REPOSITORIES, *pocket_names()])}, a repository on the hub "
-            "(owner/name or owner/name@revision), or --checkpoint DIR"
-        )
-    if plain not in REPOSITORIES and not REPOSITORY.fullmatch(plain):
+    if not REPOSITORY.fullmatch(plain) and not OLD_NAME.fullmatch(plain):
         raise UserError(f"{name} is no directory, and no repository on the hub is called so (owner/name)")
     files = files or CHECKPOINT_FILES + TOKENIZER_FILES
     found = cached(name, files)
     if found is not None:
         return found
     unreachable = why_no_hub()
+    if unreachable and plain not in REPOSITORIES and "/" not in plain:
+        raise UserError(
+            f"unknown model {name!r}: choose {', '.join([*REPOSITORIES, *pocket_names()])}, a repository on the hub "
+            "(owner/name or owner/name@revision), or --checkpoint DIR; if it is a repository without an owner, it isn't in "
+            f"the Hugging Face cache and {unreachable}"
+        )
     if unreachable and files == ADAPTER_FILES:
         raise UserError(f"the adapter {name} isn't in the Hugging Face cache and {unreachable}: pass --adapter DIR")
     if unreachable:
@@ -96,7 +99,21 @@ def _split(name: str) -> tuple[str, str | None]:
 
 
 def _repositories(plain: str) -> tuple[str, ...]:
-    return REPOSITORIES.get(plain, (plain,))
+    """Return the names of a model's repository: the one to download first, then others that a cache may have it under."""
+    if plain in REPOSITORIES:
+        return REPOSITORIES[plain]
+    others = next((pair for pair in REPOSITORIES.values() if plain in pair), ())
+    return (plain, *(one for one in others if one != plain))
+
+
+def _commit(repository: str, revision: str | None) -> str | None:
+    """Return the commit that the cache has for a revision, else the revision. Some caches have a newline behind it."""
+    file = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "refs" / (revision or "main")
+    try:
+        commit = file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return revision
+    return commit if COMMIT.fullmatch(commit) else revision
 
 
 def local(name: str) -> Path | None:
@@ -114,7 +131,8 @@ def cached(name: str, files: list[str] | None = None) -> Path | None:
     plain, revision = _split(name)
     for repository in _repositories(plain):
         try:
-            folder = Path(snapshot_download(repository, revision=revision, allow_patterns=files, local_files_only=True))
+            commit = _commit(repository, revision)
+            folder = Path(snapshot_download(repository, revision=commit, allow_patterns=files, local_files_only=True))
         except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError):
             continue
         if _has(folder, files):

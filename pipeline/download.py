@@ -36,10 +36,21 @@ def how_to_fetch(name: str) -> Callable[[], list[Path]]:
         return list
     if name in hub.REPOSITORIES or hub.REPOSITORY.fullmatch(name.partition("@")[0]):
         return partial(fetch_model, name)
+    if hub.OLD_NAME.fullmatch(name.partition("@")[0]) and is_model(name):
+        return partial(fetch_model, name)
     raise UserError(
         f"--download {name!r} is neither a model nor a data set; choose "
         f"{', '.join([*hub.REPOSITORIES, *hub.pocket_names()])}, owner/name on the hub, {', '.join(TASKS)}"
     )
+
+
+def is_model(name: str) -> bool:
+    """Return whether a name without an owner is a repository with a model that can be read. Fetches its config.json."""
+    try:
+        models.architecture(name)
+    except UserError:
+        return False
+    return True
 
 
 def fetch_data(task: Task) -> list[Path]:

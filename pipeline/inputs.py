@@ -67,24 +67,40 @@ def find_tokenizer_folder(run: Run, model_config: Any) -> Path:
     """
     if run.tokenizer:
         return Path(run.tokenizer)
-    folders = _possible_folders(run, model_config)
-    for folder in folders:
-        if has_tokenizer_files(folder):
-            return folder
-    try:
-        return hub.locate(run.model or architecture_of(model_config).vocabulary_model, files=TOKENIZER_FILES)
-    except UserError as error:
-        looked = ", ".join(map(str, folders)) or "the cache"
-        raise UserError(f"no tokenizer files in {looked}: pass --tokenizer DIR ({error})") from None
-
-
-def _possible_folders(run: Run, model_config: Any) -> list[Path]:
     own = Path(run.checkpoint) if run.checkpoint else hub.local(run.model) or hub.cached(run.model, TOKENIZER_FILES)
-    folders = [own] if own else []
-    if run.data_dir and (run.checkpoint or run.model in hub.REPOSITORIES):
-        name = architecture_of(model_config).vocabulary_folder
-        folders += [Path(folder) / "tokenizers" / name for folder in (run.data_dir, Path(run.data_dir).parent)]
-    return folders
+    if own and has_tokenizer_files(own):
+        return own
+    others = _other_folders(run, model_config)
+    for folder in others:
+        if has_tokenizer_files(folder):
+            return _of_the_same_size(folder, model_config)
+    try:
+        if run.model:
+            return hub.locate(run.model, files=TOKENIZER_FILES)
+        found = hub.locate(architecture_of(model_config).vocabulary_model, files=TOKENIZER_FILES)
+    except UserError as error:
+        looked = ", ".join(map(str, [own, *others] if own else others)) or "the cache"
+        raise UserError(f"no tokenizer files in {looked}: pass --tokenizer DIR ({error})") from None
+    return _of_the_same_size(found, model_config)
+
+
+def _other_folders(run: Run, model_config: Any) -> list[Path]:
+    """Return where the vocabulary of the model's kind may lie beside the data."""
+    if not run.data_dir or not (run.checkpoint or run.model in hub.REPOSITORIES):
+        return []
+    name = architecture_of(model_config).vocabulary_folder
+    return [Path(folder) / "tokenizers" / name for folder in (run.data_dir, Path(run.data_dir).parent)]
+
+
+def _of_the_same_size(folder: Path, model_config: Any) -> Path:
+    """Return the folder. Raises UserError where its vocabulary, which isn't the model's own, is of another size."""
+    size = read_tokenizer(folder, model_config).vocab_size
+    if size != model_config.vocab_size:
+        raise UserError(
+            f"the model has {model_config.vocab_size} tokens and no tokenizer beside it, and the tokenizer in {folder} has "
+            f"{size}, so it is another one: pass --tokenizer DIR"
+        )
+    return folder
 
 
 def read_tokenizer(folder: Path, model_config: Any) -> Tokenizer:

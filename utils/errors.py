@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -36,7 +38,8 @@ def run_program(main: Callable[[], int]) -> NoReturn:
     """Run `main`, and exit with what it returns.
 
     The exit status is 2, after one line `error: ...`, for a UserError or an error of the file system; 130 after Ctrl-C or
-    SIGTERM; 141 where nobody reads the output any longer (`| head`).
+    SIGTERM; 141 where nobody reads the output any longer (`| head`); 1, after one line, for whatever else ends it: a bug,
+    or a panic of a library below, which is no Exception. The line says where the traceback is.
     """
     stopped = []
 
@@ -50,14 +53,28 @@ def run_program(main: Callable[[], int]) -> NoReturn:
         code = main()
         sys.stdout.flush()
         sys.exit(code)
-    except (Exception, KeyboardInterrupt) as error:
+    except SystemExit:
+        raise
+    except BaseException as error:
         if stopped or isinstance(error, KeyboardInterrupt):  # of which a library's C code may have made another error
             print("interrupted", file=sys.stderr)
             sys.exit(130)
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in its buffer
             sys.exit(141)
-        if not isinstance(error, UserError | OSError):
-            raise
-        print("error:", one_line(str(error)), file=sys.stderr)
-        sys.exit(2)
+        if isinstance(error, UserError | OSError):
+            print("error:", one_line(str(error)), file=sys.stderr)
+            sys.exit(2)
+        print("error:", unexpected(error), file=sys.stderr)
+        sys.exit(1)
+
+
+def unexpected(error: BaseException) -> str:
+    """Return one line about an error that nobody expected. Its traceback goes to a file."""
+    what = str(UserError(f"{type(error).__name__}: {error}"))
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="traceback-", suffix=".txt", delete=False, encoding="utf-8") as file:
+            traceback.print_exception(error, file=file)
+        return f"{what} (a bug here, in your own code or in a library; the traceback is in {file.name})"
+    except (OSError, ValueError):
+        return what

@@ -47,6 +47,7 @@ class FakeHub:
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         path = request.path.split("?")[0]
         self.requests.append(f"{request.command} {path}")
+        path = re.sub(r"^(/api/models)?/distilgpt2(?=/|$)", r"\1/owner/tiny", path)  # a repository without an owner
         if self.hang_up_on and re.search(self.hang_up_on, path):
             request.close_connection = True
             return

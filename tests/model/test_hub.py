@@ -107,6 +107,12 @@ def test_a_published_name_is_a_repository_under_its_new_or_old_name(fake_hub, at
     assert "owner--old" in attempt(call % "owner/elsewhere", offline=True)["value"]
 
 
+def test_a_repository_without_an_owner_is_fetched(fake_hub, attempt):
+    assert attempt("hub.locate('distilgpt2')", fake_hub.endpoint)["value"]
+    assert any("/distilgpt2/resolve/" in request for request in fake_hub.requests)
+    assert "distil can't be downloaded" in attempt("hub.locate('distil')", fake_hub.endpoint)["error"]
+
+
 def test_content_that_differs_from_its_sha256_is_refused_and_removed(fake_hub, attempt, tmp_path):
     fake_hub.etags["model.safetensors"] = "ab" * 32
     first = attempt("hub.locate('owner/tiny')", fake_hub.endpoint)

@@ -1,5 +1,6 @@
 """Which checkpoint a name means, where no network is needed to tell."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,35 @@ def test_a_relative_directory_is_taken_from_where_the_user_stands(monkeypatch, c
     monkeypatch.chdir(checkpoint if name != ".." else checkpoint / "inside")
     assert hub.locate(name).resolve() == checkpoint
     assert from_pretrained(name).config == TINY
+
+
+# The Hugging Face cache
+
+
+def cache(alone: Path, repository: str, checkpoint: Path, behind: str = "") -> Path:
+    """Put a checkpoint into the cache as `repository`, with something behind the commit in refs/main."""
+    folder, commit = alone / "hf/hub" / f"models--{repository.replace('/', '--')}", "0123456789" * 4
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs/main").write_text(commit + behind)
+    shutil.copytree(checkpoint, folder / "snapshots" / commit)
+    return folder / "snapshots" / commit
+
+
+@pytest.mark.parametrize("behind", ["", "\n", "\r\n", " \n"])
+@pytest.mark.parametrize("repository", ["gpt2", "distilgpt2", "distilroberta-base", "bert-base-cased", "owner/name"])
+def test_a_repository_with_and_without_an_owner_in_the_cache(alone, checkpoint, repository, behind):
+    folder = cache(alone, repository, checkpoint, behind)
+    for name in (repository, f"{repository}@main"):
+        assert hub.locate(name) == hub.cached(name) == folder
+        assert from_pretrained(name).config == TINY
+
+
+def test_the_old_and_the_new_name_of_a_repository_are_one(alone, checkpoint):
+    folder = cache(alone, "openai-community/gpt2", checkpoint)
+    assert hub.locate("gpt2") == hub.locate("gpt2-small") == hub.locate("openai-community/gpt2") == folder
+
+
+@pytest.mark.parametrize("name", ["distilgpt2", "bert-base-cased", "bert-base-cased@main"])
+def test_a_name_without_an_owner_that_cannot_be_had(alone, name):
+    with pytest.raises(UserError, match=f"unknown model '{name}'.*without an owner, it isn't in .*HF_HUB_OFFLINE is set"):
+        hub.locate(name)

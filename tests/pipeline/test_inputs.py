@@ -13,12 +13,15 @@ from config import Run
 from data.registry import get_task
 from data.task import DISTILBERT_POCKET, GPT2_POCKET, size_of
 from model import config_of, hub
+from model.gpt2 import GPT2Config
 from model.tokenizers.bpe import GPT2Tokenizer
 from model.tokenizers.files import copy_tokenizer, library_files
 from pipeline import execute, inputs
 from pipeline.job import finished, prepare
 from pipeline.resolve import resolve_run, run_name
 from pipeline.result import files_sha256
+from tests.helpers.texts import TEXTS
+from tools.learn_vocabulary import learn_merges, save_tokenizer
 from utils.errors import UserError
 
 HASH_OF_NOTHING = hashlib.sha256(b"").hexdigest()
@@ -97,8 +100,27 @@ def test_of_two_pairs_the_one_that_is_read_counts(openai_checkpoint, small_check
 def test_no_file_has_no_hash(tmp_path):
     with pytest.raises(UserError, match="there is no file to take a hash of"):
         files_sha256([tmp_path / "vocab.json"])
-    with pytest.raises(UserError, match=r"has no tokenizer files \(tokenizer.json or vocab.json \+ merges.txt or encoder.json \+ vocab.bpe"):
+    with pytest.raises(UserError, match=r"has no tokenizer files \(tokenizer.json or vocab.json \+ merges.txt"):
         library_files(tmp_path)
+
+
+@pytest.mark.parametrize("n_more", [0, 1, 47])
+def test_a_vocabulary_that_is_not_the_models_own_must_have_its_size(tmp_path, alone, n_more):
+    tokenizer = tmp_path / "data/tokenizers/gpt2"
+    save_tokenizer(learn_merges(TEXTS, 40), tokenizer)
+    (tmp_path / "model").mkdir()
+    run, config = Run(checkpoint=str(tmp_path / "model"), data_dir=str(tmp_path / "data")), GPT2Config(297 + n_more)
+    if n_more:
+        with pytest.raises(
+            UserError, match=f"has {297 + n_more} tokens and no tokenizer beside it.* 297, .* pass --tokenizer"
+        ):
+            inputs.find_tokenizer_folder(run, config)
+    else:
+        assert inputs.find_tokenizer_folder(run, config) == tokenizer
+    named = replace(run, tokenizer=str(tokenizer))  # whoever names one knows
+    assert inputs.find_tokenizer_folder(named, config) == tokenizer
+    copy_tokenizer(tokenizer, tmp_path / "model")  # and what lies beside the model is its own, padded or not
+    assert inputs.find_tokenizer_folder(run, config) == tmp_path / "model"
 
 
 # --- hashing beside the run

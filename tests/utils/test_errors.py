@@ -1,7 +1,10 @@
 """How a program ends."""
 
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,11 +22,16 @@ ENDS = {
     "Ctrl-C": ("signal.raise_signal(signal.SIGINT)", 130, "interrupted"),
     "SIGTERM": ("signal.raise_signal(signal.SIGTERM)", 130, "interrupted"),
     "Ctrl-C of which a library made another error": ("in_c_code()", 130, "interrupted"),
-    "a bug": ("return 1 / 0", 1, "ZeroDivisionError: division by zero"),
+    "a bug": ("return 1 / 0", 1, "error: ZeroDivisionError: division by zero (a bug here"),
+    "a panic below": ("raise Panic('called `unwrap()` on an `Err`\\n value')", 1, "error: Panic: called `unwrap()` on an"),
+    "out of memory": ("raise MemoryError", 1, "error: MemoryError: "),
 }
 PROGRAM = """
 import signal
 from utils import errors
+
+class Panic(BaseException):  # as a library in Rust raises it
+    pass
 
 def in_c_code():
     try:
@@ -38,11 +46,24 @@ errors.run_program(main)
 """
 
 
+def run(done: str, temporary: Path) -> subprocess.CompletedProcess:
+    """Run the program that does this; tracebacks go to a directory of the test."""
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    words = [sys.executable, "-c", PROGRAM.format(done)]
+    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("done, code, said", ENDS.values(), ids=ENDS)
-def test_exit_status_and_last_line(done, code, said):
-    found = subprocess.run([sys.executable, "-c", PROGRAM.format(done)], cwd=ROOT, capture_output=True, text=True)
+def test_exit_status_and_last_line(tmp_path, done, code, said):
+    found = run(done, tmp_path)
     lines = found.stderr.splitlines() or [""]
-    assert found.returncode == code and lines[-1].startswith(said) and (len(lines) == 1) is (code != 1)
+    assert found.returncode == code and lines[-1].startswith(said) and len(lines) == 1
+
+
+def test_the_traceback_of_a_bug_is_in_a_file(tmp_path):
+    found = run("return 1 / 0", tmp_path)
+    file = Path(re.search(r"the traceback is in (\S+)\)", found.stderr)[1])
+    assert "in main" in file.read_text() and "ZeroDivisionError" in file.read_text()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a Unix shell")
