@@ -37,6 +37,7 @@ from model.transformer import Transformer
 from model.weights import published_shape, read_safetensors
 from peft.attach import train_head
 from peft.dora import DoRALinear
+from peft.huggingface.settings import NAME_PREFIX, check_settings, selects
 from peft.ia3 import IA3Linear
 from peft.lora import LoRA, LoRALinear
 from peft.prefix import Prefix, PrefixAttention
@@ -45,17 +46,6 @@ from peft.targets import adapt, replace_module
 from utils.errors import UserError
 from utils.files import read_json
 
-# What the names of the tensors begin with, by the kind of adapter.
-NAME_PREFIX = {"LORA": "base_model.model.", "IA3": "base_model.model.", "PREFIX_TUNING": "base_model."}
-# Settings of a LORA that change what is computed and have no counterpart here: the values that mean "not used".
-UNUSED = {"bias": ("none",)} | dict.fromkeys(
-    (
-        *("layer_replication", "lora_bias", "trainable_token_indices", "target_parameters", "alora_invocation_tokens"),
-        *("use_qalora", "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config"),
-    ),
-    (None, False),
-)
-CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations (`init_lora_weights`)
 ADDED = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector|ia3_l)(\.weight)?")  # names of added tensors
 
 
@@ -136,21 +126,21 @@ def read_adapter(name: str) -> AdapterFiles:
         raise UserError(
             f"{tensor_file} has {lost[0]}, which doesn't begin with {prefix}; the library wouldn't load it either"
         )
-    check_settings(config_file, config)
+    check_settings(str(config_file), config)
     return AdapterFiles(folder, config, {one.removeprefix(prefix): tensor.float() for one, tensor in tensors.items()})
 
 
-def check_settings(file: Path, config: dict) -> None:
-    """Raise UserError for a setting that would change what is computed and has no counterpart here."""
-    for setting, harmless in UNUSED.items() if config["peft_type"] == "LORA" else ():
-        if config.get(setting) not in (None, *harmless):
-            raise UserError(
-                f"{file} has {setting} = {config[setting]!r}, which isn't supported; it must be {harmless[0]!r}"
-            )
-    if str(config.get("init_lora_weights")).startswith(CHANGES_THE_BASE):
+def check_selection(adapter: AdapterFiles) -> None:
+    """Raise UserError for a tensor of a module that the configuration doesn't select: the library drops it."""
+    try:
+        paths = (found[1] for name in adapter.tensors if (found := ADDED.fullmatch(name)))
+        lost = next((path for path in paths if not selects(adapter.config, path)), None)
+    except re.error as error:
+        raise UserError(f"{adapter.folder}: target_modules, exclude_modules or layers_pattern: {error}") from None
+    if lost:
         raise UserError(
-            f"{file} has init_lora_weights = {config['init_lora_weights']!r}, which changes the base model; save it with "
-            "path_initial_model_for_weight_conversion"
+            f"{adapter.folder} has tensors for {lost}, which target_modules = {adapter.config['target_modules']!r} and "
+            "their like don't select; the library drops them"
         )
 
 
@@ -230,6 +220,7 @@ class FromPeft:
                 attach_ia3(model, adapter, path, tensors, layers)
         if kind == "PREFIX_TUNING":
             attach_prefix(model, adapter)
+        check_selection(adapter)
         train_head(model, self.train_head)
 
 
@@ -324,6 +315,12 @@ def attach_prefix(model: Transformer, adapter: AdapterFiles) -> None:
         raise UserError(
             f"{adapter.folder} has {length} virtual tokens; the context is {model.config.context_length} tokens"
         )
+    sizes = {"num_layers": n_blocks, "token_dim": dim, "num_attention_heads": model.config.n_heads}
+    for name, size in sizes.items():
+        if adapter.setting(name, int, size) != size:
+            raise UserError(
+                f"{adapter.folder}/adapter_config.json has {name} = {adapter.config[name]}; the model has {size}"
+            )
     pairs = embeddings.view(length, n_blocks, 2, dim).permute(1, 2, 0, 3)  # [P, L 2 D] -> [L, 2, P, D]
     blocks: list[Any] = [*model.blocks]
     for number, (block, pair) in enumerate(zip(blocks, pairs, strict=True)):

@@ -14,7 +14,8 @@ from model.transformer import Transformer
 from model.weights import write_safetensors
 from peft.attach import merge
 from peft.dora import DoRALinear
-from peft.huggingface.read import NAME_PREFIX, PublishedNames
+from peft.huggingface.read import PublishedNames
+from peft.huggingface.settings import NAME_PREFIX
 from peft.ia3 import IA3Linear
 from peft.lora import LoRALinear, principal_parts
 from peft.prefix import PrefixAttention

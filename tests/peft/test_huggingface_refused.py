@@ -1,6 +1,8 @@
 """What can't be exchanged with the Hugging Face library `peft` is refused in one clear line."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,9 @@ import experiments
 from model import from_pretrained
 from peft import Adapter, BitFit, DoRA, FreezeBlocks, Joined, LoRA, PrefixTuning, attach
 from peft.huggingface.read import FromPeft, read_adapter
+from peft.huggingface.settings import ADAPTER, selects
 from peft.huggingface.write import check_expressible, fold_bias, write_adapter
-from tests.helpers.exchange import fresh, make_base, trained
+from tests.helpers.exchange import fresh, logits, make_base, trained
 from utils.errors import UserError
 
 
@@ -28,19 +31,34 @@ def an_adapter(folder: Path, **changes) -> Path:
     return folder
 
 
+OTHER = {"r": "left out", "lora_alpha": "left out"}  # settings that another kind of adapter doesn't have
 MALFORMED = {
     "of an unknown kind": ({"peft_type": "VERA"}, "peft_type = 'VERA'; what can be read: LORA, IA3, PREFIX_TUNING"),
     "without a kind": ({"peft_type": "left out"}, "peft_type = None"),
     "without a rank": ({"r": "left out"}, "r = None; it must be int"),
     "with a rank that is none": ({"r": True}, "r = True; it must be int"),
     "with another rank": ({"r": 3}, r"lora_A.weight has shape \[2, 16\], expected \[3, 16\]"),
-    "with biases": ({"bias": "all"}, "bias = 'all', which isn't supported; it must be 'none'"),
+    "with biases": ({"bias": "all"}, "sets bias to 'all', which isn't supported; it must be 'none'"),
     "that repeats layers": ({"layer_replication": [[0, 1]]}, "layer_replication"),
     "that changes the base": ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
     "without magnitudes": ({"use_dora": True}, "expected lora_A, lora_B, lora_magnitude_vector"),
     "with a broken pattern": ({"rank_pattern": {"(": 2}}, "is no pattern"),
-    "of IA3 with products": ({"peft_type": "IA3"}, "expected ia3_l"),
-    "of a prefix without one": ({"peft_type": "PREFIX_TUNING"}, "prompt_embeddings|no place"),
+    "of IA3 with a rank": ({"peft_type": "IA3"}, "sets r to 2, and what that means isn't known here"),
+    "with a key that nobody knows": ({"lora_gain": 2}, "sets lora_gain to 2, and what that means isn't known here"),
+    "of other modules": ({"target_modules": ["v_lin"]}, r"tensors for .*q_lin, which target_modules = \['v_lin'\]"),
+    "of other layers": ({"layers_to_transform": [0]}, "layer.1.attention.q_lin, which target_modules"),
+    "with an exception": ({"exclude_modules": r".*\.1\..*"}, "layer.1.attention.q_lin, which target_modules"),
+    "with a broken selection": ({"target_modules": "("}, "target_modules, exclude_modules or layers_pattern"),
+    "with modules that have no names": ({"target_modules": 3}, "target_modules = 3; it must be a pattern, or a list"),
+    "with layers that have no numbers": (
+        {"layers_to_transform": "all"},
+        "layers_to_transform = 'all'; it must be the number",
+    ),
+    "of IA3 with products": (OTHER | {"peft_type": "IA3"}, "expected ia3_l"),
+    "of a prefix without one": (
+        OTHER | {"peft_type": "PREFIX_TUNING", "target_modules": "left out"},
+        "prompt_embeddings|no place",
+    ),
 }
 
 
@@ -137,3 +155,45 @@ def test_a_bias_that_cannot_be_folded_is_refused(tmp_path):
         model.head.classifier.weight[1] = model.head.classifier.weight[0]  # whose logits differ by the bias alone
     with pytest.raises(UserError, match="can't be folded"):
         fold_bias(model)
+
+
+SELECTIONS = [
+    {"target_modules": ["q_lin"]},
+    {"target_modules": ["attention.q_lin", "v_lin"]},
+    {"target_modules": "q_lin"},
+    {"target_modules": r".*\.q_lin"},
+    {"target_modules": r".*\.(0|1)\.attention\.q_lin"},
+    {"target_modules": ["q_lin"], "exclude_modules": ["layer.1.attention.q_lin"]},
+    {"target_modules": ["q_lin"], "exclude_modules": r".*\.layer\.0\..*"},
+    {"target_modules": ["q_lin"], "layers_to_transform": 1},
+    {"target_modules": ["q_lin"], "layers_to_transform": [0]},
+    {"target_modules": ["q_lin"], "layers_to_transform": [1], "layers_pattern": "layer"},
+    {"target_modules": ["q_lin"], "layers_to_transform": [1], "layers_pattern": ["block", "layer"]},
+    {"target_modules": ["q_lin"], "layers_to_transform": [0], "layers_pattern": "layer"},
+]
+THEIRS = """
+import json, sys
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+for settings in json.loads(sys.argv[1]):
+    config = LoraConfig(**settings)
+    print(bool(check_target_module_exists(config, sys.argv[2])))
+"""
+
+
+def test_what_a_configuration_selects_is_what_the_library_selects(tmp_path):
+    path = "distilbert.transformer.layer.1.attention.q_lin"
+    words = [sys.executable, "-c", THEIRS, json.dumps(SELECTIONS), path]
+    theirs = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split()
+    assert [str(selects(settings, path)) for settings in SELECTIONS] == theirs
+    assert {"True", "False"} == set(theirs)
+
+
+def test_every_harmless_key_of_a_lora_is_taken(tmp_path):
+    base = make_base("distilbert", tmp_path / "base")
+    keys = dict.fromkeys(ADAPTER["LORA"].names_of_harmless(), "anything")
+    first, second = (
+        attach(fresh(base, "distilbert"), FromPeft(str(an_adapter(tmp_path / name, **changes)))).eval()
+        for name, changes in (("plain", {}), ("more", keys))
+    )
+    assert torch.equal(logits(first, "distilbert"), logits(second, "distilbert"))
