@@ -21,6 +21,8 @@ from tests.helpers.paths import SHARED
 from tests.helpers.small import TINY, make_checkpoint, make_encoder, write_messages
 from tools.learn_vocabulary import save_tokenizer
 
+torch.set_num_threads(1)  # the models are small: a second thread costs more than it saves
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
