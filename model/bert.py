@@ -33,6 +33,7 @@ class BertConfig:
     dropout: float = 0.1  # of hidden states and attention
     head_dropout: float | None = None  # before the classifier; None: as `dropout`, which also switches it off by 0
     layer_norm_eps: float = 1e-12
+    tied: bool = True  # as in `GPT2Config`
 
     causal: ClassVar[bool] = False  # every position sees every other
 

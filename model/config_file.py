@@ -72,6 +72,8 @@ def _check(path: Path, hf_name: str, value: Any, field: str, default: Any) -> No
     """Raise UserError unless the value can be that of the configuration's field."""
     if field.endswith("dropout"):
         right, must = type(value) in (int, float) and 0 <= value < 1, "at least 0 and below 1"
+    elif field == "tied":
+        right, must = type(value) is bool, "true or false"
     elif field == "pad_id":
         right, must = type(value) is int and value >= 0, "an int, at least 0"
     else:

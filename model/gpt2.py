@@ -26,6 +26,7 @@ class GPT2Config:
     dropout: float = 0.0  # GPT-2 was pretrained with 0.1; the published fine-tuning rows use 0
     layer_norm_eps: float = 1e-5
     causal: bool = True  # False lets every position look at every other (row 17 of the spam table)
+    tied: bool = True  # whether the language-model head is the token embedding's own tensor
 
     def __post_init__(self):
         check_heads(self.dim, self.n_heads)
