@@ -55,9 +55,7 @@ def _gpt2_fixed(config: GPT2Config) -> dict[str, tuple]:
 
 
 def _gpt2_written(config: GPT2Config) -> dict[str, Any]:
-    end_of_text = config.vocab_size - 1
-    dropouts = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), config.dropout)
-    return dropouts | {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+    return dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), config.dropout)
 
 
 BERT_SETTINGS = {
@@ -106,6 +104,9 @@ GPT2_ENTRY = Architecture(
         "n_heads": "n_head",
         "n_layers": "n_layer",
         "layer_norm_eps": "layer_norm_epsilon",
+        "start_id": "bos_token_id",
+        "end_ids": "eos_token_id",
+        "pad_id": "pad_token_id",
         "tied": "tie_word_embeddings",
     },
     written_settings=_gpt2_written,
