@@ -70,6 +70,8 @@ def from_pretrained(
     config, labels = _config_and_labels(name)
     config, kind = _changed(config, config_changes), architecture_of(config)
     checkpoint = None if random_weights else weights.Checkpoint(hub.locate(name))
+    if checkpoint is not None and head == "lm":
+        config = replace(config, tied=weights.is_tied(config, checkpoint))
     if seed is not None:
         torch.manual_seed(seed)
     if checkpoint is None:

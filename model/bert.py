@@ -33,6 +33,7 @@ class BertConfig:
     dropout: float = 0.1  # of hidden states and attention
     head_dropout: float | None = None  # before the classifier; None: as `dropout`; a dropout of 0 switches this one off too
     layer_norm_eps: float = 1e-12
+    tied: bool = True  # as in `GPT2Config`
 
     causal: ClassVar[bool] = False  # every position sees every other
 

@@ -9,7 +9,7 @@ from model.transformer import Transformer
 from utils.errors import UserError
 from utils.files import read_json
 
-MAY_BE_NULL = ("pad_id", "head_dropout")  # null there means the same as no setting
+MAY_BE_NULL = ("pad_id", "head_dropout", "start_id", "end_ids")  # null there means the same as no setting
 # Limits far above every published model; products of such sizes still fit an int.
 MOST_BLOCKS, MOST = 1000, 2**24
 MOST_LABELS = 2**16
@@ -23,7 +23,7 @@ def read_config(directory: Path) -> tuple[Any, tuple[str, ...] | None]:
     path = directory / "config.json"
     settings = _read_settings(path)
     architecture = _architecture_in(path, settings)
-    config = _config_from(path, settings, architecture)
+    config = _config_from(path, settings | _ends_of_generation(directory), architecture)
     for name, allowed in architecture.fixed_settings(config).items():
         if settings.get(name, allowed[0]) not in allowed:
             values = " or ".join(map(repr, allowed))
@@ -57,6 +57,8 @@ def _config_from(path: Path, settings: dict, architecture: Architecture) -> Any:
         if hf_name in settings and not (value is None and field in MAY_BE_NULL):
             _check(path, hf_name, value, field, default=getattr(architecture.config, field))
             values[field] = value
+    if architecture.model_type == "gpt2":
+        values |= _tokens_of(values, values.get("vocab_size", architecture.config.vocab_size))
     try:
         config = architecture.config(**values)
         if "context_length" in values:  # published is the number of rows in the table of positions
@@ -68,10 +70,37 @@ def _config_from(path: Path, settings: dict, architecture: Architecture) -> Any:
     return config
 
 
+def _ends_of_generation(directory: Path) -> dict:
+    """Return what generation_config.json says about the end of a text: the library asks it before config.json."""
+    path = directory / "generation_config.json"
+    try:
+        settings = read_json(path) if path.is_file() else {}
+        ends = settings.get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} can't be read: {error}") from None
+    if ends is not None:
+        _check(path, "eos_token_id", ends, "end_ids", default=())
+    return {} if ends is None else {"eos_token_id": ends}
+
+
+def _tokens_of(values: dict, vocab_size: int) -> dict:
+    """Return the ids of a GPT-2's tokens with a meaning, without those that its vocabulary doesn't have."""
+    ends = values.get("end_ids", [])
+    ids = {"start_id": values.get("start_id"), "pad_id": values.get("pad_id")}
+    ids = {name: number if number in range(vocab_size) else None for name, number in ids.items()}
+    ends = ends if isinstance(ends, list) else [ends]
+    return ids | {"end_ids": tuple(number for number in ends if number in range(vocab_size))}
+
+
 def _check(path: Path, hf_name: str, value: Any, field: str, default: Any) -> None:
     """Raise UserError unless the value can be that of the configuration's field."""
     if field.endswith("dropout"):
         right, must = type(value) in (int, float) and 0 <= value < 1, "at least 0 and below 1"
+    elif field == "tied":
+        right, must = type(value) is bool, "true or false"
+    elif field in ("start_id", "end_ids") or (field == "pad_id" and default is None):  # of a GPT-2, any int
+        numbers = value if field == "end_ids" and isinstance(value, list) else [value]
+        right, must = all(type(number) is int for number in numbers), "the id of a token"
     elif field == "pad_id":
         right, must = type(value) is int and value >= 0, "an int, at least 0"
     else:
@@ -108,6 +137,10 @@ def write_config(model: Transformer) -> dict:
     kind = getattr(model.head, "kind", None)
     settings = {"model_type": architecture.model_type, "architectures": [architecture.hf_classes[kind]]}
     settings |= {hf_name: getattr(config, field) for field, hf_name in architecture.settings.items()}
+    if ends := getattr(config, "end_ids", None):
+        settings["eos_token_id"] = ends[0] if len(ends) == 1 else [*ends]
+    elif ends is not None:
+        settings["eos_token_id"] = None
     settings[architecture.settings["context_length"]] += _first_position(config)
     settings |= {name: allowed[0] for name, allowed in architecture.fixed_settings(config).items()}
     settings |= architecture.written_settings(config)

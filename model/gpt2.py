@@ -5,6 +5,7 @@ Letters used for shapes: B batch, T tokens, D width of the model, H heads, V voc
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -26,17 +27,23 @@ class GPT2Config:
     dropout: float = 0.0  # GPT-2 was pretrained with 0.1; the published fine-tuning runs use 0
     layer_norm_eps: float = 1e-5
     causal: bool = True  # False lets every position look at every other (docs/results/spam.md, row 17)
+    tied: bool = True  # whether the language-model head is the token embedding's own tensor
+    # The tokens that begin, end and pad a text, where config.json names them. Otherwise they are the tokenizer's.
+    start_id: int | None = None
+    end_ids: tuple[int, ...] = ()
+    pad_id: int | None = None
 
     def __post_init__(self):
         check_heads(self.dim, self.n_heads)
 
 
 # Layers and widths: table 2 of the paper. Heads and parameter counts (tied head counted once): the published checkpoints.
+_published = partial(GPT2Config, start_id=50256, end_ids=(50256,))
 GPT2_SIZES = {
-    "gpt2-small": GPT2Config(),  # 124M
-    "gpt2-medium": GPT2Config(dim=1024, n_heads=16, n_layers=24),  # 355M
-    "gpt2-large": GPT2Config(dim=1280, n_heads=20, n_layers=36),  # 774M
-    "gpt2-xl": GPT2Config(dim=1600, n_heads=25, n_layers=48),  # 1558M
+    "gpt2-small": _published(),  # 124M
+    "gpt2-medium": _published(dim=1024, n_heads=16, n_layers=24),  # 355M
+    "gpt2-large": _published(dim=1280, n_heads=20, n_layers=36),  # 774M
+    "gpt2-xl": _published(dim=1600, n_heads=25, n_layers=48),  # 1558M
 }
 
 

@@ -39,7 +39,7 @@ REPOSITORIES = {
     "roberta-base": ("FacebookAI/roberta-base", "roberta-base"),
 }
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name; "./name" and "/a/b" are paths
-CONFIG_FILES = ["config.json"]
+CONFIG_FILES = ["config.json", "generation_config.json"]  # the second may be missing
 CHECKPOINT_FILES = [*CONFIG_FILES, "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]  # of the library peft
 
@@ -125,7 +125,8 @@ def cached(name: str, files: list[str] | None = None) -> Path | None:
 def _has(folder: Path, files: list[str]) -> bool:
     """Return whether a snapshot has what is asked for. TOKENIZER_FILES ask for any one vocabulary."""
     if files in (CONFIG_FILES, ADAPTER_FILES):
-        return all((folder / name).is_file() for name in files)
+        needed = CONFIG_FILES[:1] if files == CONFIG_FILES else files
+        return all((folder / name).is_file() for name in needed)
     if files == TOKENIZER_FILES:
         return first_complete(folder, LIBRARY_FILE_SETS) is not None
     return _whole(folder)

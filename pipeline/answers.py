@@ -102,7 +102,7 @@ def answers(model: nn.Module, run: Run, dialogues: list[Dialogue], tokenizer: To
     room = min(run.max_target_length or LONGEST_ANSWER, max(1, length // 2))
     encoder = DialogueEncoder(tokenizer, run, length)
     prompts = [encoder.prompt_with_room(dialogue, room) for dialogue in dialogues]
-    written = generate_all(model, prompts, run.eval_batch_size, tokenizer.end_of_text, room)
+    written = generate_all(model, prompts, run.eval_batch_size, tokenizer.end_ids, room)
     return [
         {"prompt": tokenizer.decode(ids), "reference": dialogue.turns[-1].answer, "answer": tokenizer.decode(tokens)}
         for ids, dialogue, tokens in zip(prompts, dialogues, written, strict=True)
@@ -110,7 +110,7 @@ def answers(model: nn.Module, run: Run, dialogues: list[Dialogue], tokenizer: To
 
 
 def generate_all(
-    model: nn.Module, prompts: list[list[int]], batch_size: int, end_of_text: int, max_new_tokens: int
+    model: nn.Module, prompts: list[list[int]], batch_size: int, end_ids: tuple[int, ...], max_new_tokens: int
 ) -> list[list[int]]:
     """Return the token ids that follow each prompt. Prompts of similar length share a batch, so that little is padded."""
     device: torch.device = next(model.parameters()).device
@@ -119,7 +119,7 @@ def generate_all(
     for start in range(0, len(order), batch_size):
         numbers = [int(number) for number in order[start : start + batch_size]]
         ids, mask = left_padded([prompts[i] for i in numbers])  # [B, T] each
-        found = generate(model, ids.to(device), mask.to(device), eos_id=end_of_text, max_new_tokens=max_new_tokens)
+        found = generate(model, ids.to(device), mask.to(device), eos_id=end_ids, max_new_tokens=max_new_tokens)
         for number, tokens in zip(numbers, found, strict=True):
             written[number] = tokens
     return written

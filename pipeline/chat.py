@@ -62,7 +62,7 @@ class Speaker:
         ids = torch.tensor([self.prompt(question)], device=self.device)  # [1, T]
         written, shown = [], ""
         seed = self.seed + len(self.turns)
-        for tokens in stream(self.model, ids, eos_id=self.tokenizer.end_of_text, seed=seed, **asdict(self.sampling)):
+        for tokens in stream(self.model, ids, eos_id=self.tokenizer.end_ids, seed=seed, **asdict(self.sampling)):
             token = int(tokens[0])
             assert token != NOTHING, "the stream of one text ends with it"
             written.append(token)

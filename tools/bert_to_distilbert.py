@@ -29,7 +29,7 @@ def bert_to_distilbert(bert: Bert) -> DistilBert:
     if bert.config.layer_norm_eps != DistilBertConfig.layer_norm_eps:
         eps = bert.config.layer_norm_eps
         raise UserError(f"a DistilBERT has layer_norm_eps {DistilBertConfig.layer_norm_eps}, this BERT {eps}")
-    changes = {"n_token_types": 0, "head_dropout": DistilBertConfig.head_dropout}
+    changes = {"n_token_types": 0, "head_dropout": DistilBertConfig.head_dropout, "tied": True}
     distilbert = DistilBert(DistilBertConfig(**asdict(bert.config) | changes))
     tensors = bert.state_dict()
     tensors = {

@@ -108,7 +108,9 @@ def make_gpt2(training: list[str], held_out: list[str], args) -> tuple[Transform
     """Learn a vocabulary; return an untrained GPT-2, what it is trained on, and what it is measured on."""
     save_tokenizer(learn_merges(training, args.vocab_size - 257), args.output_dir)
     tokenizer = load_tokenizer(args.output_dir)
-    model = init_gpt2(GPT2(GPT2Config(tokenizer.vocab_size, args.context_length, args.dim, args.n_heads, args.n_layers)))
+    ends = {"start_id": tokenizer.end_of_text, "end_ids": (tokenizer.end_of_text,)}
+    sizes = (tokenizer.vocab_size, args.context_length, args.dim, args.n_heads, args.n_layers)
+    model = init_gpt2(GPT2(GPT2Config(*sizes, **ends)))
     model.head = LanguageModelHead(model.token_embedding)
     length, pad_id = args.context_length, tokenizer.pad_id
     examples = to_examples(training, tokenizer, length)

@@ -89,6 +89,7 @@ class GPT2Tokenizer(BytePairTokenizer):
     def __init__(self, tokens: list[str], vocab: dict[str, int]):
         super().__init__(tokens, vocab)
         self.pad_id = self.end_of_text = vocab[END_OF_TEXT]
+        self.end_ids = (self.end_of_text,)  # what ends a text that the model writes; see ends.py
         self.special_ids = frozenset([self.end_of_text])
         self.between = tuple(self.encode("\n"))
 

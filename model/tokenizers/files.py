@@ -21,8 +21,8 @@ WORDPIECE_FILE_SETS = (("vocab.txt",), ONE_FILE)
 
 FILE_SETS: tuple[FileSet, ...] = tuple(dict.fromkeys(BPE_FILE_SETS + WORDPIECE_FILE_SETS))
 LIBRARY_FILE_SETS = tuple(names for names in FILE_SETS if names != OPENAI_PAIR)
-SETTINGS_FILE = "tokenizer_config.json"  # says whether case counts; it may be missing
-TOKENIZER_FILES = [*(name for names in LIBRARY_FILE_SETS for name in names), SETTINGS_FILE]
+SETTINGS_FILES = ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")  # any of them may be missing
+TOKENIZER_FILES = [*(name for names in LIBRARY_FILE_SETS for name in names), *SETTINGS_FILES]
 
 
 def first_complete(directory: Path, file_sets: Iterable[FileSet]) -> list[Path] | None:
@@ -57,8 +57,11 @@ def library_files(directory: Path) -> dict[str, Path]:
 
 
 def copy_tokenizer(directory: Path, destination: Path, names: Iterable[str] = TOKENIZER_FILES) -> None:
-    """Copy the files of the tokenizer in a directory under the library's names: those of `names` that are there."""
+    """Copy the files of the tokenizer in a directory under the library's names: those of `names` that are there.
+
+    What already is the destination's stays.
+    """
     files = library_files(directory)
     for name in names:
-        if name in files:
-            shutil.copy(files[name], destination / name)
+        if name in files and not ((destination / name).exists() and files[name].samefile(destination / name)):
+            shutil.copyfile(files[name], destination / name)

@@ -19,7 +19,8 @@ from utils.errors import UserError
 def an_adapter(folder: Path, **changes) -> Path:
     """A LoRA on q of the DistilBERT of `make_base`, with changes to its settings."""
     folder.mkdir(exist_ok=True)
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_lin"], **changes}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_lin"]}
+    config |= {"layers_to_transform": [1], **changes}
     config = {name: value for name, value in config.items() if value != "left out"}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     path = "base_model.model.distilbert.transformer.layer.1.attention.q_lin"
