@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from torch import nn
-
 from config import Run
 from model.hub import REPOSITORIES, local
 from model.tokenizers.files import copy_tokenizer
@@ -12,6 +10,7 @@ from peft.huggingface.write import check_expressible, fold_bias, write_adapter
 from peft.targets import Added
 from pipeline.build import build_model
 from pipeline.reload import TrainedRun, load_run
+from pipeline.stored import write_own
 from utils.errors import UserError
 
 
@@ -24,7 +23,8 @@ def export_adapter(directory: str | Path, out: Path) -> str:
     name, revision = published_name(run)
     base = build_model(run, len(trained.inputs.task.labels))
     write_adapter(trained.model, base, out, {"base_model_name_or_path": name, "revision": revision})
-    return f"PeftModel.from_pretrained({loading_line(trained.model, name)}, {str(out)!r})" + advice(trained)
+    write_reading(trained, out, trained.inputs.task.labels)
+    return f"PeftModel.from_pretrained({loading_line(trained, name)}, {str(out)!r})" + advice(trained)
 
 
 def export_model(directory: str | Path, out: Path) -> str:
@@ -37,9 +37,18 @@ def export_model(directory: str | Path, out: Path) -> str:
         raise UserError(f"no published layer can hold what {trained.run.trainable_layers} adds; it stays in {directory}")
     check_expressible(trained.model)
     fold_bias(trained.model)
+    if trained.model.head.kind == "classifier":
+        trained.model.head.labels = trained.inputs.task.labels
     save_pretrained(trained.model, out)
     copy_tokenizer(trained.inputs.tokenizer_folder, out)
-    return loading_line(trained.model, str(out), resized=False) + advice(trained)
+    write_reading(trained, out)
+    return loading_line(trained, str(out), resized=False) + advice(trained)
+
+
+def write_reading(trained: TrainedRun, out: Path, labels: tuple[str, ...] | None = None) -> None:
+    """Write beside an export what its own files can't say of its classifier."""
+    if trained.model.head.kind == "classifier":
+        write_own(out, trained.run, trained.model.config.causal, labels)
 
 
 def published_name(run: Run) -> tuple[str, str | None]:
@@ -51,12 +60,17 @@ def published_name(run: Run) -> tuple[str, str | None]:
     return REPOSITORIES.get(name, (name,))[0], revision or None
 
 
-def loading_line(model: nn.Module, name: str, resized: bool = True) -> str:
-    """Return the line of Python that loads the model in transformers; `resized`: its head isn't the published one."""
-    if model.head.kind == "lm":
+def loading_line(trained: TrainedRun, name: str, resized: bool = True) -> str:
+    """Return the line of Python that loads the model in transformers; `resized`: its head isn't the published one.
+
+    An adapter's format has no place for the names of labels, so the line has them.
+    """
+    if trained.model.head.kind == "lm":
         return f"AutoModelForCausalLM.from_pretrained({name!r})"
-    labels = f", num_labels={model.head.classifier.out_features}, ignore_mismatched_sizes=True" if resized else ""
-    return f"AutoModelForSequenceClassification.from_pretrained({name!r}{labels})"
+    labels = dict(enumerate(trained.inputs.task.labels))
+    numbers = {label: number for number, label in labels.items()}
+    more = f", id2label={labels}, label2id={numbers}, ignore_mismatched_sizes=True" if resized else ""
+    return f"AutoModelForSequenceClassification.from_pretrained({name!r}{more})"
 
 
 def advice(trained: TrainedRun) -> str:

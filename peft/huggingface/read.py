@@ -37,6 +37,7 @@ from model.transformer import Transformer
 from model.weights import published_shape, read_safetensors
 from peft.attach import train_head
 from peft.dora import DoRALinear
+from peft.huggingface.classifier import in_order
 from peft.ia3 import IA3Linear
 from peft.lora import LoRA, LoRALinear
 from peft.prefix import Prefix, PrefixAttention
@@ -208,7 +209,9 @@ class FromPeft:
     @torch.no_grad()
     def attach(self, model: Transformer) -> None:
         """Put the adapter on a model, in place. Raises UserError where it doesn't fit."""
-        adapter = read_adapter(self.name)
+        adapter, order = read_adapter(self.name), getattr(model.head, "order", None)
+        if order:
+            adapter = replace(adapter, tensors=in_order(adapter.tensors, order, architecture_of(model.config)))
         names, added = PublishedNames.of(model), {}
         for name, tensor in adapter.tensors.items():
             found = ADDED.fullmatch(name)
@@ -247,6 +250,7 @@ def replace_tensor(model: Transformer, names: PublishedNames, adapter: AdapterFi
         parameter = parameters[one]  # not filled in place: another model may share its memory, see `share`
         parameter.data = value.to(parameter).clone(memory_format=torch.contiguous_format)
         parameter.requires_grad_(True)
+    model.drawn = tuple(one for one in model.drawn if one != hf_name)
     if hf_name == "score.weight" and "score.bias" not in adapter.tensors:  # the published classifier has no bias
         model.head.classifier.bias.data = torch.zeros_like(model.head.classifier.bias)
 
