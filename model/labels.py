@@ -4,13 +4,15 @@ import re
 from collections.abc import Sequence
 
 NUMBER = re.compile(r"(?:(?:label|class)[\s_-]*)?(\d+)", re.IGNORECASE)  # LABEL_1, class 1, 1
+SHORTEST = 3  # letters that can stand for a longer name
 
 
 def match_labels(names: Sequence[str], wanted: Sequence[str]) -> tuple[tuple[int, ...], str]:
     """Return for each wanted label the number of the class that is it, and what had to be assumed ("": nothing).
 
-    Case, spaces and punctuation don't count. LABEL_1 and 1 are the second wanted label, or the first where they count from
-    1. A single name that isn't known is the label that is left. Other names say nothing: they are taken in their order.
+    Case, spaces and punctuation don't count, and three letters or more may stand for a longer name (neg, POS). LABEL_1 and
+    1 are the second wanted label, or the first where they count from 1. A single name that isn't known is the label that is
+    left. Other names say nothing: they are taken in their order.
     """
     found = _by_number(names) or _by_name(names, wanted)
     known = [one for one in found if one is not None]
@@ -21,9 +23,9 @@ def match_labels(names: Sequence[str], wanted: Sequence[str]) -> tuple[tuple[int
         unknown = found.index(None)
         found[unknown] = left
         order = tuple(found.index(number) for number in range(len(wanted)))
-        return order, f"{names[unknown]!r} is taken to be {wanted[left]!r}, the only one that is left"
-    unknown = f"its labels {', '.join(names)} aren't those of the task ({', '.join(wanted)})"
-    return tuple(range(len(wanted))), f"{unknown} and are taken in the task's order (--head_labels: in another)"
+        return order, f"label {names[unknown]!r} is taken to be {wanted[left]!r}, the only one that is left"
+    said = f"the labels {', '.join(names)} aren't those of the task ({', '.join(wanted)})"
+    return tuple(range(len(wanted))), f"{said} and are taken in its order (--head_labels: in another)"
 
 
 def plain(name: str) -> str:
@@ -42,5 +44,13 @@ def _by_number(names: Sequence[str]) -> list[int | None]:
 
 def _by_name(names: Sequence[str], wanted: Sequence[str]) -> list[int | None]:
     """Return which of the wanted labels each name is, None for one that is none of them."""
-    number_of = {plain(name): number for number, name in enumerate(wanted)}
-    return [number_of.get(plain(name)) for name in names]
+    words = [plain(one) for one in wanted]
+    return [_place_of(plain(name), words) for name in names]
+
+
+def _place_of(name: str, words: list[str]) -> int | None:
+    """Return which of the words a name is, else which it alone shortens (neg, pos), else None."""
+    if name in words:
+        return words.index(name)
+    longer = [number for number, word in enumerate(words) if word.startswith(name)]
+    return longer[0] if len(name) >= SHORTEST and len(longer) == 1 else None

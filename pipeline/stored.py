@@ -29,7 +29,7 @@ READING = ("trainable_token_pos", "no_padding", "average_embeddings")  # the set
 class StoredClassifier:
     """A classifier with weights from a file."""
 
-    source: str  # the checkpoint or adapter
+    owner: str  # "checkpoint" or "adapter"
     n_labels: int
     names: tuple[str, ...] | None  # of its labels, in their order; None: it names none, or not as many
     reading: dict  # of READING, how it was trained
@@ -45,12 +45,12 @@ def stored_classifier(run: Run, model_config: Any) -> StoredClassifier | None:
     reading = {"trainable_token_pos": "first" if architecture.position == "first" else "flexible"}
     reading |= {"no_padding": True, "average_embeddings": False}
     if run.adapter and (n := number_of_classes(read_adapter(run.adapter).tensors, architecture)):
-        return described(run.adapter, adapter_folder(run.adapter), n, reading, named_by=config_folder(run))
+        return described("adapter", adapter_folder(run.adapter), n, reading, named_by=config_folder(run))
     if run.weights == "random" or canonical_name(run.source or "") in PUBLISHED:  # these have none
         return None
     folder = hub.locate(canonical_name(run.source or ""))
     n = classifier_size(Checkpoint(folder), architecture)
-    return described(str(run.source), folder, n, reading, named_by=folder) if n else None
+    return described("checkpoint", folder, n, reading, named_by=folder) if n else None
 
 
 def config_folder(run: Run) -> Path | None:
@@ -59,7 +59,7 @@ def config_folder(run: Run) -> Path | None:
     return None if name in PUBLISHED else hub.locate(name, files=hub.CONFIG_FILES)
 
 
-def described(source: str, folder: Path, n: int, reading: dict, named_by: Path | None) -> StoredClassifier:
+def described(owner: str, folder: Path, n: int, reading: dict, named_by: Path | None) -> StoredClassifier:
     """Return a classifier for n labels with what the files beside it say: our own, else config.json."""
     own = read_own(folder / hub.CLASSIFIER_FILE)
     names, contradicted = (own.pop("labels", None), False)
@@ -68,11 +68,11 @@ def described(source: str, folder: Path, n: int, reading: dict, named_by: Path |
     notes = []
     if names and len(names) != n:
         if tuple(names) != default_labels(len(names)):
-            notes.append(f"{source} has a classifier for {n} labels and names for {len(names)}: taken in the task's order")
+            notes.append(f"the {owner} names {len(names)} labels, its classifier has {n}: taken in the task's order")
         names = None
     if names and contradicted:
-        notes.append(f"{source}: label2id contradicts id2label, which counts")
-    return StoredClassifier(source, n, names and tuple(names), reading | own, tuple(notes))
+        notes.append(f"the {owner}'s label2id contradicts its id2label, which counts")
+    return StoredClassifier(owner, n, names and tuple(names), reading | own, tuple(notes))
 
 
 # --- what it fixes
@@ -89,7 +89,7 @@ def what_is_fixed(run: Run, task: Task, model_config: Any) -> tuple[dict, list[s
             raise UserError(f"--head_labels chooses among labels of a classifier, and {run.source} has none with weights")
         return {}, []
     order, said = label_order(stored, task, run.head_labels)
-    fixed = {"head_labels": ",".join(map(str, order))} if order else {}
+    fixed = {"head_labels": written(order, stored.names or ())} if order else {}
     return stored.reading | fixed, [*stored.notes, *reading_notes(stored, run, recipe_of(task, model_config)), *said]
 
 
@@ -97,13 +97,13 @@ def reading_notes(stored: StoredClassifier, run: Run, recipe: dict) -> list[str]
     """Return a note where a classifier isn't read as the recipe has it, or not as it was trained."""
     given = {name: getattr(run, name) for name in stored.reading if getattr(run, name) is not None}
     overrides = [flag_of(name, value) for name, value in given.items() if value != stored.reading[name]]
-    was_trained = f"{stored.source} has a classifier trained to read {in_words(stored.reading)}"
+    was_trained = f"the {stored.owner}'s classifier was trained to read {in_words(stored.reading)}"
     if overrides:
         hidden = run.trainable_token_pos == "last" and run.no_padding is None and stored.reading["no_padding"]
         more = " (padding stays hidden: --no-no_padding shows it)" if hidden else ""
         return [f"{was_trained}; overridden by {' '.join(overrides)}{more}"]
     as_in_recipe = all(value == recipe.get(name, SETTINGS[name]["default"]) for name, value in stored.reading.items())
-    return [] if as_in_recipe else [f"{was_trained}, and so it does here"]
+    return [] if as_in_recipe else [f"{was_trained}, and does so here"]
 
 
 def label_order(stored: StoredClassifier, task: Task, given: str | None) -> tuple[tuple[int, ...] | None, list[str]]:
@@ -117,12 +117,18 @@ def label_order(stored: StoredClassifier, task: Task, given: str | None) -> tupl
     if given:
         chosen = tuple(number_of(label.strip(), stored.names) for label in given.split(","))
         names = ", ".join(stored.names)
-        overridden = f"{stored.source} has its labels in the order {names}; overridden by --head_labels {given}"
+        overridden = f"the {stored.owner} has its labels in the order {names}; overridden by --head_labels {given}"
         return None, [overridden] if chosen != order and not assumed else []
-    said = [f"{stored.source}: {assumed}"] if assumed else []
+    said = [f"of the {stored.owner}: {assumed}"] if assumed else []
     if order == tuple(range(len(order))):
         return None, said
-    return order, [*said, f"{stored.source} has its labels in the order {', '.join(stored.names)}, which is followed"]
+    return order, [*said, f"the {stored.owner} has its labels in the order {', '.join(stored.names)}, which is followed"]
+
+
+def written(order: tuple[int, ...], names: tuple[str, ...]) -> str:
+    """Return classes as --head_labels takes them: by their numbers, unless names are numbers themselves."""
+    by_name = any(name.isdecimal() for name in names)
+    return ",".join(names[number] if by_name else str(number) for number in order)
 
 
 def number_of(label: str, names: tuple[str, ...]) -> int:
