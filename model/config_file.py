@@ -1,5 +1,6 @@
 """config.json of a published model -> our configuration, and back."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,20 +116,48 @@ def _first_position(config) -> int:
     return getattr(config, "first_position", 0)
 
 
+def read_labels(directory: Path) -> tuple[tuple[str, ...] | None, bool]:
+    """Return the names of the classes, and whether label2id contradicts them. Raises UserError."""
+    path = directory / "config.json"
+    settings = _read_settings(path)
+    names = _labels(path, settings)
+    numbers = settings.get("label2id")
+    numbers = numbers if isinstance(numbers, dict) else {}
+    return names, any(str(numbers.get(name, number)) != str(number) for number, name in enumerate(names or ()))
+
+
+def default_labels(n: int) -> tuple[str, ...]:
+    """Return the names that the library gives to classes without names."""
+    return tuple(f"LABEL_{number}" for number in range(n))
+
+
 def _labels(path: Path, settings: dict) -> tuple[str, ...] | None:
-    """Return the names of the classes, from id2label or, without names, num_labels."""
+    """Return the names of the classes, from id2label or, without names, label2id or num_labels.
+
+    The library fills id2label with LABEL_0, LABEL_1, ... where only label2id was given: then that has the names.
+    """
     try:
-        if settings.get("id2label"):
-            names = {int(number): str(name) for number, name in settings["id2label"].items()}
-            return tuple(names[i] for i in range(len(names)))
+        names = _by_number(settings.get("id2label") or {})
     except (AttributeError, ValueError, TypeError, KeyError):
         raise UserError(f"{path}: id2label must name the classes 0, 1, 2, ...") from None
+    if names == default_labels(len(names)):
+        with contextlib.suppress(AttributeError, ValueError, TypeError, KeyError):  # the library doesn't read it again
+            inverse = _by_number({number: name for name, number in settings["label2id"].items()})
+            names = inverse if len(inverse) == (len(names) or len(inverse)) else names
+    if names:
+        return names
     n = settings.get("num_labels")
     if not n:
         return None
     if type(n) is not int or not 0 < n <= MOST_LABELS:
         raise UserError(f"{path} sets num_labels to {n!r}; it must be the number of classes, up to {MOST_LABELS}")
-    return tuple(f"LABEL_{i}" for i in range(n))
+    return default_labels(n)
+
+
+def _by_number(names: dict) -> tuple[str, ...]:
+    """Return the names that are given by their numbers, as text or not: {"1": "spam", "0": "ham"} -> ("ham", "spam")."""
+    found = {int(number): str(name) for number, name in names.items()}
+    return tuple(found[number] for number in range(len(found)))
 
 
 def write_config(model: Transformer) -> dict:
@@ -145,7 +174,7 @@ def write_config(model: Transformer) -> dict:
     settings |= {name: allowed[0] for name, allowed in architecture.fixed_settings(config).items()}
     settings |= architecture.written_settings(config)
     if kind == "classifier":
-        names = model.head.labels or [f"LABEL_{i}" for i in range(model.head.classifier.out_features)]
+        names = model.head.labels or default_labels(model.head.classifier.out_features)
         settings["id2label"] = {str(i): name for i, name in enumerate(names)}
         settings["label2id"] = {name: i for i, name in enumerate(names)}
     return settings

@@ -89,13 +89,15 @@ class ClassifierHead(nn.Module):
               known from the attention mask or, without one, from `lengths`.
     average   the mean over all positions (over the real ones where an attention mask is given) instead of one of them.
 
-    `labels` are the names of the classes where the checkpoint gives them names. `taps` are the paths of modules whose
-    output a subclass reads too (peft/bypass.py).
+    `labels` are the names of the classes where the checkpoint gives them names. `order` are the checkpoint's numbers of the
+    classes that were kept, where not all were or in another order. `taps` are the paths of modules whose output a subclass
+    reads too (peft/bypass.py).
     """
 
     kind = "classifier"
     taps: tuple[str, ...] = ()
     labels: tuple[str, ...] | None = None
+    order: tuple[int, ...] | None = None
 
     def __init__(self, dim: int, num_labels: int, position: str = "last", average: bool = False):
         super().__init__()

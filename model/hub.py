@@ -40,7 +40,9 @@ REPOSITORIES = {
 }
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name; "./name" and "/a/b" are paths
 CONFIG_FILES = ["config.json", "generation_config.json"]  # the second may be missing
-CHECKPOINT_FILES = [*CONFIG_FILES, "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
+CLASSIFIER_FILE = "classifier.json"  # of an export of ours: what the published files can't say of its classifier
+WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
+CHECKPOINT_FILES = [*CONFIG_FILES, CLASSIFIER_FILE, *WEIGHT_FILES]
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]  # of the library peft
 
 PICKLED = (
@@ -86,7 +88,7 @@ def locate(name: str, *, files: list[str] | None = None) -> Path:
             f"{name} isn't in the Hugging Face cache ({constants.HF_HUB_CACHE}) and {unreachable}: run once with a "
             f"network, pass --checkpoint DIR, or choose a shipped model ({', '.join(pocket_names())})"
         )
-    return _download(_repositories(plain)[0], revision, files)
+    return _download(_repositories(plain)[0], revision, [*files, CLASSIFIER_FILE] if files == ADAPTER_FILES else files)
 
 
 def _split(name: str) -> tuple[str, str | None]:

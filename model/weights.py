@@ -135,7 +135,8 @@ def match(model: Transformer, checkpoint: Checkpoint) -> list[tuple[Entry, str]]
     problems += [f"unread {name}" for hf_name, name in name_in_file.items() if hf_name not in known]
     filled = {name for entry, _ in matched for name in entry.names}
     if "head.classifier.weight" in filled and "head.dense.weight" in parameters.keys() - filled:
-        problems.append("it has a classifier without the dense layer below, so of another kind")
+        dense = next(entry.hf_name for entry in entries if entry.names == ("head.dense.weight",))
+        problems.append(f"it has a classifier without the dense layer below ({dense}), so of another kind")
     if problems:
         raise UserError(f"{checkpoint.directory} doesn't fit the model: {_joined(problems)}")
     return matched
@@ -184,6 +185,12 @@ def is_tied(config: Any, checkpoint: Checkpoint) -> bool:
         return config.tied
     embedding, head = (checkpoint.read(name_in_file[name]) for name in names)
     return torch.equal(embedding.float(), head.float())
+
+
+def drawn_names(model: Transformer, kept: list[str]) -> tuple[str, ...]:
+    """Return what a file would call the parameters that `load` didn't fill. No published GPT-2 has a score.bias."""
+    lacking = (entry.hf_name for entry in entries_of(model) if {*entry.names} & {*kept})
+    return tuple(hf_name for hf_name in lacking if hf_name != "score.bias")
 
 
 def published_shape(entry: Entry, parameters: Mapping[str, torch.Tensor]) -> tuple[int, ...]:

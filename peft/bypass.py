@@ -78,7 +78,7 @@ class BypassHead(ClassifierHead):
 
     def __init__(self, base: ClassifierHead, branches: Branches, settings: "Bypass", dropout: float):
         nn.Module.__init__(self)  # not ClassifierHead's own: nothing is drawn
-        self.position, self.average, self.labels = base.position, base.average, base.labels
+        self.position, self.average, self.labels, self.order = base.position, base.average, base.labels, base.order
         self.into, self.linear = settings.into, settings.head == "linear"
         self.classifier = base.classifier
         self.dense = getattr(base, "dense", None)  # GPT-2's classifier has none

@@ -5,10 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from config import Run
-from model.hub import ADAPTER_FILES, REPOSITORIES, local
+from model.hub import ADAPTER_FILES, CLASSIFIER_FILE, REPOSITORIES, local
 from model.tokenizers.bpe import GPT2Tokenizer
 from model.tokenizers.files import copy_tokenizer, library_files
 from model.weights import save_pretrained
@@ -16,6 +14,7 @@ from peft.huggingface.write import check_expressible, fold_bias, write_adapter
 from peft.targets import Added
 from pipeline.build import build_model
 from pipeline.reload import TrainedRun, load_run
+from pipeline.stored import write_own
 from utils.errors import UserError
 from utils.files import check_holds_only
 
@@ -28,9 +27,10 @@ def export_adapter(directory: str | Path, out: Path) -> str:
         raise UserError(f"{directory} began with random weights, which no published model has; use --export_model")
     name, revision = published_name(run)
     base = build_model(run, len(trained.inputs.task.labels))
-    check_destination(out, ADAPTER_FILES, trained, "--export_peft")
+    check_destination(out, [*ADAPTER_FILES, CLASSIFIER_FILE], trained, "--export_peft")
     write_adapter(trained.model, base, out, {"base_model_name_or_path": name, "revision": revision})
-    return f"PeftModel.from_pretrained({loading_line(trained.model, name)}, {str(out)!r})" + advice(trained)
+    write_reading(trained, out, trained.inputs.task.labels)
+    return f"PeftModel.from_pretrained({loading_line(trained, name)}, {str(out)!r})" + advice(trained)
 
 
 def export_model(directory: str | Path, out: Path) -> str:
@@ -44,12 +44,16 @@ def export_model(directory: str | Path, out: Path) -> str:
     check_expressible(trained.model)
     tokenizer_folder = trained.inputs.tokenizer_folder
     names = ["config.json", "model.safetensors", *library_files(tokenizer_folder)]
+    names += [CLASSIFIER_FILE] if trained.model.head.kind == "classifier" else []
     check_destination(out, names, trained, "--export_model")
     fold_bias(trained.model)
+    if trained.model.head.kind == "classifier":
+        trained.model.head.labels = trained.inputs.task.labels
     trained.model.config = config_with_ends(trained)
     save_pretrained(trained.model, out)
     copy_tokenizer(tokenizer_folder, out)
-    return loading_line(trained.model, str(out), resized=False) + advice(trained, written=True)
+    write_reading(trained, out)
+    return loading_line(trained, str(out), resized=False) + advice(trained, written=True)
 
 
 def check_destination(out: Path, names: Iterable[str], trained: TrainedRun, flag: str) -> None:
@@ -75,6 +79,12 @@ def config_with_ends(trained: TrainedRun) -> Any:
     return replace(config, start_id=start, end_ids=tokenizer.end_ids, pad_id=pad)
 
 
+def write_reading(trained: TrainedRun, out: Path, labels: tuple[str, ...] | None = None) -> None:
+    """Write beside an export what its own files can't say of its classifier."""
+    if trained.model.head.kind == "classifier":
+        write_own(out, trained.run, trained.model.config.causal, labels)
+
+
 def published_name(run: Run) -> tuple[str, str | None]:
     """Return what the library finds the run's model by: a repository and its revision, or a directory and None."""
     folder = local(run.source)
@@ -84,12 +94,17 @@ def published_name(run: Run) -> tuple[str, str | None]:
     return REPOSITORIES.get(name, (name,))[0], revision or None
 
 
-def loading_line(model: nn.Module, name: str, resized: bool = True) -> str:
-    """Return the line of Python that loads the model in transformers; `resized`: its head isn't the published one."""
-    if model.head.kind == "lm":
+def loading_line(trained: TrainedRun, name: str, resized: bool = True) -> str:
+    """Return the line of Python that loads the model in transformers; `resized`: its head isn't the published one.
+
+    An adapter's format has no place for the names of labels, so the line has them.
+    """
+    if trained.model.head.kind == "lm":
         return f"AutoModelForCausalLM.from_pretrained({name!r})"
-    labels = f", num_labels={model.head.classifier.out_features}, ignore_mismatched_sizes=True" if resized else ""
-    return f"AutoModelForSequenceClassification.from_pretrained({name!r}{labels})"
+    labels = dict(enumerate(trained.inputs.task.labels))
+    numbers = {label: number for number, label in labels.items()}
+    more = f", id2label={labels}, label2id={numbers}, ignore_mismatched_sizes=True" if resized else ""
+    return f"AutoModelForSequenceClassification.from_pretrained({name!r}{more})"
 
 
 def sees_padding(trained: TrainedRun) -> bool:

@@ -42,13 +42,19 @@ def with_adapter(run: Run) -> Run:
     return run
 
 
-def resolve_run(run: Run, task: Task, model_config: Any) -> Run:
-    """Return the run with every setting filled in: by the run itself, else the task's recipe, else the defaults.
+def resolve_run(run: Run, task: Task, model_config: Any, fixed: dict | None = None) -> Run:
+    """Return the run with every setting filled in: by the run itself, else by what its classifier was trained to read, else
+    the task's recipe, else the defaults.
 
     model_config    the configuration of the run's model: what it is, whichever name or path it was given by
+    fixed           what a stored classifier fixes (`pipeline/stored.py`)
     """
-    position = {"trainable_token_pos": architecture_of(model_config).position}
-    return resolve(run, position | task.recipe_for(model_config))
+    return resolve(run, recipe_of(task, model_config) | (fixed or {}))
+
+
+def recipe_of(task: Task, model_config: Any) -> dict:
+    """Return the task's recipe for this model; a classifier of a kind reads where that kind does."""
+    return {"trainable_token_pos": architecture_of(model_config).position} | task.recipe_for(model_config)
 
 
 def run_name(run: Run, processes: int) -> str:

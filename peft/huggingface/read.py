@@ -36,6 +36,7 @@ from model.transformer import Transformer
 from model.weights import published_shape, read_safetensors
 from peft.attach import train_head
 from peft.dora import DoRALinear
+from peft.huggingface.classifier import in_order
 from peft.huggingface.files import AdapterFiles
 from peft.huggingface.names import PublishedNames, no_place, tied_names
 from peft.huggingface.promises import check_complete
@@ -139,7 +140,9 @@ class FromPeft:
     @torch.no_grad()
     def attach(self, model: Transformer) -> None:
         """Put the adapter on a model, in place. Raises UserError where it doesn't fit."""
-        adapter = read_adapter(self.name)
+        adapter, order = read_adapter(self.name), getattr(model.head, "order", None)
+        if order:
+            adapter = replace(adapter, tensors=in_order(adapter.tensors, order, architecture_of(model.config)))
         untie_if_apart(model, adapter)
         names, added, there = PublishedNames.of(model), {}, {}
         for name, tensor in adapter.tensors.items():
@@ -182,6 +185,7 @@ def replace_tensor(model: Transformer, names: PublishedNames, adapter: AdapterFi
         parameter = parameters[one]  # not filled in place: another model may share its memory, see `share`
         parameter.data = value.to(parameter).clone(memory_format=torch.contiguous_format)
         parameter.requires_grad_(True)
+    model.drawn = tuple(one for one in model.drawn if one != hf_name)
     if hf_name == "score.weight" and "score.bias" not in adapter.tensors:  # the published classifier has no bias
         model.head.classifier.bias.data = torch.zeros_like(model.head.classifier.bias)
 
