@@ -66,7 +66,9 @@ class ChatTask(Task):
         encoder = DialogueEncoder(tokenizer, run, length)
         chosen = splits | {"train": draw_training(self, splits["train"], run)}
         examples = {name: [encoder.encode(one) for one in dialogues] for name, dialogues in chosen.items()}
-        notes = [note for path in self.files(run) if (note := read_records(path).report())]
+        files = [read_records(path) for path in self.files(run)]
+        reports = [report for file in files for report in (file.report_unread(), file.report()) if report]
+        notes = ["; ".join([*(file.counts for file in files), f"{encoder.n_cut} texts cut", *reports])]
         notes += [f"too long: {n} dialogues lost {what}" for what, n in encoder.counts.items() if n]
         if "auxiliary" in examples:
             auxiliary = examples.pop("auxiliary")
@@ -158,7 +160,7 @@ def make_task(name: str, path: Path, recipe: dict | None = None) -> ChatTask:
 
 def task_of_file(name: str) -> ChatTask | None:
     """Return the task of a user's own file, or None where the name can't be that of one."""
-    return make_task(name, Path(name)) if name.endswith((".json", ".jsonl")) else None
+    return make_task(name, Path(name)) if name.lower().endswith((".json", ".jsonl")) else None
 
 
 TASKS = (
