@@ -32,9 +32,9 @@ class Records:
 
     @property
     def counts(self) -> str:
-        """Return how many records the file has and how many of them are used."""
-        n = len(self.dialogues)
-        return f"{self.path}: {n + len(self.problems)} {self.kind} in, {n} examples out"
+        """Return how many records the file has, how many of them are used, and which of their keys aren't read."""
+        n, unread = len(self.dialogues), self.report_unread()
+        return f"{n + len(self.problems)} {self.kind} in, {n} examples out" + (f", {unread}" if unread else "")
 
     def report(self, most: int = 3) -> str:
         """Return how many records were skipped and why, or "" where none was."""
@@ -49,7 +49,7 @@ class Records:
         if not self.unread:
             return ""
         keys, more = [f"{key} ({n})" for key, n in self.unread.most_common(most)], len(self.unread) - most
-        return f"{self.path}: keys that aren't read: {', '.join(keys)}" + (f" and {more} more" if more > 0 else "")
+        return f"keys that aren't read: {', '.join(keys)}" + (f" and {more} more" if more > 0 else "")
 
 
 def read_records(path: Path) -> Records:
