@@ -34,7 +34,8 @@ SCORES = ("bleu4", "rouge1", "rouge2", "rougel")
 SPLITS = ("test", "general")  # whose dialogues are answered
 LONGEST_ANSWER = 100  # tokens, where --max_target_length doesn't say
 FILE = "samples.jsonl"
-CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and the ideographs
+# Kana, those of half width too, the ideographs, and the signs that repeat one.
+CJK = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 
 
 def evaluate_answers(directory: str | Path, count: int, device: str | None = None) -> dict:
@@ -133,11 +134,16 @@ def scores_of(samples: Sequence[dict]) -> dict[str, float]:
 
 
 def bleu4(written: list[str], references: list[str]) -> float:
-    """Return BLEU-4 of the whole corpus, from 0 to 1, tokenized as sacrebleu does for Chinese or any other language."""
+    """Return BLEU-4 of the whole corpus, from 0 to 1, tokenized as sacrebleu does for Chinese or any other language.
+
+    Its tokenizer for Chinese leaves kana joined, so spaces part them first; of ideographs it makes the same with them.
+    """
     from sacrebleu import corpus_bleu
 
-    tokenize = "zh" if re.search(f"[{CJK}]", "".join(references)) else "13a"
-    return corpus_bleu(written, [references], tokenize=tokenize).score / 100
+    if not re.search(f"[{CJK}]", "".join(references)):
+        return corpus_bleu(written, [references], tokenize="13a").score / 100
+    written, references = ([re.sub(f"([{CJK}])", r" \1 ", text) for text in texts] for texts in (written, references))
+    return corpus_bleu(written, [references], tokenize="zh").score / 100
 
 
 class Words:

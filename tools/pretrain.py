@@ -34,6 +34,7 @@ from train import evaluate, fit
 from training.device import pick_amp, pick_device
 from training.metrics_log import Metrics
 from utils.errors import run_program
+from utils.files import user_path
 
 HELD_OUT_EVERY = 50  # each 50th document is held out
 
@@ -203,8 +204,8 @@ def parse_args() -> argparse.Namespace:
     """Return the flags; what isn't given is that of the shipped model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=MODELS)
-    parser.add_argument("--data_dir", type=Path, required=True)
-    parser.add_argument("--output_dir", type=Path, help="default: where the shipped one lies")
+    parser.add_argument("--data_dir", type=user_path, required=True)
+    parser.add_argument("--output_dir", type=user_path, help="default: where the shipped one lies")
     for name in SIZES:
         parser.add_argument(f"--{name}", type=float if name == "learning_rate" else int)
     parser.add_argument("--window", type=int, default=128, help="of distilbert: tokens per training row")

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from utils.terminal import tolerate_any_character
+
 LONGEST = 2000  # characters of a message
 
 
@@ -38,6 +40,7 @@ def run_program(main: Callable[[], int]) -> NoReturn:
     The exit status is 2, after one line `error: ...`, for a UserError or an error of the file system; 130 after Ctrl-C or
     SIGTERM; 141 where nobody reads the output any longer (`| head`).
     """
+    tolerate_any_character()
     stopped = []
 
     def stop(number: int, frame) -> NoReturn:

@@ -11,6 +11,11 @@ from typing import Any
 from utils.errors import UserError
 
 
+def user_path(text: str) -> Path:
+    """Return a path as a user writes it: ~ stands for the home directory, which a shell puts in only after a space."""
+    return Path(os.path.expanduser(text))
+
+
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary file beside `path` to write to. It takes the place of `path` once all of it is on the disk."""
