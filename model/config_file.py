@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from model.config_settings import by_their_own_names, known_settings
 from model.registry import ARCHITECTURES, Architecture, architecture_of
 from model.transformer import Transformer
 from utils.errors import UserError
@@ -19,16 +20,20 @@ MOST_LABELS = 2**16
 def read_config(directory: Path) -> tuple[Any, tuple[str, ...] | None]:
     """Return the configuration that config.json describes, and the labels of a classifier where it names any.
 
-    Raises UserError for an architecture that isn't known, or a setting that it doesn't have.
+    Raises UserError for an architecture that isn't known, or a setting that it doesn't have or that isn't known.
     """
     path = directory / "config.json"
     settings = _read_settings(path)
     architecture = _architecture_in(path, settings)
+    settings, problem = by_their_own_names(settings, architecture)
+    if problem:
+        raise UserError(f"{path} {problem}")
     config = _config_from(path, settings | _ends_of_generation(directory), architecture)
     for name, allowed in architecture.fixed_settings(config).items():
         if settings.get(name, allowed[0]) not in allowed:
             values = " or ".join(map(repr, allowed))
             raise UserError(f"{path} sets {name} to {settings[name]!r}; {architecture.model_type} has {values}")
+    known_settings(architecture, config).check(str(path), settings)
     return config, _labels(path, settings)
 
 

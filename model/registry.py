@@ -46,7 +46,7 @@ class Architecture:
 
 def _gpt2_fixed(config: GPT2Config) -> dict[str, tuple]:
     return {
-        "activation_function": ("gelu_new",),
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
         "add_cross_attention": (False,),
@@ -76,7 +76,7 @@ BERT_SETTINGS = {
 
 def _bert_fixed(config: BertConfig) -> dict[str, tuple]:
     return {
-        "hidden_act": ("gelu",),
+        "hidden_act": ("gelu", "gelu_python"),
         "position_embedding_type": ("absolute",),
         "is_decoder": (False,),
         "add_cross_attention": (False,),
@@ -178,7 +178,7 @@ DISTILBERT_ENTRY = Architecture(
         "tied": "tie_word_embeddings",
     },
     written_settings=lambda config: {"attention_dropout": config.dropout},
-    fixed_settings=lambda config: {"activation": ("gelu",)},
+    fixed_settings=lambda config: {"activation": ("gelu", "gelu_python")},
     hf_classes={
         "lm": "DistilBertForMaskedLM",
         "classifier": "DistilBertForSequenceClassification",
