@@ -1,11 +1,14 @@
 """Share fixtures between all tests: data sets, small checkpoints, and a run of the command line."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 pytest.register_assert_rewrite("tests.helpers")  # before they are imported, so that their asserts show values too
+# Before torch is imported, and for the processes that tests start: a second thread costs small models more than it saves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from huggingface_hub import constants
@@ -19,8 +22,6 @@ from tests.helpers.outcome import Outcome
 from tests.helpers.paths import SHARED
 from tests.helpers.small import TINY, make_checkpoint, make_encoder, write_messages, write_sentences
 from tools.learn_vocabulary import save_tokenizer
-
-torch.set_num_threads(1)  # the models are small: a second thread costs more than it saves
 
 
 @pytest.fixture(scope="session")
