@@ -63,7 +63,7 @@ def _config_from(path: Path, settings: dict, architecture: Architecture) -> Any:
         if hf_name in settings and not (value is None and field in MAY_BE_NULL):
             _check(path, hf_name, value, field, default=getattr(architecture.config, field))
             values[field] = value
-    if architecture.model_type == "gpt2":
+    if "end_ids" in architecture.settings:
         values |= _tokens_of(values, values.get("vocab_size", architecture.config.vocab_size))
     try:
         config = architecture.config(**values)

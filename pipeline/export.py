@@ -70,7 +70,7 @@ def check_destination(out: Path, names: Iterable[str], trained: TrainedRun, flag
 def config_with_ends(trained: TrainedRun) -> Any:
     """Return the configuration of a run's model with the tokens that the run took for the end and the padding of a text."""
     config, tokenizer = trained.model.config, trained.inputs.tokenizer
-    if not isinstance(tokenizer, GPT2Tokenizer):
+    if not isinstance(tokenizer, GPT2Tokenizer) or not hasattr(config, "end_ids"):
         return config
     end = tokenizer.end_of_text
     start = config.start_id if end in config.end_ids else end
