@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from model.tokenizers.added import AddedTokens
 from utils.errors import UserError
 
 
@@ -12,6 +13,7 @@ class Tokenizer:
     pad_id: int
     mask_id: int | None = None
     special_ids: frozenset[int]
+    added: AddedTokens  # tokens that are found before a text is cut into words
 
     # Around a text A: start A end. Around a pair: start A between B end.
     start: tuple[int, ...] = ()
@@ -20,7 +22,17 @@ class Tokenizer:
     has_token_types = False  # whether the model tells the two texts of a pair apart by a type for each token
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text, without special tokens."""
+        """Return the token ids of a text, without special tokens around it."""
+        ids: list[int] = []
+        for part in self.added.split(text):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids += self.encode_words(part)
+        return ids
+
+    def encode_words(self, text: str) -> list[int]:
+        """Return the token ids of a normalized text without added tokens."""
         raise NotImplementedError
 
     def decode(self, ids: list[int]) -> str:

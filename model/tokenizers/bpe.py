@@ -3,12 +3,16 @@
 tiktoken does the joining; here its tables are read from the files that lie beside the weights, and checked."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import tiktoken
 
+from model.tokenizers.added import AddedToken, AddedTokens
 from model.tokenizers.base import Tokenizer
+from model.tokenizers.description import Description
 from model.tokenizers.files import BPE_FILE_SETS, choices, first_complete
+from model.tokenizers.steps import WHITE, ByteLevel, Step, in_sequence, make_normalizer, unchanged
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -17,6 +21,9 @@ START = "<s>"  # RoBERTa's first
 
 # How GPT-2 cuts text into words before BPE (openai/gpt-2, src/encoder.py).
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+LONGEST_SPACE = 10_000  # characters of white space in a row that tiktoken gets
+LONG_SPACE = re.compile(f"[{WHITE}]{{{LONGEST_SPACE},}}")
 
 # Entries that no merge makes and that need none: special tokens, and the ones that fill RoBERTa's table up.
 WHOLE_TOKEN = re.compile(r"<.*>|\[.*\]|madeupword\d+")
@@ -34,17 +41,29 @@ def byte_alphabet() -> dict[int, str]:
 
 
 class BytePairTokenizer(Tokenizer):
-    """Byte-level BPE. Every character is text, `<|endoftext|>` too: a text can't smuggle in a special token."""
+    """Byte-level BPE. The names of its own special tokens are text like any other: a text can't smuggle one in."""
 
+    kind: str
     name: str
     required: tuple[str, ...]  # special tokens that the vocabulary must have
+    optional: tuple[str, ...] = ()
     ids_follow_merges: bool
 
-    def __init__(self, tokens: list[str], vocab: dict[str, int]):
+    def __init__(
+        self,
+        tokens: list[str],
+        vocab: dict[str, int],
+        added: Iterable[AddedToken] = (),
+        normalize: Step = unchanged,
+        byte_level: ByteLevel | None = None,
+    ):
         """Set up tiktoken.
 
-        tokens   those of single bytes, then what each merge makes
-        vocab    token -> id, of these and of special tokens
+        tokens       those of single bytes, then what each merge makes
+        vocab        token -> id, of these, of special tokens and of added ones
+        added        tokens that are found before a text is cut
+        normalize    what is done to a text before that
+        byte_level   how a text is cut into words
         """
         byte_of = {character: byte for byte, character in byte_alphabet().items()}
         made = set(tokens)
@@ -59,10 +78,34 @@ class BytePairTokenizer(Tokenizer):
             special_tokens={token: rank for rank, token in enumerate(special, start=len(tokens))},
         )
         self.vocab_size = max(self._id_of_rank) + 1
+        self.byte_level = byte_level or ByteLevel()
+        found = [token for token in added if token.content not in self.required + self.optional]
+        self.added = AddedTokens(found, normalize)
+        own = {vocab[token] for token in self.required + self.optional if token in vocab}
+        self.special_ids = frozenset(own | {token.id for token in found if token.special})
 
-    def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text, without special tokens."""
-        return [self._id_of_rank[rank] for rank in self._encoding.encode_ordinary(text)]
+    def encode_words(self, text: str) -> list[int]:
+        return [self._id_of_rank[rank] for piece in self.byte_level.pieces(text) for rank in self._ranks(piece)]
+
+    def _ranks(self, text: str) -> list[int]:
+        """Return the ranks of what a text is cut into and joined to.
+
+        tiktoken's pattern fails on very long white space. Such a run is one word, up to its last character, which belongs
+        to the word behind it; so it doesn't have to go through the pattern.
+        """
+        if not self.byte_level.by_pattern:
+            return self._ranks_of_word(text)
+        ranks, done = [], 0
+        for run in LONG_SPACE.finditer(text) if len(text) >= LONGEST_SPACE else ():
+            stop = run.end() - (run.end() < len(text))
+            ranks += self._encoding.encode_ordinary(text[done : run.start()])
+            ranks += self._ranks_of_word(text[run.start() : stop])
+            done = stop
+        return ranks + self._encoding.encode_ordinary(text[done:])
+
+    def _ranks_of_word(self, word: str) -> list[int]:
+        valid = word.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # as encode_ordinary does
+        return self._encoding._encode_single_piece(valid)
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of token ids. An id that no token has, such as an unused row of the embedding, is left out."""
@@ -71,42 +114,63 @@ class BytePairTokenizer(Tokenizer):
     @classmethod
     def from_directory(cls, directory: str | Path) -> "BytePairTokenizer":
         """Return the tokenizer in the first complete set of BPE_FILE_SETS. Raises UserError, also for a broken one."""
-        file, vocab, tokens = read_byte_pairs(Path(directory), cls.name)
+        directory = Path(directory)
+        file, vocab, tokens = read_byte_pairs(directory, cls.name)
+        described = Description.read(directory, cls.kind)
+        added = described.added_tokens(vocab, len(vocab))
+        vocab |= {token.content: token.id for token in added}
         missing = [token for token in cls.required if token not in vocab]
         if missing:
             raise UserError(f"{file} is no {cls.name} vocabulary: it has no entry {', '.join(missing)}")
-        _check(file, vocab, tokens, cls.ids_follow_merges)
-        return cls(tokens, vocab)
+        _check(file, vocab, tokens, cls.ids_follow_merges, {token.content for token in added})
+        return cls(tokens, vocab, added, *_cutting(described))
 
 
 class GPT2Tokenizer(BytePairTokenizer):
     """`end_of_text` is also the padding id, as in the published spam rows. `build` puts a newline between two texts."""
 
+    kind = "gpt2"
     name = "GPT-2"
     required = (END_OF_TEXT,)
     ids_follow_merges = True
 
-    def __init__(self, tokens: list[str], vocab: dict[str, int]):
-        super().__init__(tokens, vocab)
+    def __init__(self, tokens: list[str], vocab: dict[str, int], *how):
+        super().__init__(tokens, vocab, *how)
         self.pad_id = self.end_of_text = vocab[END_OF_TEXT]
         self.end_ids = (self.end_of_text,)  # what ends a text that the model writes; see ends.py
-        self.special_ids = frozenset([self.end_of_text])
-        self.between = tuple(self.encode("\n"))
+        self.between = tuple(self._id_of_rank[rank] for rank in self._ranks("\n"))
 
 
 class RobertaTokenizer(BytePairTokenizer):
     """GPT-2's merges with ids in another order: `<s> A </s>`, and `<s> A </s></s> B </s>`, where tokens have no types."""
 
+    kind = "roberta"
     name = "RoBERTa"
     required = (START, "<pad>", "</s>", "<unk>")
+    optional = ("<mask>",)
     ids_follow_merges = False
 
-    def __init__(self, tokens: list[str], vocab: dict[str, int]):
-        super().__init__(tokens, vocab)
+    def __init__(self, tokens: list[str], vocab: dict[str, int], *how):
+        super().__init__(tokens, vocab, *how)
         start, self.pad_id, end, _ = (vocab[token] for token in self.required)
         self.mask_id = vocab.get("<mask>")
-        self.special_ids = frozenset(vocab[token] for token in (*self.required, "<mask>") if token in vocab)
         self.start, self.between, self.end = (start,), (end, end), (end,)
+
+
+def _cutting(described: Description) -> tuple[Step, ByteLevel]:
+    """Return what is done to a text, and how it is cut into words. Raises UserError."""
+    normalizers, pre_tokenizers = described.normalizers(), described.pre_tokenizers()
+    place = f"{described.directory}/tokenizer.json: its pre_tokenizer"
+    cut = ByteLevel() if pre_tokenizers is None else ByteLevel.of(place, pre_tokenizers)
+    if described.whole:
+        if [step for step in normalizers if step["type"] == "BertNormalizer"]:
+            raise UserError(f"{described.directory}/tokenizer.json: its normalizer is BertNormalizer, which is WordPiece's")
+        return in_sequence([make_normalizer(step) for step in normalizers]), cut
+    if normalizers:
+        raise described.refuse("normalizer", described.json["normalizer"])
+    if cut.digits or not cut.by_pattern:
+        raise described.refuse("pre_tokenizer", described.json["pre_tokenizer"])
+    return unchanged, ByteLevel(prefix=bool(described.setting("add_prefix_space", False)))
 
 
 def read_byte_pairs(directory: Path, name: str) -> tuple[Path, dict[str, int], list[str]]:
@@ -133,28 +197,31 @@ def _read_pair(vocab_file: Path, merges_file: Path) -> tuple[dict[str, int], lis
 
 
 def _read_json(file: Path) -> tuple[dict[str, int], list[str]]:
-    """Return the same from tokenizer.json, where a merge is a pair or a line, and special tokens may stand apart."""
-    content = read_json(file)
-    if content["model"]["type"] != "BPE":
-        raise ValueError(f"it holds a tokenizer of type {content['model']['type']!r}, not BPE")
-    apart = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-    merged = ["".join(merge.split() if isinstance(merge, str) else merge) for merge in content["model"]["merges"]]
-    return content["model"]["vocab"] | apart, merged
+    """Return the same from tokenizer.json, where a merge is a pair or a line. Older files don't say their type."""
+    model = read_json(file)["model"]
+    if model.get("type", "BPE") != "BPE":
+        raise ValueError(f"it holds a tokenizer of type {model['type']!r}, not BPE")
+    merged = ["".join(merge.split() if isinstance(merge, str) else merge) for merge in model["merges"]]
+    return dict(model["vocab"].items()), merged
 
 
-def _check(file: Path, vocab: dict[str, int], tokens: list[str], ids_follow_merges: bool) -> None:
-    """Raise UserError where vocabulary and merges aren't of the same tokenizer, or what is no id stands for one."""
+def _check(file: Path, vocab: dict[str, int], tokens: list[str], ids_follow_merges: bool, added: set[str]) -> None:
+    """Raise UserError where vocabulary and merges aren't of the same tokenizer, or what is no id stands for one.
+
+    ids_follow_merges   the ids grow from token to token; special tokens may have ids before, between and behind them
+    """
     apart = f"{file}: vocabulary and merges don't belong together"
-    for rank, token in enumerate(tokens):
-        found = vocab.get(token)
-        if found is None or (ids_follow_merges and found != rank):
-            raise UserError(f"{apart}: token {rank} is {token!r} by the merges, but the vocabulary gives it the id {found}")
     made = set(tokens)
-    unmade = [token for token in vocab if token not in made and not WHOLE_TOKEN.fullmatch(token)]
-    if unmade:
-        raise UserError(f"{apart}: the vocabulary has {unmade[0]!r} (and {len(unmade) - 1} more), which no merge makes")
     if len(made) < len(tokens):
         raise UserError(f"{file}: two of the merges make the same token")
+    ids = [vocab.get(token) for token in tokens]
+    in_order = sorted(number for number in ids if type(number) is int)
+    for rank, (token, found) in enumerate(zip(tokens, ids, strict=True)):
+        if found is None or (ids_follow_merges and len(in_order) == len(ids) and found != in_order[rank]):
+            raise UserError(f"{apart}: token {rank} is {token!r} by the merges, but the vocabulary gives it the id {found}")
+    unmade = [token for token in vocab if token not in made | added and not WHOLE_TOKEN.fullmatch(token)]
+    if unmade:
+        raise UserError(f"{apart}: the vocabulary has {unmade[0]!r} (and {len(unmade) - 1} more), which no merge makes")
     if unknown := set().union(*tokens) - set(byte_alphabet().values()):
         raise UserError(f"{file}: the merges hold characters that stand for no byte: {''.join(sorted(unknown))!r}")
     owner: dict[int, str] = {}

@@ -16,8 +16,9 @@ FileSet = tuple[str, ...]  # names of files that make a vocabulary together
 LIBRARY_PAIR: FileSet = ("vocab.json", "merges.txt")  # vocabulary and merges
 OPENAI_PAIR: FileSet = ("encoder.json", "vocab.bpe")  # the same under OpenAI's names
 ONE_FILE: FileSet = ("tokenizer.json",)  # all of it, as newer tools write either kind
-BPE_FILE_SETS = (LIBRARY_PAIR, OPENAI_PAIR, ONE_FILE)
-WORDPIECE_FILE_SETS = (("vocab.txt",), ONE_FILE)
+# In the order of the library, which takes tokenizer.json where it is there.
+BPE_FILE_SETS = (ONE_FILE, LIBRARY_PAIR, OPENAI_PAIR)
+WORDPIECE_FILE_SETS = (ONE_FILE, ("vocab.txt",))
 
 FILE_SETS: tuple[FileSet, ...] = tuple(dict.fromkeys(BPE_FILE_SETS + WORDPIECE_FILE_SETS))
 LIBRARY_FILE_SETS = tuple(names for names in FILE_SETS if names != OPENAI_PAIR)

@@ -5,7 +5,7 @@ from pathlib import Path
 from model.registry import ARCHITECTURES
 from model.tokenizers.base import Tokenizer
 from model.tokenizers.bpe import START, GPT2Tokenizer, RobertaTokenizer, read_byte_pairs
-from model.tokenizers.files import BPE_FILE_SETS, FILE_SETS, choices, first_complete, has_tokenizer_files
+from model.tokenizers.files import FILE_SETS, choices, has_tokenizer_files
 from model.tokenizers.wordpiece import WordPieceTokenizer
 from utils.errors import UserError
 from utils.files import read_json
@@ -36,13 +36,15 @@ def _kind_of_files(directory: Path) -> type[Tokenizer]:
     model_type = _entry(directory / "config.json", "model_type")
     if isinstance(model_type, str) and model_type in ARCHITECTURES:
         return ARCHITECTURES[model_type].tokenizer
-    if (directory / "vocab.txt").is_file():
-        return WordPieceTokenizer
     one_file = directory / "tokenizer.json"
-    if first_complete(directory, BPE_FILE_SETS) == [one_file] and _entry(one_file, "model", "type") == "WordPiece":
+    if one_file.is_file() and _entry(one_file, "model", "merges") is None:
+        return WordPieceTokenizer
+    if not one_file.is_file() and (directory / "vocab.txt").is_file():
         return WordPieceTokenizer
     _, vocab, _ = read_byte_pairs(directory, "byte-level BPE")
-    return RobertaTokenizer if START in vocab else GPT2Tokenizer  # RoBERTa's has <|endoftext|> too, unused
+    apart = _entry(one_file, "added_tokens")
+    names = [token.get("content") for token in apart if isinstance(token, dict)] if isinstance(apart, list) else []
+    return RobertaTokenizer if START in (*vocab, *names) else GPT2Tokenizer  # RoBERTa's has <|endoftext|> too, unused
 
 
 def _entry(file: Path, *keys: str) -> object:

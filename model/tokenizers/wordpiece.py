@@ -5,25 +5,30 @@ the special token, here every character of a text is text.
 """
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+from model.tokenizers.added import AddedToken, AddedTokens
 from model.tokenizers.base import Tokenizer
+from model.tokenizers.description import Description
 from model.tokenizers.files import WORDPIECE_FILE_SETS, choices, first_complete
+from model.tokenizers.steps import Step, in_sequence, lowercase, make_normalizer
 from utils.errors import UserError
 from utils.files import read_json
+from utils.settings import check_value
 
 PAD, UNKNOWN, START, SEPARATOR, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUES = "##"  # a piece that doesn't begin its word
 MAX_WORD = 100  # characters; a longer word is [UNK]
 CACHED_WORDS = 2**16
 
-# What BasicTokenizer's arguments are called in tokenizer.json's normalizer, and in tokenizer_config.json, which wins.
-SETTINGS = {
-    "lower_case": ("lowercase", "do_lower_case"),
-    "strip_accents": ("strip_accents", "strip_accents"),
-    "isolate_ideographs": ("handle_chinese_chars", "tokenize_chinese_chars"),
+# What BasicTokenizer's arguments are called in tokenizer.json's normalizer, and in tokenizer_config.json; the default.
+SETTINGS: dict[str, tuple[str, str, Any]] = {
+    "lower_case": ("lowercase", "do_lower_case", True),
+    "strip_accents": ("strip_accents", "strip_accents", None),
+    "isolate_ideographs": ("handle_chinese_chars", "tokenize_chinese_chars", True),
 }
 
 # Ideographs: each is a word of its own. Hangul and kana are not among them: those are written with spaces or as words.
@@ -84,7 +89,7 @@ class BasicTokenizer:
     """Cuts text into words. `strip_accents` None: they are stripped wherever letters are lower-cased."""
 
     def __init__(self, lower_case: bool = True, strip_accents: bool | None = None, isolate_ideographs: bool = True):
-        self.lower_case = lower_case
+        self.lower_case, self.isolate_ideographs = lower_case, isolate_ideographs
         self.strip_accents = lower_case if strip_accents is None else strip_accents
         self._clean = Replacements(lambda c: isolate_ideograph(clean(c)) if isolate_ideographs and clean(c) else clean(c))
         self._drop_marks = Replacements(drop_mark)
@@ -92,12 +97,17 @@ class BasicTokenizer:
 
     def words(self, text: str) -> list[str]:
         """Return the text's words and punctuation marks, in order."""
+        return self.split(self.normalize(text))
+
+    def normalize(self, text: str) -> str:
+        """Return the text without control characters and, if so set, in lower case and without accents."""
         text = text.translate(self._clean)
         if self.strip_accents and not text.isascii():
             text = unicodedata.normalize("NFD", text).translate(self._drop_marks)  # é -> e and a mark -> e
-        if self.lower_case:
-            # Letter by letter: Python alone would write a Σ at a word's end as ς.
-            text = text.replace("Σ", "σ").lower()
+        return lowercase(text) if self.lower_case else text
+
+    def split(self, text: str) -> list[str]:
+        """Return the words and punctuation marks of a normalized text."""
         return text.translate(self._isolate_punctuation).split()
 
 
@@ -106,22 +116,37 @@ class WordPieceTokenizer(Tokenizer):
 
     has_token_types = True
 
-    def __init__(self, vocab: dict[str, int], basic: BasicTokenizer | None = None):
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        basic: BasicTokenizer | None = None,
+        added: Iterable[AddedToken] = (),
+        normalize: Step | None = None,
+    ):
+        """Set up the tables.
+
+        vocab       token -> id, without added tokens
+        basic       what cuts a text into words
+        added       tokens that are found before a text is cut
+        normalize   what is done to a text before it is cut; None: what `basic` does
+        """
         self.basic = basic or BasicTokenizer()
+        found = [token for token in added if token.content not in SPECIAL_TOKENS]
+        self.added = AddedTokens(found, normalize or self.basic.normalize)
         self.pad_id, self.unknown_id, start, separator = (vocab[token] for token in SPECIAL_TOKENS[:4])
         self.mask_id = vocab.get(MASK)
-        self.special_ids = frozenset(vocab[token] for token in SPECIAL_TOKENS if token in vocab)
+        own = {vocab[token] for token in SPECIAL_TOKENS if token in vocab}
+        self.special_ids = frozenset(own | {token.id for token in found if token.special})
         self.start, self.between, self.end = (start,), (separator,), (separator,)
-        self.vocab_size = max(vocab.values()) + 1
         self._vocab = vocab
-        self._tokens = {token_id: token for token, token_id in vocab.items()}
+        self._tokens = {token_id: token for token, token_id in vocab.items()} | {token.id: token.content for token in found}
+        self.vocab_size = max(self._tokens) + 1
         self._longest = max(map(len, vocab))
         # Most words of a text have been met before, so the pieces of the latest ones are kept.
         self._pieces = lru_cache(CACHED_WORDS)(self._split)
 
-    def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text, without special tokens."""
-        return [piece for word in self.basic.words(text) for piece in self._pieces(word)]
+    def encode_words(self, text: str) -> list[int]:
+        return [piece for word in self.basic.split(text) for piece in self._pieces(word)]
 
     def _split(self, word: str) -> tuple[int, ...]:
         """Return the pieces of a word, from left to right the longest in the vocabulary; [UNK] alone where one lacks."""
@@ -146,7 +171,7 @@ class WordPieceTokenizer(Tokenizer):
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> "WordPieceTokenizer":
-        """Return the tokenizer in vocab.txt, else in tokenizer.json; the settings beside it say what case and accents mean.
+        """Return the tokenizer in tokenizer.json, else in vocab.txt; the settings beside it say what case and accents mean.
 
         Raises UserError if neither is there, or one is broken.
         """
@@ -162,7 +187,10 @@ class WordPieceTokenizer(Tokenizer):
                 raise ValueError(f"it has no entry {', '.join(missing)}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{file} is no WordPiece vocabulary: {error}") from None
-        return cls(vocab, BasicTokenizer(**_settings(directory)))
+        described = Description.read(directory, "wordpiece")
+        basic, normalize = _cutting(described)
+        size = len(vocab) if file.suffix == ".json" else max(vocab.values()) + 1  # an empty line is a token there
+        return cls(vocab, basic, described.added_tokens(vocab, size), normalize)
 
 
 def _read_lines(file: Path) -> dict[str, int]:
@@ -179,11 +207,8 @@ def _read_lines(file: Path) -> dict[str, int]:
 
 def _read_model(file: Path) -> dict[str, int]:
     model = read_json(file)["model"]
-    if model["type"] != "WordPiece":
-        raise ValueError(f"it holds a tokenizer of type {model['type']!r}, not WordPiece")
-    for name, known in (("continuing_subword_prefix", CONTINUES), ("max_input_chars_per_word", MAX_WORD)):
-        if model.get(name, known) != known:
-            raise ValueError(f"{name} is {model[name]!r}; only {known!r} is known")
+    if model.get("type", "WordPiece") != "WordPiece" or "merges" in model:
+        raise ValueError(f"it holds a tokenizer of type {model.get('type', 'BPE')!r}, not WordPiece")
     vocab = dict(model["vocab"].items())
     if not vocab:
         raise ValueError("it is empty")
@@ -194,24 +219,30 @@ def _read_model(file: Path) -> dict[str, int]:
     return vocab
 
 
-def _settings(directory: Path) -> dict[str, bool]:
-    found: dict[str, bool] = {}
-    for column, name in enumerate(("tokenizer.json", "tokenizer_config.json")):
-        file = directory / name
-        if not file.is_file():
-            continue
-        try:
-            content = read_json(file)
-            if name == "tokenizer.json":
-                content = content["normalizer"] or {}
-                if content and content["type"] != "BertNormalizer":
-                    raise ValueError(f"its normalizer is {content['type']!r}; only 'BertNormalizer' is known")
-            for argument, names in SETTINGS.items():
-                value = content.get(names[column])
-                if value is not None and type(value) is not bool:
-                    raise ValueError(f"{names[column]} is {value!r}; choose true or false")
-                if value is not None:
-                    found[argument] = value
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"can't read {file}: {error}") from None
-    return found
+def _cutting(described: Description) -> tuple[BasicTokenizer, Step | None]:
+    """Return what cuts a text into words, and what is done to a text before where that isn't all. Raises UserError."""
+    if described.pre_tokenizers() not in (None, [{"type": "BertPreTokenizer"}]):
+        raise described.refuse("pre_tokenizer", described.json["pre_tokenizer"])
+    steps, place = described.normalizers(), f"{described.directory}/tokenizer.json: its normalizer"
+    for step in steps:
+        check_value(place, "clean_text", step.get("clean_text"), (True,))
+    if described.whole and "normalizer" in described.json:
+        done = [_basic(step).normalize if step["type"] == "BertNormalizer" else make_normalizer(step) for step in steps]
+        return BasicTokenizer(), in_sequence(done)
+    options: dict[str, Any] = {name: described.setting(key, default) for name, (_, key, default) in SETTINGS.items()}
+    basic = BasicTokenizer(**options)
+    if steps and [step["type"] for step in steps] != ["BertNormalizer"]:
+        raise described.refuse("normalizer", described.json["normalizer"])
+    for argument, (name, key, _) in SETTINGS.items() if steps else ():
+        said, done = (getattr(one, argument) for one in (_basic(steps[0]), basic))
+        if described.config.get(key) is None and said != done:
+            raise UserError(
+                f"{place} sets {name} to {steps[0][name]!r}, but the library takes {key} from "
+                f"tokenizer_config.json, where it is missing and means {done}; set it there"
+            )
+    return basic, None
+
+
+def _basic(step: dict[str, Any]) -> BasicTokenizer:
+    """Return what does a BertNormalizer's work."""
+    return BasicTokenizer(**{argument: step[name] for argument, (name, _, _) in SETTINGS.items()})

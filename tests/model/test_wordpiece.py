@@ -324,6 +324,6 @@ def test_broken_settings(folder, content):
 
 
 def test_another_normalizer(tmp_path):
-    content = {"model": {"type": "WordPiece", "vocab": VOCAB}, "normalizer": {"type": "Lowercase"}}
+    content = {"model": {"type": "WordPiece", "vocab": VOCAB}, "normalizer": {"type": "Precompiled"}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    assert "'Lowercase'" in refused(tmp_path)
+    assert "'Precompiled'" in refused(tmp_path)
