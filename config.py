@@ -4,6 +4,7 @@ A setting that is None has not been given. `resolve` fills it in: an explicit fl
 of the task, else the default beside the setting. Nothing here imports torch, so that `--help` answers at once.
 """
 
+import os
 import shlex
 import sys
 from dataclasses import dataclass, field, fields, replace
@@ -29,6 +30,8 @@ METHODS = (*FREEZING, *LORA, "ia3", "adapter", "bypass", "prefix", "prompt", "pe
 ON_CHOSEN_BLOCKS = ("freeze", *LORA, "ia3", "adapter", "prefix")
 
 CLASSIFICATION, DIALOGUES = "classification", "dialogues"  # the two kinds of tasks
+DATASETS = ("dataset", "auxiliary_dataset", "general_dataset")
+PATHS = ("model", "checkpoint", "tokenizer", "adapter", "data_dir", *DATASETS, "output_dir")  # what is or may be a path
 
 
 def flag(
@@ -280,8 +283,8 @@ class Run:
     def __post_init__(self):
         for name, value in explicit(self).items():
             check_setting(name, value)
-            if SETTINGS[name]["kind"] is float:  # 16 and 16.0 are the same run
-                object.__setattr__(self, name, float(value))
+            value = float(value) if SETTINGS[name]["kind"] is float else value  # 16 and 16.0 are the same run
+            object.__setattr__(self, name, os.path.expanduser(value) if name in PATHS else value)
 
 
 # name -> what `flag` says of the setting, and its type

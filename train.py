@@ -1,7 +1,8 @@
 """The plain loop: `fit` trains whatever requires a gradient, `evaluate` measures. Any model, head and method.
 
 Begin at `fit`. What it leans on is in `training/`: progress bar, checkpoints, early stopping, several processes.
-Letters used for shapes: B batch, T tokens, V vocabulary, C classes, N targets.
+A window is the batches that share one optimizer step (gradient accumulation). Letters used for shapes: B batch, T tokens,
+V vocabulary, C classes.
 """
 
 import math
@@ -25,16 +26,18 @@ from training.divergence import check_finite
 from training.early_stopping import EarlyStopping
 from training.meter import Meter
 from training.metrics_log import Metrics
+from training.optimizer import make_optimizer
 from training.scores import macro_f1
 from training.signals import interrupt_flag
 from utils.errors import UserError
 
 
 def plain_loss(model: nn.Module, batch: Batch, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the summed cross-entropy of a batch, and for each target the class ranked first and the label.
+    """Return the summed cross-entropy of a batch, the class ranked first for each label, and the labels.
 
-    One rule for both tasks: classification has a label per text, language modelling one per position. What runs is
-    `model.fast_path.loss`, which gives the same numbers with less work.
+    One rule for both tasks: classification has a label per text, language modelling one per position. Read this one; what
+    runs is `model.fast_path.loss`, which saves work, and tests hold it to this one: the same loss, gradients and
+    predictions. Positions without a target, which it leaves out, have the label `ignore_index` here.
     """
     logits = model(batch.input_ids, batch.visible(), batch.lengths, batch.token_type_ids, batch.positions)
     logits, labels = logits.flatten(0, -2).float(), batch.labels.flatten()  # [B, C] and [B], or [B T, V] and [B T]
@@ -50,9 +53,9 @@ class FitResult:
     tokens: int  # that went in, padding not counted
     step_seconds: float  # spent on them, evaluations and saves not counted
     seconds_before: float  # of a resumed training: what its earlier parts took
-    interrupted: bool  # by Ctrl-C or SIGTERM before it had ended
-    signalled: bool  # by Ctrl-C or SIGTERM, if only in its last step
-    best_step: int | None  # with early stopping: the step that it went back to
+    interrupted: bool  # a signal (Ctrl-C, SIGTERM) ended it before its last step
+    signalled: bool  # a signal came, perhaps in the last step, too late to cut anything short
+    best_step: int | None  # with early stopping: the step with the lowest validation loss
 
 
 def fit(
@@ -66,11 +69,16 @@ def fit(
 ) -> FitResult:
     """Train what requires a gradient as the (resolved) run says. In place.
 
-    Each step's gradient is that of the mean loss over all targets of its window, whatever the window is cut into.
+    Each step's gradient is that of the mean loss over all targets of its window, however that is cut into batches.
     Ctrl-C or SIGTERM ends the training after the step under way; `checkpointer` then saves what `run.resume` needs to go on
     from there, and before that every `run.save_steps`.
 
-    compute_loss   (batch, ignore_index) -> as `plain_loss`; None: `fast_path.loss` of the model, in all processes
+    run            with every setting filled in (config.resolve)
+    metrics        gets a record per logged step and per evaluation
+    validation     is evaluated after each epoch, and every `run.eval_steps`
+    checkpointer   saves and loads what `run.resume` goes on from
+    compute_loss   (batch, ignore_index) -> as `plain_loss`; None: `fast_path.loss` of the model, with its gradients
+                   averaged over the processes where there are several
 
     Raises UserError where there is nothing to train on, and for a loss that is nan or inf.
     """
@@ -81,30 +89,30 @@ def fit(
     device = next(model.parameters()).device
     scaler = torch.amp.GradScaler(device.type, enabled=run.amp == "fp16")
     steps_per_epoch, total_steps = count_steps(train, run)
-    factor = schedule(run.lr_scheduler_type, run.warmup_ratio, total_steps)
+    lr_schedule = schedule(run.lr_scheduler_type, run.warmup_ratio, total_steps)
     torch.manual_seed(distributed.seed_of(run.seed))  # from here on only dropout draws from torch's global generator
     stopping = EarlyStopping(run.early_stopping_patience, trained, validation)
-    before = checkpointer.load(optimizer, scaler, stopping) if checkpointer is not None and run.resume else Progress()
-    meter = Meter(metrics, run, total_steps, train, before)
+    resumed = checkpointer.load(optimizer, scaler, stopping) if checkpointer is not None and run.resume else Progress()
+    meter = Meter(metrics, run, total_steps, train, resumed)
     model.gradient_checkpointing = run.gradient_checkpointing
     model.train()
     train_loss = compute_loss or distributed.ddp_wrap(model)
-    done = before.step
-    with interrupt_flag() as interrupted, advice_when_diverged(checkpointer):
+    done = resumed.step
+    with interrupt_flag() as stop_signal, advice_when_diverged(checkpointer):
         for step, epoch, window in training_steps(train, run):
-            if any(distributed.total(interrupted.is_set())) or stopping.is_over:
+            if any(distributed.total(stop_signal.is_set())) or stopping.is_over:  # in any process
                 break
-            if step <= done:  # of a resumed training: these steps lie behind it
+            if step <= done:  # taken before the interruption: only the data moves forward
                 meter.restart_clock()
                 continue
-            rate = run.learning_rate * factor(step - 1)
-            targets = accumulate_gradients(train_loss, window, run, scaler, meter, device)
+            rate = run.learning_rate * lr_schedule(step - 1)
+            n_targets = accumulate_gradients(train_loss, window, run, scaler, meter, device)
             update(optimizer, scaler, rate, run.max_grad_norm)
             done = step
             is_end_of_epoch = step % steps_per_epoch == 0 or step == total_steps
             is_evaluation_due = is_end_of_epoch or (run.eval_steps and step % run.eval_steps == 0)
             is_save_due = run.save_steps and step % run.save_steps == 0 and step < total_steps
-            meter.step(step, epoch, targets, rate, must_check=bool(is_evaluation_due or is_save_due))
+            meter.step(step, epoch, n_targets, rate, must_check=bool(is_evaluation_due or is_save_due))
             if validation is not None and is_evaluation_due:
                 result = evaluate(model, validation, run.amp, run.ignore_index, compute_loss)
                 meter.evaluation(step, epoch, result)
@@ -119,9 +127,9 @@ def fit(
             stopping.restore()
             check_finite(trained, done)
     meter.bar.close()
-    tokens, signalled = distributed.total(meter.tokens, interrupted.is_set())
+    tokens, signalled = distributed.total(meter.tokens, stop_signal.is_set())
     best_step = stopping.step if stopping.patience else None
-    return FitResult(done, tokens, meter.step_seconds, before.seconds, stopped, signalled, best_step)
+    return FitResult(done, tokens, meter.step_seconds, resumed.seconds, stopped, signalled, best_step)
 
 
 def accumulate_gradients(
@@ -133,15 +141,17 @@ def accumulate_gradients(
     device: torch.device,
 ) -> int:
     """Add up the gradient of the mean loss over all targets of a window, batch by batch. Return how many targets it has."""
-    (targets,) = distributed.total(sum(count_targets(batch, run.ignore_index) for batch in window))
-    share = max(targets, 1) / distributed.size()  # the gradients of several processes are averaged
+    own_targets = sum(count_targets(batch, run.ignore_index) for batch in window)
+    (n_targets,) = distributed.total(own_targets)  # summed over the processes
+    # Several processes average their gradients, so that each divides by its part of the targets, not by all of them.
+    divisor = max(n_targets, 1) / distributed.size()
     for number, batch in enumerate(window, start=1):
         with distributed.no_sync(compute_loss, last=number == len(window)):
             with autocast(run.amp, device):
                 loss, predictions, labels = compute_loss(batch.to(device), run.ignore_index)
-            scaler.scale(loss / share).backward()
+            scaler.scale(loss / divisor).backward()
         meter.add(loss, count_hits(predictions, labels, run.ignore_index), batch.lengths)
-    return targets
+    return n_targets
 
 
 def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, rate: float, max_grad_norm: float) -> None:
@@ -155,19 +165,6 @@ def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, rate:
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-
-
-def make_optimizer(model: nn.Module, run: Run) -> torch.optim.AdamW:
-    """Return AdamW over what requires a gradient, in groups by the factor on the learning rate that a module gives its own
-    parameters (`rate_factors`, by name; else 1)."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        path, _, own = name.rpartition(".")
-        if parameter.requires_grad:
-            factor = getattr(model.get_submodule(path), "rate_factors", {}).get(own, 1.0)
-            groups.setdefault(factor, []).append(parameter)
-    in_groups = [{"params": members, "factor": factor} for factor, members in groups.items()]
-    return torch.optim.AdamW(in_groups, lr=run.learning_rate, weight_decay=run.weight_decay, fused=True)
 
 
 def schedule(kind: str, warmup_ratio: float, total_steps: int) -> Callable[[int], float]:
@@ -227,17 +224,18 @@ def evaluate(
     ignore_index: int = IGNORED,
     compute_loss: Callable | None = None,
 ) -> dict[str, float]:
-    """Return mean loss and accuracy over every target of every example; of a classifier the macro-F1, else the perplexity.
+    """Return loss, accuracy (means over every target of every example) and targets (their number).
 
-    Draws no random number and leaves the model's mode as it was. `compute_loss` is as for `fit`.
+    A classifier that had a target also gets macro_f1, a language model perplexity. Draws no random number and leaves the
+    model's mode as it was. `compute_loss` is as for `fit`.
     """
     device, was_training = next(model.parameters()).device, model.training
     compute_loss = compute_loss or partial(fast_path.loss, model)
-    losses, hits, targets, answers = [], [], 0, []
+    losses, hits, n_targets, answers = [], [], 0, []
     model.eval()
     try:
         for batch in batches.epoch():
-            targets += count_targets(batch, ignore_index)
+            n_targets += count_targets(batch, ignore_index)
             with autocast(amp, device):
                 loss, predictions, labels = compute_loss(batch.to(device), ignore_index)
             losses.append(loss)  # read at the end, so that the device never waits
@@ -247,11 +245,13 @@ def evaluate(
                 answers.append((predictions[known], labels[known]))
     finally:
         model.train(was_training)
-    loss, right, targets = distributed.total(*(sum(one.item() for one in each) for each in (losses, hits)), targets)
-    result = {"loss": loss / max(targets, 1), "accuracy": right / max(targets, 1), "targets": targets}
+    total_loss, total_hits = sum(one.item() for one in losses), sum(one.item() for one in hits)
+    total_loss, total_hits, n_targets = distributed.total(total_loss, total_hits, n_targets)
+    result = {"loss": total_loss / max(n_targets, 1), "accuracy": total_hits / max(n_targets, 1), "targets": n_targets}
     if not answers:
-        result["perplexity"] = math.exp(min(result["loss"], 700.0))  # a float ends there
-    elif targets:
-        every = distributed.gather([torch.cat(part).cpu() for part in zip(*answers, strict=True)])
-        result["macro_f1"] = macro_f1(*(torch.cat(part) for part in zip(*every, strict=True)))
+        result["perplexity"] = math.exp(min(result["loss"], 700.0))  # exp overflows a float at about 709
+    elif n_targets:
+        predictions, labels = (torch.cat(part).cpu() for part in zip(*answers, strict=True))
+        per_process = distributed.gather((predictions, labels))
+        result["macro_f1"] = macro_f1(*(torch.cat(part) for part in zip(*per_process, strict=True)))
     return result

@@ -9,6 +9,7 @@ python benchmarks/run.py --suite spam --rows 1,11 --fraction 0.1     two rows on
 import argparse
 import contextlib
 import importlib
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ if __name__ == "__main__":  # the files of this folder are no modules of the top
 from benchmarks import measure
 from experiments import parse_rows
 from utils.errors import UserError, run_program
+from utils.files import user_path
 
 SUITES = ("spam", "encoders", "growth")
 RESULTS = Path(__file__).parent / "results"
@@ -38,11 +40,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--suite", choices=SUITES, required=True)
     parser.add_argument("--rows", help="of the suite, only these: 1,3-5; FILE keeps its others")
     parser.add_argument("--fraction", type=float, default=1.0, help="of the texts (default 1); epochs stay")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="default: benchmarks/results/SUITE.json")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="default: benchmarks/results/SUITE.json")
     parser.add_argument("--repeats", type=int, metavar="K", help="measurements of each side (default: 3, of growth 1)")
     parser.add_argument("--amp", choices=("auto", "off", "bf16"), default="auto", help="of ours, as in experiments.py")
-    parser.add_argument("--data_dir", help="as in experiments.py (default: our cache, filled from the official addresses)")
-    parser.add_argument("--output_dir", type=Path, help="keeps weights, texts and runs here (default: thrown away)")
+    parser.add_argument("--data_dir", type=os.path.expanduser, help="as in experiments.py (default: our cache)")
+    parser.add_argument("--output_dir", type=user_path, help="keeps weights, texts and runs here (default: thrown away)")
     args = parser.parse_args(argv)
     if not 0 < args.fraction <= 1:
         raise UserError(f"--fraction is {args.fraction}; it must be above 0 and at most 1")

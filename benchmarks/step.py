@@ -27,11 +27,12 @@ from data.batching import Batches, Example
 from data.spam import RECIPE
 from model import config_of, fast_path, from_pretrained
 from pipeline.result import count_parameters, peak_memory_bytes, reset_peak_memory
-from train import accumulate_gradients, make_optimizer, update, windows_of
+from train import accumulate_gradients, update, windows_of
 from training.checkpoints import Progress
 from training.device import pick_amp
 from training.meter import Meter
 from training.metrics_log import Metrics
+from training.optimizer import make_optimizer
 
 CPU = torch.device("cpu")
 aten = torch.ops.aten

@@ -28,6 +28,7 @@ class Example:
     types: Sequence[int] | None = None  # of a pair of texts: 0 in the first, 1 in the second
     text_lengths: Sequence[int] | None = None  # where the row holds several texts, of which none may see another
     cached: CachedStates | None = None
+    is_cut: bool = False  # whether the text had more tokens
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,10 @@ class ChatTask(Task):
         encoder = DialogueEncoder(tokenizer, run, length)
         chosen = splits | {"train": draw_training(self, splits["train"], run)}
         examples = {name: [encoder.encode(one) for one in dialogues] for name, dialogues in chosen.items()}
-        notes = [note for path in self.files(run) if (note := read_records(path).report())]
+        files = {name: read_records(path) for path, name in self.files(run).items()}
+        counts = [f"{name}: {file.counts}" for name, file in files.items()]
+        reports = [report for file in files.values() if (report := file.report())]
+        notes = ["; ".join([*counts, f"{encoder.n_cut} texts cut", *reports])]
         notes += [f"too long: {n} dialogues lost {what}" for what, n in encoder.counts.items() if n]
         if "auxiliary" in examples:
             auxiliary = examples.pop("auxiliary")
@@ -78,11 +81,11 @@ class ChatTask(Task):
             notes.append(describe_packing(dialogues, len(examples["train"]), length))
         return batches_of(run, examples, tokenizer.pad_id, None), notes
 
-    def files(self, run: Run) -> list[Path]:
-        """Return every file that a run reads, once."""
+    def files(self, run: Run) -> dict[Path, str]:
+        """Return every file that a run reads, once, with the name of its set."""
         others = {"auxiliary_dataset": run.auxiliary_dataset, "general_dataset": general_dataset(run)}
-        paths = [self.path, *(dialogues_of(flag, name).path for flag, name in others.items() if name)]
-        return list(dict.fromkeys(paths))
+        tasks = [self, *(dialogues_of(flag, name) for flag, name in others.items() if name)]
+        return {task.path: task.name for task in tasks}
 
 
 def describe_packing(dialogues: list[Example], n_rows: int, length: int) -> str:
@@ -158,7 +161,7 @@ def make_task(name: str, path: Path, recipe: dict | None = None) -> ChatTask:
 
 def task_of_file(name: str) -> ChatTask | None:
     """Return the task of a user's own file, or None where the name can't be that of one."""
-    return make_task(name, Path(name)) if name.endswith((".json", ".jsonl")) else None
+    return make_task(name, Path(name)) if name.lower().endswith((".json", ".jsonl")) else None
 
 
 TASKS = (

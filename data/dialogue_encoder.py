@@ -1,4 +1,4 @@
-"""Dialogues -> texts, by a template -> token ids. The loss of an example is on the answers alone."""
+"""Dialogues -> texts, by a template -> token ids. The loss of an example is on the answers alone, those to be trained."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -52,6 +52,7 @@ class EncodedTurn:
     question: list[int]
     after: list[int]
     answer: list[int]
+    trained: bool = True
 
     def prompt(self) -> list[int]:
         """Return all that stands before the answer."""
@@ -72,7 +73,7 @@ class DialogueEncoder:
     3. if the last turn alone is too long, its question loses its tail: first down to `max_source_length`, then, the
        longer of question and answer first, until the whole fits.
     An answer that lost its tail doesn't end there, so the end-of-text token behind it is no target. A limit of 0 is none.
-    `counts` says how many dialogues were cut.
+    `counts` says how many dialogues lost what, `n_cut` how many lost anything.
     """
 
     def __init__(self, tokenizer: Tokenizer, run: Run, length: int):
@@ -82,6 +83,7 @@ class DialogueEncoder:
         before, after = self.template.turn.split("{question}")
         self.before, self.after = tokenizer.encode(before), tokenizer.encode(after)
         self.counts: Counter[str] = Counter()
+        self.n_cut = 0
 
     def opening(self, system: str) -> list[int]:
         """Return the ids of the prefix: the dialogue's own, else the run's, else the template's."""
@@ -91,7 +93,7 @@ class DialogueEncoder:
     def encode_turn(self, turn: Turn) -> EncodedTurn:
         """Return a turn in token ids, nothing cut."""
         question = self.tokenizer.encode(self.template.question(turn))
-        return EncodedTurn(self.before, question, self.after, self.tokenizer.encode(turn.answer))
+        return EncodedTurn(self.before, question, self.after, self.tokenizer.encode(turn.answer), turn.trained)
 
     def prompt(self, dialogue: Dialogue) -> list[int]:
         """Return what a model gets to answer the last question: all but that turn's answer, and nothing is cut."""
@@ -124,8 +126,8 @@ class DialogueEncoder:
         for turn, uncut in zip(turns, uncut_turns[-len(turns) :], strict=True):
             ids += self.joined([turn])
             is_target += [False] * len(turn.prompt())
-            is_target += [True] * len(turn.answer)
-            is_target += [len(turn.answer) == len(uncut.answer)]  # the end of the text
+            is_target += [turn.trained] * len(turn.answer)
+            is_target += [turn.trained and len(turn.answer) == len(uncut.answer)]  # the end of the text
         targets = [token if counts else IGNORED for token, counts in zip(ids, is_target, strict=True)]
         return Example(ids[:-1], targets[1:])  # each position predicts the next token
 
@@ -152,6 +154,10 @@ class DialogueEncoder:
     def count_cuts(self, uncut_turns: list[EncodedTurn], turns: list[EncodedTurn]) -> None:
         """Add to `counts` what a dialogue has lost."""
         pairs = list(zip(turns, uncut_turns[-len(turns) :], strict=True))
-        self.counts["earlier turns"] += len(turns) < len(uncut_turns)
-        self.counts["the end of a question"] += any(len(turn.question) < len(uncut.question) for turn, uncut in pairs)
-        self.counts["the end of an answer"] += any(len(turn.answer) < len(uncut.answer) for turn, uncut in pairs)
+        lost = {
+            "earlier turns": len(turns) < len(uncut_turns),
+            "the end of a question": any(len(turn.question) < len(uncut.question) for turn, uncut in pairs),
+            "the end of an answer": any(len(turn.answer) < len(uncut.answer) for turn, uncut in pairs),
+        }
+        self.counts.update(lost)
+        self.n_cut += any(lost.values())

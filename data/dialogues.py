@@ -1,50 +1,23 @@
-"""Reads dialogues from JSON and JSONL, sets malformed ones aside, and holds some out for validation and test.
+"""Reads dialogues from JSON and JSONL, sets malformed records aside, and holds some out for validation and test.
 
-Two kinds of record, in one file or several:
-
-    {"instruction": "...", "input": "...", "output": "...", "history": [["question", "answer"], ...]}
-    {"messages": [{"role": "system", "content": "..."}, {"role": "user", ...}, {"role": "assistant", ...}, ...]}
-
-`input`, `history` and the system message may be missing. A record may say which "split" it belongs to.
+What a record can be says `data/dialogue_records.py`.
 """
 
 import json
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from data.files import parse_json, read_text, shown
+from data.dialogue_records import SPLITS, Dialogue, Malformed, Turn, parse_record
+from data.files import read_text
 from utils.errors import UserError
 
-SPLITS = ("train", "validation", "test")
-SPLIT_OF = {name: name for name in SPLITS} | {"held_out": "test"}  # what a record says -> the split
+__all__ = ["Dialogue", "Records", "Turn", "read_records", "split"]
+
 LARGEST_PART = 100  # dialogues held out at most, the number on which the published plan measures
 HELD_OUT_SEED = 2023  # of the draw, whatever the seed of the run: all runs are measured on the same dialogues
-
-
-class Turn(NamedTuple):
-    """One question and its answer."""
-
-    question: str
-    input: str  # what the question is about, "" where it says all
-    answer: str
-
-
-class Dialogue(NamedTuple):
-    """Turns in their order; each is asked with those before it in view."""
-
-    turns: tuple[Turn, ...]
-    system: str = ""  # what the record itself puts in front
-
-    def content(self) -> list:
-        """Return what a hash of the data depends on."""
-        return [self.turns, self.system]
-
-
-class Malformed(ValueError):
-    """What is wrong with one record."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +27,14 @@ class Records:
     path: Path
     dialogues: list[tuple[Dialogue, str | None]]
     problems: list[str]  # "line 3: ..." or "record 3: ..."
+    unread: Counter[str] = field(default_factory=Counter)  # keys that say nothing here: in how many records
+    kind: str = "records"  # or "lines"
+
+    @property
+    def counts(self) -> str:
+        """Return how many records the file has, how many of them are used, and which of their keys aren't read."""
+        n, unread = len(self.dialogues), self.report_unread()
+        return f"{n + len(self.problems)} {self.kind} in, {n} examples out" + (f", {unread}" if unread else "")
 
     def report(self, most: int = 3) -> str:
         """Return how many records were skipped and why, or "" where none was."""
@@ -63,29 +44,57 @@ class Records:
         places = "; ".join(self.problems[:most]) + (f"; and {more} more" if more > 0 else "")
         return f"{self.path}: {len(self.problems)} of {total} records skipped: {places}"
 
+    def report_unread(self, most: int = 8) -> str:
+        """Return which keys say nothing here and how many records have each, or "" where all is read."""
+        if not self.unread:
+            return ""
+        keys, more = [f"{key} ({n})" for key, n in self.unread.most_common(most)], len(self.unread) - most
+        return f"keys that aren't read: {', '.join(keys)}" + (f" and {more} more" if more > 0 else "")
+
 
 def read_records(path: Path) -> Records:
-    """Return the records of a file: of one JSON list where it begins with `[`, else one record on each line.
+    """Return the records of a file: of one JSON list where it is one, else one record on each line.
 
     Raises UserError where none can be used.
     """
     text = read_text(path).removeprefix("\ufeff")
-    dialogues, problems = [], []
-    as_list = path.suffix != ".jsonl" and text.lstrip().startswith("[")
-    for place, record in enumerate_list(text, path) if as_list else enumerate_lines(text):
+    records = parse_list(text, path) if text.lstrip().startswith("[") else None
+    kind = "lines" if records is None else "records"
+    dialogues, problems, unread = [], [], Counter()
+    for place, record in enumerate_lines(text) if records is None else enumerate_list(records):
         try:
-            dialogues.append(parse_record(record if as_list else parse_line(record)))
+            found = parse_record(parse_line(record) if records is None else record)
         except Malformed as problem:
             problems.append(f"{place}: {problem}")
+        else:
+            dialogues.append((found.dialogue, found.split))
+            unread.update(found.unread)
     if not dialogues:
         why = f"none of {len(problems)} records can be used: {problems[0]}" if problems else "no records"
+        why += "; expected one record on each line, or one JSON list" if problems and records is None else ""
         raise UserError(f"{path}: {why}")
-    return Records(path, dialogues, problems)
+    return Records(path, dialogues, problems, unread, kind)
 
 
-def enumerate_list(text: str, path: Path):
+def parse_list(text: str, path: Path) -> list | None:
+    """Return the elements of a text that begins with `[`, or None where only its first line is a list: it has one on each.
+
+    Raises UserError where it is neither.
+    """
+    try:
+        return parse_json(text)
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets within brackets
+        try:
+            parse_json(text.lstrip().partition("\n")[0])
+        except (ValueError, RecursionError):
+            line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+            raise UserError(f"{path}{line}: no JSON: {getattr(error, 'msg', error)}") from None
+        return None
+
+
+def enumerate_list(records: list):
     """Yield (place, record) for each element of a JSON list, counted from 1."""
-    for number, record in enumerate(parse_json(text, path), start=1):
+    for number, record in enumerate(records, start=1):
         yield f"record {number}", record
 
 
@@ -97,62 +106,26 @@ def enumerate_lines(text: str):
 
 
 def parse_line(line: str) -> object:
-    """Return one record of a JSON Lines file. Raises Malformed."""
+    """Return one record of a JSON Lines file; a comma behind it is no part of it. Raises Malformed."""
     try:
-        return json.loads(line)
+        return parse_json(line.rstrip().removesuffix(","))
     except (ValueError, RecursionError) as error:
         raise Malformed(f"no JSON: {getattr(error, 'msg', error)}") from None
 
 
-def parse_record(record: object) -> tuple[Dialogue, str | None]:
-    """Return the dialogue and its split, or None where the record names none. Raises Malformed."""
-    if not isinstance(record, dict):
-        raise Malformed(f"expected an object with instruction and output, or messages, got {shown(record)}")
-    name = record.get("split")
-    if name is not None and (not isinstance(name, str) or name not in SPLIT_OF):
-        raise Malformed(f"the split is {shown(name)}; it must be one of {', '.join(SPLIT_OF)}")
-    dialogue = from_messages(record["messages"]) if "messages" in record else from_instruction(record)
-    return dialogue, SPLIT_OF.get(name)
+def parse_json(text: str) -> object:
+    """Return the content of a JSON text. Raises ValueError or RecursionError, also where a key has two values."""
+    return json.loads(text, object_pairs_hook=without_second_values)
 
 
-def from_instruction(record: dict) -> Dialogue:
-    """Return the dialogue of a record of the first kind; `history` holds its earlier turns. Raises Malformed."""
-    history = record.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
-        raise Malformed(f"expected a list of [question, answer] under history, got {shown(history)}")
-    turns = [Turn(text_of(q, "a question in history"), "", text_of(a, "an answer in history")) for q, a in history]
-    about = record.get("input")
-    about = "" if about in (None, "") else text_of(about, "input", may_be_blank=True).strip()
-    question, answer = (text_of(record.get(name), name) for name in ("instruction", "output"))
-    return Dialogue((*turns, Turn(question, about, answer)))
-
-
-def from_messages(messages: object) -> Dialogue:
-    """Return the dialogue of a record of the second kind. Raises Malformed.
-
-    There is at most one system message, which comes first; then user and assistant by turns, the assistant last.
-    """
-    if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
-        raise Malformed(f"expected a list of objects with role and content under messages, got {shown(messages)}")
-    roles = [one.get("role") for one in messages]
-    texts = [text_of(one.get("content"), f"content of message {i}") for i, one in enumerate(messages, start=1)]
-    start = 1 if roles[:1] == ["system"] else 0
-    questions, answers = texts[start::2], texts[start + 1 :: 2]
-    if not answers or roles[start:] != ["user", "assistant"] * len(answers):
-        raise Malformed(f"the roles must be user and assistant by turns, the assistant last, got {shown(roles)}")
-    turns = tuple(Turn(question, "", answer) for question, answer in zip(questions, answers, strict=True))
-    return Dialogue(turns, texts[0] if start else "")
-
-
-def text_of(value: object, name: str, may_be_blank: bool = False) -> str:
-    """Return the value where it is a text in valid Unicode that isn't blank. Raises Malformed."""
-    if not isinstance(value, str) or not (may_be_blank or value.strip()):
-        raise Malformed(f"expected a text under {name}, got {shown(value)}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:  # JSON can name half of a surrogate pair, which no tokenizer takes
-        raise Malformed(f"the text under {name} isn't valid Unicode: {shown(value)}") from None
-    return value
+def without_second_values(pairs: list[tuple[str, object]]) -> dict:
+    """Return the members of a JSON object. Raises ValueError where a key has two values: which one is meant?"""
+    members: dict[str, object] = {}
+    for key, value in pairs:
+        if key in members and members[key] != value:
+            raise ValueError(f"the key {key} has two values")
+        members[key] = value
+    return members
 
 
 def split(records: Records, share: float) -> dict[str, list[Dialogue]]:

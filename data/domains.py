@@ -4,9 +4,8 @@ They are the sentiment of restaurant reviews towards one aspect (SemEval-2014), 
 topic of news (AG News).
 """
 
-import csv
-import io
 import math
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data.download import download_file, find, has_sha256
-from data.files import TextExample, make_example, parse_json, read_jsonl, read_text, shown
+from data.files import TextExample, make_example, parse_json, read_jsonl, read_quoted, read_text, shown
 from data.glue import MODEL_RECIPES, POCKET_MODEL, SENTIMENTS, STAND_IN, TRAINER, read_pocket
 from data.task import Task
 from utils.errors import UserError
@@ -91,19 +90,17 @@ def read_news(path: Path) -> list[TextExample]:
     labels = tuple(str(i + 1) for i in range(len(TOPICS)))
     names = ("class", "title", "description")
     examples = []
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-    try:
-        for row in reader:
-            place = f"{path}, line {reader.line_num}"
-            if len(row) != len(names):
-                raise UserError(
-                    f"{place}: expected {len(names)} columns ({', '.join(names)}), got {len(row)}: {shown(row)}"
-                )
-            record = dict(zip(names, row, strict=True))
-            examples.append(make_example(place, record, ("description",), "class", labels))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from None
+    for place, row in read_quoted(path, swallows, strict=True):
+        if len(row) != len(names):
+            raise UserError(f"{place}: expected {len(names)} columns ({', '.join(names)}), got {len(row)}: {shown(row)}")
+        record = dict(zip(names, row, strict=True))
+        examples.append(make_example(place, record, ("description",), "class", labels))
     return examples
+
+
+def swallows(lines: list[str]) -> bool:
+    """Return whether a quote joined several rows: a line behind the first is one by itself, from its class on."""
+    return any(re.match('("[1-4]"|[1-4]),("|.*,)', line) for line in lines[1:])
 
 
 def split_one_tenth(path: Path, examples: list[TextExample]) -> dict[str, list[TextExample]]:

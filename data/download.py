@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.files import user_path
 from utils.network import any_answers, offline
 
 try:
@@ -52,7 +53,7 @@ class BadAnswer(Exception):
 def cache_dir() -> Path:
     """Return our one cache directory: $PEFT_FROM_SCRATCH_CACHE, else peft-from-scratch in the user's cache directory."""
     fallback = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "peft-from-scratch"
-    return Path(os.environ.get("PEFT_FROM_SCRATCH_CACHE", fallback))
+    return user_path(os.environ.get("PEFT_FROM_SCRATCH_CACHE", str(fallback)))
 
 
 def find(data_dir: Path | None, file: Path, download: Callable[[Path], Path]) -> Path:

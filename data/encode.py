@@ -1,5 +1,6 @@
 """Texts -> token ids -> the batches of every split."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -69,16 +70,29 @@ def make_batches(task, run: Run, texts: dict[str, list[TextExample]], tokenizer:
         name: [(tokenizer.encode(one.text), None if one.pair is None else tokenizer.encode(one.pair)) for one in examples]
         for name, examples in texts.items()
     }
-    measured = [one for name in encoded if name == "train" or run.no_padding for one in encoded[name]]
-    longest = max(len(tokenizer.build(*one)[0]) for one in measured)
+    sizes = {name: [len(tokenizer.build(*one)[0]) for one in pairs] for name, pairs in encoded.items()}
+    longest = max(size for name in sizes if name == "train" or run.no_padding for size in sizes[name])
     length = padded_length(run, longest, config.context_length)
     unread = unread_tail(run, config.causal)
-    length = 1 if unread and run.trainable_token_pos == "first" else length
+    only_first = bool(unread) and run.trainable_token_pos == "first"
+    limit = math.inf if only_first else length  # what isn't read isn't lost
+    length = 1 if only_first else length
     splits: dict[str, list[Example]] = {}
     for name, examples in texts.items():
         sequences = [tokenizer.build(*one, length) for one in encoded[name]]
-        splits[name] = [Example(ids, one.label, types) for one, (ids, types) in zip(examples, sequences, strict=True)]
+        splits[name] = [
+            Example(ids, one.label, types, is_cut=size > limit)
+            for one, (ids, types), size in zip(examples, sequences, sizes[name], strict=True)
+        ]
     return batches_of(run, splits, tokenizer.pad_id, None if run.no_padding or unread else length)
+
+
+def describe_cuts(batches: dict[str, Batches]) -> str:
+    """Return how many texts of each split were cut, and to how many tokens, or "" where none was."""
+    cut = {name: [one for one in batches[name].examples if one.is_cut] for name in batches if name != "train_in_order"}
+    counts = [f"{len(some)} of {len(batches[name].examples)} {name} texts" for name, some in cut.items() if some]
+    length = max((len(one.ids) for some in cut.values() for one in some), default=0)
+    return f"cut to {length} tokens: {', '.join(counts)}" if counts else ""
 
 
 def batches_of(run: Run, splits: dict[str, list[Example]], pad_id: int, pad_to: int | None) -> dict[str, Batches]:

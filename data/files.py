@@ -1,5 +1,7 @@
 """Reads the files of data sets. What is wrong with one is an error of one line: the place, and what was expected."""
 
+import csv
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,6 +60,38 @@ def read_tsv(path: Path, columns: tuple[str, ...], labels: tuple[str, ...]) -> l
             raise UserError(f"{place}: expected {len(header)} columns ({', '.join(header)}), got {len(row)}: {shown(row)}")
         examples.append(make_example(place, dict(zip(header, row, strict=True)), columns, "label", labels))
     return at_least_one(str(path), examples)
+
+
+def read_quoted(
+    path: Path, swallows: Callable[[list[str]], bool], delimiter: str = ",", strict: bool = False
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield (place, row) for each row of a file in which a text between quotes may run over several lines.
+
+    swallows   whether lines that a quote joined are several rows in truth
+
+    Raises UserError with the line where a quote opens that swallows rows, or never closes.
+    """
+    lines = list(io.StringIO(read_text(path), newline=""))
+    reader, done = csv.reader(lines, delimiter=delimiter, strict=strict), 0
+    try:
+        for row in reader:
+            joined, place = lines[done : reader.line_num], f"{path}, line {done + 1}"
+            if swallows(joined):
+                raise UserError(
+                    f"{place}: a quote opens that swallows lines up to line {reader.line_num}; close or remove it"
+                )
+            if reader.line_num == len(lines) and is_open(joined, delimiter):
+                raise UserError(f"{place}: a quote opens that never closes; close or remove it")
+            yield place, row
+            done = reader.line_num
+    except csv.Error as error:
+        opened = f"; a quote opens in line {done + 1}" if reader.line_num > done + 1 else ""
+        raise UserError(f"{path}, line {reader.line_num}: {error}{opened}") from None
+
+
+def is_open(lines: list[str], delimiter: str) -> bool:
+    """Return whether a quote is still open behind the lines of a row: it swallows whatever comes next."""
+    return len(list(csv.reader([*lines, "next"], delimiter=delimiter))) == 1
 
 
 def read_jsonl(path: Path, columns: tuple[str, ...], labels: tuple[str, ...]) -> list[TextExample]:

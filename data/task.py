@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from config import DEFAULTS, DIALOGUES_ONLY, Run
-from data.encode import make_batches, unread_tail
+from data.encode import describe_cuts, make_batches, unread_tail
 from data.files import TextExample
 from model.registry import architecture_of
 from utils.errors import UserError
@@ -67,9 +67,9 @@ class Task:
 
         config   the model's
         """
-        unread = unread_tail(run, config.causal)
-        notes = [f"{unread} is left out, which no position that is read can see (--trim no: computed all the same)"]
-        return make_batches(self, run, splits, tokenizer, config), notes if unread else []
+        batches, unread = make_batches(self, run, splits, tokenizer, config), unread_tail(run, config.causal)
+        left_out = f"{unread} is left out, which no position that is read can see (--trim no: computed all the same)"
+        return batches, [note for note in (describe_cuts(batches), left_out if unread else "") if note]
 
     def recipe_for(self, model_config: Any) -> dict:
         """Return the published recipe with what was chosen for models of this size."""

@@ -63,13 +63,16 @@ def from_pretrained(
                     published spam script does; None leaves the generator as it is
     config_changes  fields of the configuration to replace: dropout=0.1, causal=False
 
-    A classifier that the checkpoint doesn't hold is drawn from torch's global generator. Raises UserError.
+    A classifier that the checkpoint doesn't hold is drawn from torch's global generator, and `drawn` of the model names
+    its tensors. Raises UserError.
     """
     _check_head(head, position)
     name = canonical_name(str(name_or_dir))
     config, labels = _config_and_labels(name)
     config, kind = _changed(config, config_changes), architecture_of(config)
     checkpoint = None if random_weights else weights.Checkpoint(hub.locate(name))
+    if checkpoint is not None and head == "lm":
+        config = replace(config, tied=weights.is_tied(config, checkpoint))
     if seed is not None:
         torch.manual_seed(seed)
     if checkpoint is None:
@@ -85,12 +88,14 @@ def from_pretrained(
     model.head = make_head(model, head, n, position, average)
     if head == "classifier" and labels and len(labels) == n:
         model.head.labels = labels
+    kept = [name for name, _ in model.named_parameters()]
     if checkpoint is not None:
         kept = weights.load(model, checkpoint)
         uncovered = [path for path in kept if path.split(".")[0] != "head"]
         assert not uncovered, f"the table of names doesn't cover {uncovered}"  # else they would be arbitrary memory
         if "head.classifier.bias" in kept and "head.classifier.weight" not in kept:
             torch.nn.init.zeros_(model.head.classifier.bias)  # the published classifier has none
+    model.drawn = weights.drawn_names(model, kept)
     return model
 
 

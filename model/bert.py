@@ -1,8 +1,8 @@
 """BERT and RoBERTa, from the parts to the whole (Devlin et al. 2018, arXiv:1810.04805;
 Liu et al. 2019, arXiv:1907.11692).
 
-Begin at `Bert.forward`. What differs from GPT-2: every position sees every other, the norms stand behind the residual
-connections, and tokens have types. Attention is GPT-2's, without the causal mask. SciBERT is a BERT with a vocabulary of
+Begin at `Bert.forward`. What differs from GPT-2: every position sees every other, LayerNorm comes after each residual
+sum, and tokens have types. Attention is GPT-2's, without the causal mask. SciBERT is a BERT with a vocabulary of
 its own; DistilBERT is in `model/distilbert.py`. Shapes: B batch, T tokens, D width, V vocabulary, C classes.
 """
 
@@ -31,8 +31,9 @@ class BertConfig:
     n_token_types: int = 2  # first and second text of a pair; 0: no such embedding
     pad_id: int = 0  # this token's embedding gets no gradient from the input side
     dropout: float = 0.1  # of hidden states and attention
-    head_dropout: float | None = None  # before the classifier; None: as `dropout`, which also switches it off by 0
+    head_dropout: float | None = None  # before the classifier; None: as `dropout`; a dropout of 0 switches this one off too
     layer_norm_eps: float = 1e-12
+    tied: bool = True  # as in `GPT2Config`
 
     causal: ClassVar[bool] = False  # every position sees every other
 
@@ -100,10 +101,10 @@ class Block(nn.Module):
 class Bert(Transformer):
     """Embeddings with their LayerNorm, blocks, and a head (`model/heads.py`).
 
-    Built without weights from a checkpoint, every part has PyTorch's default initialisation.
+    A new model has PyTorch's default initialisation; heads have their own.
     """
 
-    block = Block  # DistilBERT has its own
+    block_class: type[Block] = Block  # DistilBERT has its own
 
     def __init__(self, config: BertConfig, head: nn.Module | None = None):
         super().__init__()
@@ -114,7 +115,7 @@ class Bert(Transformer):
             self.token_type_embedding = nn.Embedding(config.n_token_types, config.dim)
         self.embedding_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(self.block(config) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(self.block_class(config) for _ in range(config.n_layers))
         self.final_norm = nn.Identity()  # each block ends with its own
         self.head = head
 
@@ -128,16 +129,17 @@ class Bert(Transformer):
     ) -> torch.Tensor:
         """Return the logits of token ids [B, T]: [B, T, V] with a language-model head, [B, C] with a classifier.
 
-        attention_mask  [B, T], 1 = real and 0 = padding; None: every position is seen, padding too
-        lengths         [B], the number of real tokens; only a classifier that reads the last of them needs it
+        attention_mask  [B, T], 1 = real and 0 = padding, or [B, T, T], where [b, i, j] says whether position i may look at
+                        position j; None: every position is seen, padding too
+        lengths         [B], the number of real tokens; used only by a classifier with position="flexible" and no mask
         token_type_ids  [B, T], 0 in the first text of a pair and 1 in the second; None: all 0
-        positions       [B, T], the place of each token in its text; None: 0, 1, 2, ...
+        positions       [B, T], the place of each token in its text; None: 0, 1, 2, ... (RoBERTa counts real tokens only)
 
         Raises UserError for a text that is longer than the context, and without a head.
         """
         if self.head is None:
             name = type(self).__name__
-            raise UserError(f'this {name} has no head: use encode(), or build it with head="lm" or "classifier"')
+            raise UserError(f'this {name} has no head: use encode(), or from_pretrained(..., head="lm" or "classifier")')
         x = self.embed(input_ids, token_type_ids, positions)  # [B, T] -> [B, T, D]
         mask = None if attention_mask is None else make_mask(attention_mask, causal=False)  # [B, 1, 1, T]
         for block in self.blocks:
@@ -154,14 +156,14 @@ class Bert(Transformer):
         length, limit = input_ids.shape[1], self.config.context_length
         if length > limit:
             raise UserError(f"an input of {length} tokens is longer than the model's context of {limit} tokens")
-        rows = self.position_rows(input_ids) if positions is None else positions + self.config.first_position
-        x = self.token_embedding(input_ids) + self.position_embedding(rows)  # [B, T, D]
+        position_ids = self.position_ids(input_ids) if positions is None else positions + self.config.first_position
+        x = self.token_embedding(input_ids) + self.position_embedding(position_ids)  # [B, T, D]
         if self.config.n_token_types:
-            known = token_type_ids is not None and self.config.n_token_types > 1
-            x = x + self.token_type_embedding(token_type_ids if known else torch.zeros_like(input_ids))
+            use_given = token_type_ids is not None and self.config.n_token_types > 1  # RoBERTa has one type only
+            x = x + self.token_type_embedding(token_type_ids if use_given else torch.zeros_like(input_ids))
         return self.dropout(self.embedding_norm(x))
 
-    def position_rows(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def position_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Return the row of the position table for each token: [T], the same for every text, or [B, T]."""
         return torch.arange(input_ids.shape[1], device=input_ids.device)
 
@@ -173,6 +175,6 @@ class Roberta(Bert):
         super().__init__(config, head)
         self.position_embedding.padding_idx = config.pad_id  # as the token's: no gradient
 
-    def position_rows(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def position_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         real = (input_ids != self.config.pad_id).long()  # [B, T]
         return real.cumsum(dim=1) * real + self.config.pad_id  # padding: pad_id; real tokens: pad_id + 1, + 2, ...

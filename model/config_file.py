@@ -1,5 +1,6 @@
 """config.json of a published model -> our configuration, and back."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from model.transformer import Transformer
 from utils.errors import UserError
 from utils.files import read_json
 
-MAY_BE_NULL = ("pad_id", "head_dropout")  # null there means the same as no setting
+MAY_BE_NULL = ("pad_id", "head_dropout", "start_id", "end_ids")  # null there means the same as no setting
 # Limits far above every published model; products of such sizes still fit an int.
 MOST_BLOCKS, MOST = 1000, 2**24
 MOST_LABELS = 2**16
@@ -27,7 +28,7 @@ def read_config(directory: Path) -> tuple[Any, tuple[str, ...] | None]:
     settings, problem = by_their_own_names(settings, architecture)
     if problem:
         raise UserError(f"{path} {problem}")
-    config = _config_from(path, settings, architecture)
+    config = _config_from(path, settings | _ends_of_generation(directory), architecture)
     for name, allowed in architecture.fixed_settings(config).items():
         if settings.get(name, allowed[0]) not in allowed:
             values = " or ".join(map(repr, allowed))
@@ -62,6 +63,8 @@ def _config_from(path: Path, settings: dict, architecture: Architecture) -> Any:
         if hf_name in settings and not (value is None and field in MAY_BE_NULL):
             _check(path, hf_name, value, field, default=getattr(architecture.config, field))
             values[field] = value
+    if "end_ids" in architecture.settings:
+        values |= _tokens_of(values, values.get("vocab_size", architecture.config.vocab_size))
     try:
         config = architecture.config(**values)
         if "context_length" in values:  # published is the number of rows in the table of positions
@@ -73,10 +76,37 @@ def _config_from(path: Path, settings: dict, architecture: Architecture) -> Any:
     return config
 
 
+def _ends_of_generation(directory: Path) -> dict:
+    """Return what generation_config.json says about the end of a text: the library asks it before config.json."""
+    path = directory / "generation_config.json"
+    try:
+        settings = read_json(path) if path.is_file() else {}
+        ends = settings.get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} can't be read: {error}") from None
+    if ends is not None:
+        _check(path, "eos_token_id", ends, "end_ids", default=())
+    return {} if ends is None else {"eos_token_id": ends}
+
+
+def _tokens_of(values: dict, vocab_size: int) -> dict:
+    """Return the ids of a GPT-2's tokens with a meaning, without those that its vocabulary doesn't have."""
+    ends = values.get("end_ids", [])
+    ids = {"start_id": values.get("start_id"), "pad_id": values.get("pad_id")}
+    ids = {name: number if number in range(vocab_size) else None for name, number in ids.items()}
+    ends = ends if isinstance(ends, list) else [ends]
+    return ids | {"end_ids": tuple(number for number in ends if number in range(vocab_size))}
+
+
 def _check(path: Path, hf_name: str, value: Any, field: str, default: Any) -> None:
     """Raise UserError unless the value can be that of the configuration's field."""
     if field.endswith("dropout"):
         right, must = type(value) in (int, float) and 0 <= value < 1, "at least 0 and below 1"
+    elif field == "tied":
+        right, must = type(value) is bool, "true or false"
+    elif field in ("start_id", "end_ids") or (field == "pad_id" and default is None):  # of a GPT-2, any int
+        numbers = value if field == "end_ids" and isinstance(value, list) else [value]
+        right, must = all(type(number) is int for number in numbers), "the id of a token"
     elif field == "pad_id":
         right, must = type(value) is int and value >= 0, "an int, at least 0"
     else:
@@ -91,20 +121,48 @@ def _first_position(config) -> int:
     return getattr(config, "first_position", 0)
 
 
+def read_labels(directory: Path) -> tuple[tuple[str, ...] | None, bool]:
+    """Return the names of the classes, and whether label2id contradicts them. Raises UserError."""
+    path = directory / "config.json"
+    settings = _read_settings(path)
+    names = _labels(path, settings)
+    numbers = settings.get("label2id")
+    numbers = numbers if isinstance(numbers, dict) else {}
+    return names, any(str(numbers.get(name, number)) != str(number) for number, name in enumerate(names or ()))
+
+
+def default_labels(n: int) -> tuple[str, ...]:
+    """Return the names that the library gives to classes without names."""
+    return tuple(f"LABEL_{number}" for number in range(n))
+
+
 def _labels(path: Path, settings: dict) -> tuple[str, ...] | None:
-    """Return the names of the classes, from id2label or, without names, num_labels."""
+    """Return the names of the classes, from id2label or, without names, label2id or num_labels.
+
+    The library fills id2label with LABEL_0, LABEL_1, ... where only label2id was given: then that has the names.
+    """
     try:
-        if settings.get("id2label"):
-            names = {int(number): str(name) for number, name in settings["id2label"].items()}
-            return tuple(names[i] for i in range(len(names)))
+        names = _by_number(settings.get("id2label") or {})
     except (AttributeError, ValueError, TypeError, KeyError):
         raise UserError(f"{path}: id2label must name the classes 0, 1, 2, ...") from None
+    if names == default_labels(len(names)):
+        with contextlib.suppress(AttributeError, ValueError, TypeError, KeyError):  # the library doesn't read it again
+            inverse = _by_number({number: name for name, number in settings["label2id"].items()})
+            names = inverse if len(inverse) == (len(names) or len(inverse)) else names
+    if names:
+        return names
     n = settings.get("num_labels")
     if not n:
         return None
     if type(n) is not int or not 0 < n <= MOST_LABELS:
         raise UserError(f"{path} sets num_labels to {n!r}; it must be the number of classes, up to {MOST_LABELS}")
-    return tuple(f"LABEL_{i}" for i in range(n))
+    return default_labels(n)
+
+
+def _by_number(names: dict) -> tuple[str, ...]:
+    """Return the names that are given by their numbers, as text or not: {"1": "spam", "0": "ham"} -> ("ham", "spam")."""
+    found = {int(number): str(name) for number, name in names.items()}
+    return tuple(found[number] for number in range(len(found)))
 
 
 def write_config(model: Transformer) -> dict:
@@ -113,11 +171,15 @@ def write_config(model: Transformer) -> dict:
     kind = getattr(model.head, "kind", None)
     settings = {"model_type": architecture.model_type, "architectures": [architecture.hf_classes[kind]]}
     settings |= {hf_name: getattr(config, field) for field, hf_name in architecture.settings.items()}
+    if ends := getattr(config, "end_ids", None):
+        settings["eos_token_id"] = ends[0] if len(ends) == 1 else [*ends]
+    elif ends is not None:
+        settings["eos_token_id"] = None
     settings[architecture.settings["context_length"]] += _first_position(config)
     settings |= {name: allowed[0] for name, allowed in architecture.fixed_settings(config).items()}
     settings |= architecture.written_settings(config)
     if kind == "classifier":
-        names = model.head.labels or [f"LABEL_{i}" for i in range(model.head.classifier.out_features)]
+        names = model.head.labels or default_labels(model.head.classifier.out_features)
         settings["id2label"] = {str(i): name for i, name in enumerate(names)}
         settings["label2id"] = {name: i for i, name in enumerate(names)}
     return settings

@@ -36,10 +36,9 @@ HARMLESS = {
         "the dropout of a run is that of `--dropout`"
     ),
     "torch_dtype dtype use_bfloat16 _attn_implementation attn_implementation reorder_and_upcast_attn "
-    "gradient_checkpointing torchscript chunk_size_feed_forward "
-    "use_cache use_return_dict return_dict return_dict_in_generate output_past "
-    "output_attentions output_hidden_states output_scores output_router_logits tie_weights_ _flash_attn_2_enabled "
-    "experts_implementation": "how the library computes or returns it, not what",
+    "gradient_checkpointing torchscript chunk_size_feed_forward use_cache use_return_dict return_dict "
+    "return_dict_in_generate output_past output_attentions output_hidden_states output_scores output_router_logits "
+    "tie_weights_ _flash_attn_2_enabled experts_implementation": "how the library computes or returns it, not what",
     "initializer_range initializer_factor init_std sinusoidal_pos_embds": (
         "how the library draws weights; here they come from the file or, with `--weights random`, from PyTorch's default"
     ),
@@ -51,10 +50,8 @@ HARMLESS = {
     "sep_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id prefix": "the ids come from the tokenizer",
     "max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups temperature top_k top_p "
     "typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
-    "num_return_sequences "
-    "diversity_penalty remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens": (
-        "generation follows the flags of `--generate` and `--chat`"
-    ),
+    "num_return_sequences diversity_penalty remove_invalid_values exponential_decay_length_penalty suppress_tokens "
+    "begin_suppress_tokens": "generation follows the flags of `--generate` and `--chat`",
     "label_smoothing keys_to_ignore_at_inference": "of the library's own trainer",
 }
 
@@ -74,12 +71,19 @@ REFUSED: dict[str, tuple] = {
     "rope_theta": (),
 }
 
+EVERYWHERE = KnownSettings(USED, HARMLESS, REFUSED)
+
 
 def known_settings(architecture: Architecture, config: Any) -> KnownSettings:
     """Return the three lists for the config.json of an architecture; `config` is what has been read of it."""
-    own = architecture.settings.values()
-    used = (*USED, *own, *ALIASES.get(architecture.model_type, {}))
-    return KnownSettings(used, HARMLESS, REFUSED | architecture.fixed_settings(config))
+    own = own_settings(architecture, config)
+    return KnownSettings((*EVERYWHERE.used, *own.used), HARMLESS, REFUSED | own.refused)
+
+
+def own_settings(architecture: Architecture, config: Any) -> KnownSettings:
+    """Return what an architecture has beside `EVERYWHERE`."""
+    used = dict.fromkeys((*architecture.settings.values(), *ALIASES.get(architecture.model_type, {})))
+    return KnownSettings(tuple(name for name in used if name not in USED), {}, architecture.fixed_settings(config))
 
 
 def by_their_own_names(settings: dict, architecture: Architecture) -> tuple[dict, str | None]:

@@ -31,4 +31,4 @@ class DistilBlock(Block):
 class DistilBert(Bert):
     """BERT's encoder with these blocks."""
 
-    block = DistilBlock
+    block_class = DistilBlock

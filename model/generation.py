@@ -55,7 +55,7 @@ def generate(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     *,
-    eos_id: int | None = None,
+    eos_id: int | Sequence[int] | None = None,
     seed: int = 0,
     **sampling,
 ) -> list[list[int]]:
@@ -74,7 +74,7 @@ def stream(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     *,
-    eos_id: int | None = None,
+    eos_id: int | Sequence[int] | None = None,
     seed: int = 0,
     **sampling,
 ) -> Iterator[torch.Tensor]:
@@ -82,7 +82,7 @@ def stream(
 
     input_ids       [B, T], shorter texts padded on the left (`left_padded`)
     attention_mask  [B, T], 1 = real and 0 = padding; None: everything is real
-    eos_id          the token that ends a text
+    eos_id          the token that ends a text, or several
     seed            of the draws, where temperature isn't 0
     sampling        fields of `Sampling`
 
@@ -95,14 +95,14 @@ def stream(
     lengths, positions = mask.sum(1), (mask.cumsum(1) - 1).clamp(min=0)  # [B], [B, T]: 0 is the first real token
     seen = torch.zeros(len(mask), model.config.vocab_size, device=mask.device).scatter_add_(1, input_ids, mask.float())
     ended = torch.zeros_like(lengths, dtype=torch.bool)  # [B]
+    ends = torch.tensor([] if eos_id is None else eos_id, dtype=torch.long, device=mask.device)
     was_training = model.training
     model.eval()
     try:
         for _ in range(how.max_new_tokens):
             logits = fast_path.next_logits(model, input_ids, mask if is_padded else None, positions, cache)  # [B, V]
             tokens = pick(scores(logits.float(), seen > 0, how), how.temperature, generator)  # [B]
-            if eos_id is not None:
-                ended = ended | (tokens == eos_id)
+            ended = ended | torch.isin(tokens, ends)
             if ended.all():
                 return
             yield tokens.masked_fill(ended, NOTHING)

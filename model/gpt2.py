@@ -5,6 +5,7 @@ Letters used for shapes: B batch, T tokens, D width of the model, H heads, V voc
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -23,20 +24,26 @@ class GPT2Config:
     dim: int = 768  # D
     n_heads: int = 12  # H
     n_layers: int = 12
-    dropout: float = 0.0  # GPT-2 was pretrained with 0.1; the published fine-tuning rows use 0
+    dropout: float = 0.0  # GPT-2 was pretrained with 0.1; the published fine-tuning runs use 0
     layer_norm_eps: float = 1e-5
-    causal: bool = True  # False lets every position look at every other (row 17 of the spam table)
+    causal: bool = True  # False lets every position look at every other (docs/results/spam.md, row 17)
+    tied: bool = True  # whether the language-model head is the token embedding's own tensor
+    # The tokens that begin, end and pad a text, where config.json names them. Otherwise they are the tokenizer's.
+    start_id: int | None = None
+    end_ids: tuple[int, ...] = ()
+    pad_id: int | None = None
 
     def __post_init__(self):
         check_heads(self.dim, self.n_heads)
 
 
-# Table 2 of the paper; the parameter counts are those of the published checkpoints, tied head counted once.
+# Layers and widths: table 2 of the paper. Heads and parameter counts (tied head counted once): the published checkpoints.
+_published = partial(GPT2Config, start_id=50256, end_ids=(50256,))
 GPT2_SIZES = {
-    "gpt2-small": GPT2Config(),  # 124M
-    "gpt2-medium": GPT2Config(dim=1024, n_heads=16, n_layers=24),  # 355M
-    "gpt2-large": GPT2Config(dim=1280, n_heads=20, n_layers=36),  # 774M
-    "gpt2-xl": GPT2Config(dim=1600, n_heads=25, n_layers=48),  # 1558M
+    "gpt2-small": _published(),  # 124M
+    "gpt2-medium": _published(dim=1024, n_heads=16, n_layers=24),  # 355M
+    "gpt2-large": _published(dim=1280, n_heads=20, n_layers=36),  # 774M
+    "gpt2-xl": _published(dim=1600, n_heads=25, n_layers=48),  # 1558M
 }
 
 
@@ -54,8 +61,8 @@ class SelfAttention(nn.Module):
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Mix what the positions hold, [B, T, D] -> [B, T, D].
 
-        mask    True where a position may look at another, broadcast to [B, H, T, T]; None: everywhere or, if causal, at
-                itself and what stands before it
+        mask    True where a position may look at another, broadcast to [B, H, T, T]. It has to hide later positions itself
+                (`make_mask`). None: everything is seen or, if causal, only the position itself and those before it
         """
         q = self.q(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # [B, T, D] -> [B, T, H, D/H] -> [B, H, T, D/H]
         k = self.k(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
@@ -66,13 +73,16 @@ class SelfAttention(nn.Module):
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
     ) -> torch.Tensor:
-        """softmax(q kᵀ / sqrt(D/H)) v: queries [B, H, T, D/H] look at S keys and values [B, H, S, D/H]."""
+        """softmax(q kᵀ / sqrt(D/H)) v: queries [B, H, T, D/H] look at S keys and values [B, H, S, D/H].
+
+        A method of its own, because prefix tuning adds to it (peft/prefix.py).
+        """
         dropout = self.dropout if self.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
 
 
 class FeedForward(nn.Module):
-    """Two Linear layers around the tanh approximation of GELU, which is the exact function GPT-2 was trained with."""
+    """Two Linear layers around GELU in its tanh approximation, the variant that GPT-2 was trained with."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -86,7 +96,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward, each with its LayerNorm in front ("pre-norm") and a residual connection around."""
 
-    norm_first = True
+    norm_first = True  # read by model/fast_path.py alone
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -105,8 +115,8 @@ class Block(nn.Module):
 class GPT2(Transformer):
     """Token and position embeddings, blocks, a last LayerNorm, and a head (`model/heads.py`).
 
-    Built without weights from a checkpoint, every part has PyTorch's default initialisation, drawn in the order of the
-    lines below: that is what `--weights random` means in the spam table.
+    `Transformer` adds encode(), the same up to the head, and run_blocks(). A new model has PyTorch's default
+    initialisation, drawn in the order of the lines below: that is what `--weights random` means.
     """
 
     def __init__(self, config: GPT2Config, head: nn.Module | None = None):
@@ -129,16 +139,18 @@ class GPT2(Transformer):
     ) -> torch.Tensor:
         """Return the logits of token ids [B, T]: [B, T, V] with a language-model head, [B, C] with a classifier.
 
-        attention_mask  [B, T], 1 = real and 0 = padding; None: every position is seen, padding too
-        lengths         [B], the number of real tokens; only a classifier that reads the last of them needs it
+        attention_mask  [B, T], 1 = real and 0 = padding, or [B, T, T], where [b, i, j] says whether position i may look at
+                        position j; None: every position is seen, padding too
+        lengths         [B], the number of real tokens; used only by a classifier with position="flexible" and no mask
         token_type_ids  ignored: GPT-2 knows one kind of token
         positions       [B, T], the place of each token in its text; None: 0, 1, 2, ...
 
         Raises UserError for a text that is longer than the context, and without a head.
         """
         if self.head is None:
-            raise UserError('this GPT2 has no head: use encode(), or build it with head="lm" or "classifier"')
+            raise UserError('this GPT2 has no head: use encode(), or from_pretrained(..., head="lm" or "classifier")')
         x = self.embed(input_ids, token_type_ids, positions)  # [B, T] -> [B, T, D]
+        # Without a mask, SelfAttention hides later positions itself. A mask has to hide both those and the padding.
         mask = None if attention_mask is None else make_mask(attention_mask, self.config.causal)  # [B, 1, T, T]
         for block in self.blocks:
             x = block(x, mask)  # [B, T, D]
@@ -161,9 +173,10 @@ class GPT2(Transformer):
 
 
 def init_gpt2(model: GPT2) -> GPT2:
-    """Draw the weights as GPT-2 was drawn before its pretraining: N(0, 0.02), residual outputs smaller by 1/sqrt(2 layers).
+    """Draw weights for pretraining: normal with standard deviation 0.02, biases zero. In place, from torch's generator.
 
-    In place, from torch's global generator. `tools/pretrain.py` starts here; PyTorch's own default trains worse.
+    As in the paper, the two layers of a block that write into the residual stream get 0.02 / sqrt(2 n_layers).
+    `tools/pretrain.py` starts here; PyTorch's own default trains worse.
     """
     residual_outputs = {linear for block in model.blocks for linear in (block.attn.out, block.mlp.down)}
     for module in model.modules():

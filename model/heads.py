@@ -5,6 +5,8 @@ Letters used for shapes: B batch, T tokens, D width of the model, V vocabulary, 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,14 +16,21 @@ POSITIONS = ("first", "last", "flexible")
 
 
 class LanguageModelHead(nn.Module):
-    """Scores for the next token. The weight is the token embedding's own tensor (tied), counted and trained once."""
+    """Scores for the next token.
+
+    The weight is the token embedding's own tensor, counted and trained once. Where it isn't `tied`, it is another of the
+    same shape, drawn as the published libraries draw it.
+    """
 
     kind = "lm"
     taps: tuple[str, ...] = ()
 
-    def __init__(self, token_embedding: nn.Embedding):
+    def __init__(self, token_embedding: nn.Embedding, tied: bool = True):
         super().__init__()
         self.weight = token_embedding.weight  # [V, D]
+        if not tied:
+            self.weight = nn.Parameter(torch.empty_like(token_embedding.weight))
+            nn.init.normal_(self.weight, std=0.02)
         self.bias: nn.Parameter | None = None
 
     def forward(
@@ -41,10 +50,10 @@ class LanguageModelHead(nn.Module):
 
 
 class MaskedLanguageModelHead(LanguageModelHead):
-    """Scores for the token that belongs at each position: a dense layer, GELU and LayerNorm before the tied weight."""
+    """Scores for the token that belongs at each position: a dense layer, GELU and LayerNorm before the weight."""
 
-    def __init__(self, token_embedding: nn.Embedding, layer_norm_eps: float):
-        super().__init__(token_embedding)
+    def __init__(self, token_embedding: nn.Embedding, layer_norm_eps: float, tied: bool = True):
+        super().__init__(token_embedding, tied)
         vocab_size, dim = self.weight.shape
         self.dense = published_init(nn.Linear(dim, dim))
         self.norm = nn.LayerNorm(dim, eps=layer_norm_eps)
@@ -52,6 +61,12 @@ class MaskedLanguageModelHead(LanguageModelHead):
 
     def prepare(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.norm(F.gelu(self.dense(hidden)))  # [..., D]
+
+
+def untie(model: Any) -> None:
+    """Give a model's language-model head a weight of its own, frozen and equal to the token embedding's. In place."""
+    model.head.weight = nn.Parameter(model.token_embedding.weight.detach().clone(), requires_grad=False)  # [V, D]
+    model.config = replace(model.config, tied=False)
 
 
 def published_init(linear: nn.Linear) -> nn.Linear:
@@ -74,13 +89,15 @@ class ClassifierHead(nn.Module):
               known from the attention mask or, without one, from `lengths`.
     average   the mean over all positions (over the real ones where an attention mask is given) instead of one of them.
 
-    `labels` are the names of the classes where the checkpoint gives them names. `taps` are the paths of modules whose
-    output a subclass reads too (peft/bypass.py).
+    `labels` are the names of the classes where the checkpoint gives them names. `order` are the checkpoint's numbers of the
+    classes that were kept, where not all were or in another order. `taps` are the paths of modules whose output a subclass
+    reads too (peft/bypass.py).
     """
 
     kind = "classifier"
     taps: tuple[str, ...] = ()
     labels: tuple[str, ...] | None = None
+    order: tuple[int, ...] | None = None
 
     def __init__(self, dim: int, num_labels: int, position: str = "last", average: bool = False):
         super().__init__()

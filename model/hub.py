@@ -41,8 +41,10 @@ REPOSITORIES = {
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name; "./name" and "/a/b" are paths
 OLD_NAME = re.compile(r"\w[\w.-]*")  # the oldest repositories have no owner: gpt2, distilroberta-base
 COMMIT = re.compile("[0-9a-f]{40}")
-CONFIG_FILES = ["config.json"]
-CHECKPOINT_FILES = [*CONFIG_FILES, "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
+CONFIG_FILES = ["config.json", "generation_config.json"]  # the second may be missing
+CLASSIFIER_FILE = "classifier.json"  # of an export of ours: what the published files can't say of its classifier
+WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
+CHECKPOINT_FILES = [*CONFIG_FILES, CLASSIFIER_FILE, *WEIGHT_FILES]
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]  # of the library peft
 
 PICKLED = (
@@ -89,7 +91,7 @@ def locate(name: str, *, files: list[str] | None = None) -> Path:
             f"{name} isn't in the Hugging Face cache ({constants.HF_HUB_CACHE}) and {unreachable}: run once with a "
             f"network, pass --checkpoint DIR, or choose a shipped model ({', '.join(pocket_names())})"
         )
-    return _download(_repositories(plain)[0], revision, files)
+    return _download(_repositories(plain)[0], revision, [*files, CLASSIFIER_FILE] if files == ADAPTER_FILES else files)
 
 
 def _split(name: str) -> tuple[str, str | None]:
@@ -143,7 +145,8 @@ def cached(name: str, files: list[str] | None = None) -> Path | None:
 def _has(folder: Path, files: list[str]) -> bool:
     """Return whether a snapshot has what is asked for. TOKENIZER_FILES ask for any one vocabulary."""
     if files in (CONFIG_FILES, ADAPTER_FILES):
-        return all((folder / name).is_file() for name in files)
+        needed = CONFIG_FILES[:1] if files == CONFIG_FILES else files
+        return all((folder / name).is_file() for name in needed)
     if files == TOKENIZER_FILES:
         return first_complete(folder, LIBRARY_FILE_SETS) is not None
     return _whole(folder)

@@ -16,6 +16,7 @@ class Entry(NamedTuple):
     transposed: bool = False  # GPT-2's Conv1D stores [in, out], our Linear layers [out, in]
     optional: bool = False
     head: str | None = None  # the kind of head that it belongs to; None: the body
+    again: bool = False  # holds what another row holds, and is written only beside a head that isn't tied
 
 
 def _layer(hf_name: str, name: str, **flags) -> list[Entry]:
@@ -46,7 +47,7 @@ GPT2_NAMES = [
     *_layer("transformer.ln_f", "final_norm"),
     *_layer("score", "head.classifier", head="classifier", optional=True),  # the published one has no bias; ours is kept
     *_not_read("transformer.h.{}.attn.bias", "transformer.h.{}.attn.masked_bias"),  # the causal mask, in old files
-    *_not_read("lm_head.weight"),  # tied to wte.weight
+    Entry("lm_head.weight", ("head.weight",), head="lm"),  # no parameter of its own where it is tied to wte.weight
 ]
 
 DISTILBERT_NAMES = [
@@ -66,7 +67,7 @@ DISTILBERT_NAMES = [
     *_layer("vocab_transform", "head.dense", head="lm"),
     *_layer("vocab_layer_norm", "head.norm", head="lm"),
     Entry("vocab_projector.bias", ("head.bias",), head="lm"),
-    *_not_read("vocab_projector.weight"),  # tied to the word embeddings
+    Entry("vocab_projector.weight", ("head.weight",), head="lm"),
     *_not_read("distilbert.embeddings.position_ids"),
 ]
 
@@ -97,7 +98,8 @@ BERT_NAMES = [
     *_layer("cls.predictions.transform.dense", "head.dense", head="lm"),
     *_layer("cls.predictions.transform.LayerNorm", "head.norm", head="lm"),
     Entry("cls.predictions.bias", ("head.bias",), head="lm"),
-    *_not_read("cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),  # the embeddings and the bias again
+    Entry("cls.predictions.decoder.weight", ("head.weight",), head="lm"),
+    Entry("cls.predictions.decoder.bias", ("head.bias",), head="lm", optional=True, again=True),
     *_not_read("cls.seq_relationship.weight", "cls.seq_relationship.bias"),  # next-sentence prediction
 ]
 
@@ -108,7 +110,8 @@ ROBERTA_NAMES = [
     *_layer("lm_head.dense", "head.dense", head="lm"),
     *_layer("lm_head.layer_norm", "head.norm", head="lm"),
     Entry("lm_head.bias", ("head.bias",), head="lm"),
-    *_not_read("lm_head.decoder.weight", "lm_head.decoder.bias"),  # the embeddings and the bias again
+    Entry("lm_head.decoder.weight", ("head.weight",), head="lm"),
+    Entry("lm_head.decoder.bias", ("head.bias",), head="lm", optional=True, again=True),
     *_not_read("roberta.pooler.dense.weight", "roberta.pooler.dense.bias"),  # its classifier doesn't use it
 ]
 

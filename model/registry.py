@@ -50,15 +50,12 @@ def _gpt2_fixed(config: GPT2Config) -> dict[str, tuple]:
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
         "add_cross_attention": (False,),
-        "tie_word_embeddings": (True,),
         "n_inner": (None, 4 * config.dim),
     }
 
 
 def _gpt2_written(config: GPT2Config) -> dict[str, Any]:
-    end_of_text = config.vocab_size - 1
-    dropouts = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), config.dropout)
-    return dropouts | {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+    return dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), config.dropout)
 
 
 BERT_SETTINGS = {
@@ -73,6 +70,7 @@ BERT_SETTINGS = {
     "dropout": "hidden_dropout_prob",
     "head_dropout": "classifier_dropout",
     "layer_norm_eps": "layer_norm_eps",
+    "tied": "tie_word_embeddings",
 }
 
 
@@ -82,7 +80,6 @@ def _bert_fixed(config: BertConfig) -> dict[str, tuple]:
         "position_embedding_type": ("absolute",),
         "is_decoder": (False,),
         "add_cross_attention": (False,),
-        "tie_word_embeddings": (True,),
     }
 
 
@@ -91,7 +88,7 @@ def _encoder_classifier(config: BertConfig, num_labels: int, position: str, aver
 
 
 def _masked_lm(model: Bert) -> nn.Module:
-    return MaskedLanguageModelHead(model.token_embedding, model.config.layer_norm_eps)
+    return MaskedLanguageModelHead(model.token_embedding, model.config.layer_norm_eps, model.config.tied)
 
 
 GPT2_ENTRY = Architecture(
@@ -107,11 +104,15 @@ GPT2_ENTRY = Architecture(
         "n_heads": "n_head",
         "n_layers": "n_layer",
         "layer_norm_eps": "layer_norm_epsilon",
+        "start_id": "bos_token_id",
+        "end_ids": "eos_token_id",
+        "pad_id": "pad_token_id",
+        "tied": "tie_word_embeddings",
     },
     written_settings=_gpt2_written,
     fixed_settings=_gpt2_fixed,
     hf_classes={"lm": "GPT2LMHeadModel", "classifier": "GPT2ForSequenceClassification", None: "GPT2LMHeadModel"},
-    lm_head=lambda model: LanguageModelHead(model.token_embedding),
+    lm_head=lambda model: LanguageModelHead(model.token_embedding, model.config.tied),
     classifier_head=lambda config, *options: ClassifierHead(config.dim, *options),
     position="last",
     tokenizer=GPT2Tokenizer,
@@ -174,9 +175,10 @@ DISTILBERT_ENTRY = Architecture(
         "pad_id": "pad_token_id",
         "dropout": "dropout",
         "head_dropout": "seq_classif_dropout",
+        "tied": "tie_word_embeddings",
     },
     written_settings=lambda config: {"attention_dropout": config.dropout},
-    fixed_settings=lambda config: {"activation": ("gelu", "gelu_python"), "tie_word_embeddings": (True,)},
+    fixed_settings=lambda config: {"activation": ("gelu", "gelu_python")},
     hf_classes={
         "lm": "DistilBertForMaskedLM",
         "classifier": "DistilBertForSequenceClassification",

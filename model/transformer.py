@@ -26,11 +26,13 @@ class Transformer(nn.Module):
     final_norm: nn.Module
     head: Any  # a module of model/heads.py, or None
     prompt: Any  # None, or trained vectors in front of every text (peft/prompt.py)
+    drawn: tuple[str, ...]  # published names of the tensors that no file held
     gradient_checkpointing: bool  # whether training computes each block's activations a second time to save memory
 
     def __init__(self):
         super().__init__()
         self.prompt = None
+        self.drawn = ()
         self.gradient_checkpointing = False
 
     def embed(

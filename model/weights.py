@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 
 from model.config_file import write_config
 from model.hub import PICKLED
-from model.names import Entry
+from model.names import Entry, expand
 from model.registry import Architecture, architecture_of, entries_of
 from model.transformer import Transformer
 from utils.errors import UserError
@@ -22,18 +23,19 @@ MOST_SHOWN = 12  # tensors that a message names
 
 
 class Checkpoint:
-    """The tensors of a directory: `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+    """The tensors of a directory: `model.safetensors` or, without it, the shards that `model.safetensors.index.json` lists.
 
+    That order is the published library's: an index beside the single file is from another time, and isn't read.
     Only names and shapes are read at first; `read` reads one tensor.
     """
 
     def __init__(self, directory: Path):
         self.directory = directory
         index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
-        if index.is_file():
-            files = _shard_files(index)
-        elif single.is_file():
+        if single.is_file():
             files = [single]
+        elif index.is_file():
+            files = _shard_files(index)
         else:
             pickled = f" ({PICKLED})" if (directory / "pytorch_model.bin").exists() else ""
             raise UserError(f"{directory} has neither {single.name} nor {index.name}{pickled}")
@@ -113,7 +115,10 @@ def match(model: Transformer, checkpoint: Checkpoint) -> list[tuple[Entry, str]]
     """
     parameters = dict(model.named_parameters())
     entries = entries_of(model)
-    name_in_file = _names_in_file(checkpoint, entries, architecture_of(model.config).prefix)
+    name_in_file = _names_in_file(checkpoint, architecture_of(model.config), entries)
+    if model.config.tied:
+        _name_shared_tensor(name_in_file, architecture_of(model.config))
+    held = {entry.names for entry in entries if entry.hf_name in name_in_file}  # two rows may hold the same
     matched, problems = [], []
     for entry in entries:
         if not entry.names or not all(name in parameters for name in entry.names):
@@ -124,23 +129,25 @@ def match(model: Transformer, checkpoint: Checkpoint) -> list[tuple[Entry, str]]
             if shape != expected:
                 problems.append(f"{entry.hf_name} has shape {list(shape)}, expected {list(expected)}")
             matched.append((entry, name_in_file[entry.hf_name]))
-        elif not entry.optional:
+        elif not entry.optional and entry.names not in held:
             problems.append(f"missing {entry.hf_name}")
     known = {entry.hf_name for entry in entries}
     problems += [f"unread {name}" for hf_name, name in name_in_file.items() if hf_name not in known]
     filled = {name for entry, _ in matched for name in entry.names}
     if "head.classifier.weight" in filled and "head.dense.weight" in parameters.keys() - filled:
-        problems.append("it has a classifier without the dense layer below, so of another kind")
+        dense = next(entry.hf_name for entry in entries if entry.names == ("head.dense.weight",))
+        problems.append(f"it has a classifier without the dense layer below ({dense}), so of another kind")
     if problems:
         raise UserError(f"{checkpoint.directory} doesn't fit the model: {_joined(problems)}")
     return matched
 
 
-def _names_in_file(checkpoint: Checkpoint, entries: list[Entry], prefix: str) -> dict[str, str]:
+def _names_in_file(checkpoint: Checkpoint, architecture: Architecture, entries: list[Entry]) -> dict[str, str]:
     """Return {the name of each tensor as the table has it: its name in the file}.
 
     A file of the bare body lacks the prefix; in old ones LayerNorm's tensors are called gamma and beta.
     """
+    prefix = architecture.prefix
     has_prefix = any(name.startswith(prefix) for name in checkpoint.shapes)
     outside_body = {entry.hf_name for entry in entries if not entry.hf_name.startswith(prefix)}
     names = {}
@@ -152,6 +159,38 @@ def _names_in_file(checkpoint: Checkpoint, entries: list[Entry], prefix: str) ->
             hf_name = name.removesuffix(".beta") + ".bias"
         names[hf_name if has_prefix or hf_name in outside_body else prefix + hf_name] = name
     return names
+
+
+def name_of(parameter: str, architecture: Architecture) -> str:
+    """Return the published name of a tensor that is a parameter of its own, in no block."""
+    return next(entry.hf_name for entry in architecture.names if entry.names == (parameter,))
+
+
+def _name_shared_tensor(name_in_file: dict[str, str], architecture: Architecture) -> None:
+    """Let a file that holds a tied tensor under the head's name alone hold it under the embedding's too. In place."""
+    embedding, head = (name_of(name, architecture) for name in ("token_embedding.weight", "head.weight"))
+    if head in name_in_file:
+        name_in_file.setdefault(embedding, name_in_file[head])
+
+
+def is_tied(config: Any, checkpoint: Checkpoint) -> bool:
+    """Return whether a language-model head is the token embedding's tensor.
+
+    It is what config.json says, unless the file holds both and they differ: then it was trained apart.
+    """
+    architecture = architecture_of(config)
+    name_in_file = _names_in_file(checkpoint, architecture, expand(architecture.names, config.n_layers))
+    names = [name_of(name, architecture) for name in ("token_embedding.weight", "head.weight")]
+    if not config.tied or not all(name in name_in_file for name in names):
+        return config.tied
+    embedding, head = (checkpoint.read(name_in_file[name]) for name in names)
+    return torch.equal(embedding.float(), head.float())
+
+
+def drawn_names(model: Transformer, kept: list[str]) -> tuple[str, ...]:
+    """Return what a file would call the parameters that `load` didn't fill. No published GPT-2 has a score.bias."""
+    lacking = (entry.hf_name for entry in entries_of(model) if {*entry.names} & {*kept})
+    return tuple(hf_name for hf_name in lacking if hf_name != "score.bias")
 
 
 def published_shape(entry: Entry, parameters: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
@@ -168,7 +207,7 @@ def _joined(problems: list[str], most: int = MOST_SHOWN) -> str:
 
 def classifier_size(checkpoint: Checkpoint, architecture: Architecture) -> int | None:
     """Return the number of classes of the checkpoint's classifier, or None where it has none."""
-    hf_name = next(entry.hf_name for entry in architecture.names if entry.names == ("head.classifier.weight",))
+    hf_name = name_of("head.classifier.weight", architecture)
     return checkpoint.shapes[hf_name][0] if checkpoint.shapes.get(hf_name) else None
 
 
@@ -187,6 +226,8 @@ def to_hugging_face(model: Transformer) -> dict[str, torch.Tensor]:
         raise UserError(f"can't save {_joined(unknown, 3)} in Hugging Face layout; merge(model) first")
     tensors = {}
     for entry in entries:
+        if entry.again and model.config.tied:
+            continue
         if entry.names and all(name in parameters for name in entry.names):
             tensor = torch.cat([parameters[name].detach() for name in entry.names])
             tensors[entry.hf_name] = tensor.T if entry.transposed else tensor

@@ -29,13 +29,14 @@ def _why_the_head_does_not(model: nn.Module) -> str:
     return "--train_head is no" if has_parameters else "a language model's head is its token embedding"
 
 
-def train_head(model: nn.Module, yes: bool) -> None:
+def train_head(model: nn.Module, yes: bool, untied: bool = False) -> None:
     """Let the whole head train, or leave it as it is. Every method has this switch.
 
-    A language-model head has nothing of its own: its tied weight goes by the name of the token embedding.
+    A language-model head's weight goes by the name of the token embedding, whose tensor it is. Where it is one of its own,
+    it stays frozen as the embedding does, unless `untied` says that it is meant too.
     """
     for name, parameter in model.named_parameters():
-        if yes and name.split(".")[0] == "head":
+        if yes and name.split(".")[0] == "head" and (untied or name != "head.weight"):
             parameter.requires_grad_(True)
 
 

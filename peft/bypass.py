@@ -1,10 +1,12 @@
 """Bypass branches: hidden states from below the top reach the classifier through Linear layers of their own.
 
-h_k is the output of the k-th block, counted from 1, at the position that the head reads; h_n, the last one, is what the
-head gets anyway. With branches fc_k, as in the DistilBERT log that this method comes from:
+h_k is the output of the k-th block, counted from 1, at the position that the head reads, and h what the head reads anyway:
+the last block's output, behind GPT-2's last LayerNorm. With branches fc_k, as in the DistilBERT log that this method comes
+from (head "linear"; "own" keeps the activation and the dropout that the head has behind its dense layer):
 
-    into "classifier"   classifier(dense(h_n) + Σ fc_k(h_k))
-    into "dense"        classifier(dense(h_n + Σ fc_k(h_k)))
+    into "classifier"   classifier(dense(h) + Σ fc_k(h_k))
+    into "dense"        classifier(dense(h + Σ fc_k(h_k)))
+    without a dense layer (GPT-2)   classifier(h + Σ fc_k(h_k))
 """
 
 import re
@@ -32,7 +34,7 @@ class Tap(NamedTuple):
 
 
 class Branches(Added):
-    """Σ over the taps of some Linear(D, D) in a row, without activations between them; of none, the tap as it is."""
+    """Σ over the taps of `depth` Linear(D, D) layers in a row, without activations; depth 0: the tapped state unchanged."""
 
     def __init__(self, taps: dict[str, Tap], dim: int, init: str):
         super().__init__()
@@ -74,16 +76,16 @@ class BypassHead(ClassifierHead):
     Forward hooks on the tapped modules hand their outputs to `capture`; the head reads and drops them in the same pass.
     """
 
-    def __init__(self, base: ClassifierHead, branches: Branches, method: "Bypass", dropout: float):
+    def __init__(self, base: ClassifierHead, branches: Branches, settings: "Bypass", dropout: float):
         nn.Module.__init__(self)  # not ClassifierHead's own: nothing is drawn
-        self.position, self.average, self.labels = base.position, base.average, base.labels
-        self.into, self.linear = method.into, method.head == "linear"
+        self.position, self.average, self.labels, self.order = base.position, base.average, base.labels, base.order
+        self.into, self.linear = settings.into, settings.head == "linear"
         self.classifier = base.classifier
         self.dense = getattr(base, "dense", None)  # GPT-2's classifier has none
         self.dropout = getattr(base, "dropout", nn.Dropout(dropout))
         self.activation = getattr(base, "activation", nn.Identity())
         drops_first = getattr(base, "dropout_first", False) and not self.linear
-        self.dropout_before = self.dropout if drops_first else nn.Identity()
+        self.dropout_before = self.dropout if drops_first else nn.Identity()  # RoBERTa has dropout before its dense layer
         self.branches = branches
         self.taps = tuple(branches.taps.values())
         self.captured = Captured()
@@ -117,18 +119,21 @@ class BypassHead(ClassifierHead):
     def captured_at(self, rows: torch.Tensor, length: int) -> list[torch.Tensor]:
         """Return each tap's output at one position of each text, [B, D], and drop what was captured.
 
-        rows     [B], positions in texts of `length` tokens. A prompt in front of them moves the tap's positions
+        rows     [B], positions in texts of `length` tokens; prompt tuning puts more in front, by which they move
         """
         missing = [path for path in self.taps if path not in self.captured]
         assert not missing, f"{missing} didn't run, so the branches have nothing to read"
-        outputs = [self.captured.pop(path) for path in self.taps]  # [B, T, D], or [B, 1, D] from a shortened last block
+        outputs = [
+            self.captured.pop(path) for path in self.taps
+        ]  # [B, T, D]; [B, 1, D] from a last block that computed one position
         return [x[:, 0] if x.shape[1] == 1 else take(x, rows + x.shape[1] - length) for x in outputs]
 
 
 def parse_taps(text: str, n_blocks: int, depth: int) -> dict[str, Tap]:
-    """Return the taps that a text names: "3x2,attn.2" -> {"h_3": block 2, 2 deep; "attn_2": attention of block 1}.
+    """Return the taps that a text names, which counts blocks from 1 as the log does; model.blocks counts from 0.
 
-    "all" is every h_k below the last. Raises UserError.
+    "3x2,attn.2" -> {"h_3": the output of blocks.2, 2 layers deep; "attn_2": the output of blocks.1.attn.out}. "all" is
+    every h_k below the last. Raises UserError.
     """
     choices = f"choose all, or blocks counted from 1 to {n_blocks}, such as 1 for its output and attn.1 for its attention's"
     if text == "all":
@@ -184,7 +189,7 @@ class Bypass:
             raise UserError("the head has bypass branches already; attach to a fresh model")
         if not hasattr(model.head, "classifier"):
             raise UserError("bypass needs a classifier; this model has none, so choose another method")
-        if model.head.rows(torch.zeros(1, 1, model.config.dim)) is None:
+        if model.head.average:
             raise UserError("bypass needs a classifier that reads one position, so no --average_embeddings")
         train_head(model, self.train_head)
         taps = parse_taps(self.taps, len(model.blocks), self.depth)

@@ -19,8 +19,8 @@ class DoRALinear(LoRALinear):
     gradient goes through ‖V‖. Dropout acts on the input of the LoRA product only, as in `LoRALinear`.
     """
 
-    def __init__(self, base: nn.Linear, method: "DoRA"):
-        super().__init__(base, method)
+    def __init__(self, base: nn.Linear, settings: "DoRA"):
+        super().__init__(base, settings)
         self.magnitude = nn.Parameter(base.weight.detach().norm(dim=1))  # [out, in] -> [out]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,7 @@ class Freeze:
             norm = [model.final_norm] if count and getattr(model, "final_norm", None) else []
             modules = [*model.blocks[len(model.blocks) - count :], *norm]
         train_modules(modules)
-        train_head(model, self.train_head)
+        train_head(model, self.train_head, untied=True)
 
 
 @method("freeze")

@@ -16,48 +16,54 @@ from utils.errors import UserError
 
 SCALINGS = {
     "alpha/r": lambda alpha, rank: alpha / rank,  # the paper
-    "alpha": lambda alpha, rank: alpha,  # the published spam script
+    "alpha": lambda alpha, rank: alpha,  # the spam script (docs/source_differences.md)
     "alpha/sqrt(r)": lambda alpha, rank: alpha / math.sqrt(rank),  # rsLoRA (Kalajdzievski 2023, arXiv:2312.03732)
 }
 
 
 class LoRALinear(AdaptedLinear):
-    """y = x Wᵀ + b + scale · dropout(x) Aᵀ Bᵀ. W and b keep their names, and stay frozen except in a head that trains.
+    """y = x Wᵀ + b + scale · dropout(x) Aᵀ Bᵀ. W and b keep their names; `attach` (peft/attach.py) has frozen them before.
 
-    lora_a is A [r, in], lora_b is B [out, r]. B starts at zero, so that the layer starts as the one it replaces.
+    lora_a is A [r, in], lora_b is B [out, r]. The layer starts as the one it replaces: B starts at zero or, with PiSSA, the
+    product that A and B start with is taken out of W.
     """
 
-    def __init__(self, base: nn.Linear, method: "LoRA"):
+    def __init__(self, base: nn.Linear, settings: "LoRA"):
         super().__init__(base)
-        self.scale = method.scale
-        self.merged_forward = method.merged_forward
-        self.dropout = nn.Dropout(method.dropout)
+        self.scale = settings.scale
+        self.merged_forward = settings.merged_forward
+        self.dropout = nn.Dropout(settings.dropout)
         device = base.weight.device
-        if method.init == "pissa":
-            a, b = principal_parts(base.weight.detach(), method.rank, self.scale)
+        if settings.init == "pissa":
+            a, b = principal_parts(base.weight.detach(), settings.rank, self.scale)
             rest = base.weight.detach() - self.scale * (b @ a)
             self.weight = nn.Parameter(rest, base.weight.requires_grad)
         else:
-            a = draw_a(base.in_features, method.rank, method.init).to(device)
-            b = torch.zeros(base.out_features, method.rank, device=device)
+            a = draw_a(base.in_features, settings.rank, settings.init).to(device)
+            b = torch.zeros(base.out_features, settings.rank, device=device)
         self.lora_a, self.lora_b = nn.Parameter(a), nn.Parameter(b)
         # LoRA+ (Hayou et al. 2024, arXiv:2402.12354): `make_optimizer` multiplies a parameter's learning rate by this
-        self.rate_factors = {"lora_b": method.plus_ratio}
+        self.rate_factors = {"lora_b": settings.plus_ratio}
 
     def formula(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what this layer computes, as the paper writes it: [B, T, in] -> [B, T, out]. `forward` is faster."""
-        y = F.linear(x, self.weight, self.bias)  # [B, T, in] -> [B, T, out]
-        low_rank = F.linear(self.dropout(x), self.lora_a)  # [B, T, in] -> [B, T, r]
-        return y + self.scale * F.linear(low_rank, self.lora_b)  # [B, T, r] -> [B, T, out]
+        """Return what this layer computes, as the paper writes it: [..., in] -> [..., out].
+
+        `forward` is the faster form that runs; a test holds it equal to this one.
+        """
+        y = F.linear(x, self.weight, self.bias)  # [..., in] -> [..., out]
+        low_rank = F.linear(self.dropout(x), self.lora_a)  # [..., in] -> [..., r]
+        return y + self.scale * F.linear(low_rank, self.lora_b)  # [..., r] -> [..., out]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.merged_forward:  # lora_alternative: the same function as one large product
-            return F.linear(x, self.merged_weight(), self.bias)  # [B, T, in] -> [B, T, out]
-        low_rank = F.linear(self.dropout(x), self.lora_a).view(-1, len(self.lora_a))  # [B, T, in] -> [B T, r]
-        y = F.linear(x.reshape(-1, self.in_features), self.weight, self.bias)  # [B, T, in] -> [B T, out]
+        if self.merged_forward:  # lora_alternative: add the product to W first, then multiply once
+            return F.linear(x, self.merged_weight(), self.bias)  # [..., in] -> [..., out]
+        rank = len(self.lora_a)
+        low_rank = F.linear(self.dropout(x), self.lora_a).view(-1, rank)  # [..., in] -> [N, r]
+        y = F.linear(x.reshape(-1, self.in_features), self.weight, self.bias)  # [..., in] -> [N, out]
         # Multiply and add in place: the formula's sum would read and write two more tensors as large as y.
-        y.addmm_(low_rank, self.lora_b.T.to(y.dtype), alpha=self.scale)  # [B T, r] [r, out]
-        return y.unflatten(0, x.shape[:-1]) if x.ndim > 1 else y[0]  # [B, T, out]
+        # Under autocast y is in half precision, and addmm_ casts nothing by itself.
+        y.addmm_(low_rank, self.lora_b.T.to(y.dtype), alpha=self.scale)  # [N, out] + scale · [N, r] [r, out]
+        return y.unflatten(0, x.shape[:-1]) if x.ndim > 1 else y[0]  # [N, out] -> [..., out]
 
     def merged_weight(self) -> torch.Tensor:
         """Return W + scale · B A, [out, in]."""
@@ -72,8 +78,9 @@ class LoRALinear(AdaptedLinear):
 def draw_a(n_in: int, rank: int, init: str) -> torch.Tensor:
     """Draw A [r, in], uniform.
 
-    init   "kaiming": bound 1/sqrt(in), as in the authors' code. "wide": bound 1/sqrt(r), as in the spam script, which holds
-           A as (in, r), so that PyTorch takes r for the number of inputs; drawn in its order.
+    init   "kaiming": bound 1/sqrt(in), as in the code of the paper. "wide": bound 1/sqrt(r), as in the spam script, which
+           stores A as [in, r], so that kaiming_uniform_ takes r for the number of inputs; we draw that shape and
+           transpose it, to get the same random numbers
     """
     if init == "wide":
         return nn.init.kaiming_uniform_(torch.empty(n_in, rank), a=math.sqrt(5)).T.contiguous()
@@ -85,20 +92,20 @@ def principal_parts(weight: torch.Tensor, rank: int, scale: float) -> tuple[torc
 
     PiSSA (Meng et al. 2024, arXiv:2404.02948) starts from them.
     """
-    u, s, v = torch.linalg.svd(weight, full_matrices=False)  # [out, k], [k], [k, in]
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)  # [out, k], [k], [k, in] with k = min(out, in)
     root = (s[:rank] / scale).sqrt()
-    return (root.unsqueeze(1) * v[:rank]).contiguous(), (u[:, :rank] * root).contiguous()
+    return (root.unsqueeze(1) * vh[:rank]).contiguous(), (u[:, :rank] * root).contiguous()
 
 
 @method("lora", "lora_alternative")
 @dataclass(frozen=True)
 class LoRA:
-    """The settings of LoRA.
+    """The settings of LoRA, with defaults for use from Python; on the command line the task's recipe decides.
 
     rank              r, at least 1
     alpha, scaling    give the factor of the product, see SCALINGS
     dropout           on the input of A
-    init              how A is drawn, see `draw_a`; "pissa" takes both from the weight itself, of which the rest is frozen
+    init              how A is drawn, see `draw_a`; "pissa": A and B are the top r singular parts of W, and W keeps the rest
     targets, layers   which Linear layers, as in `find_sites`
     plus_ratio        the learning rate of B divided by that of A (LoRA+)
     merged_forward    add B A to the weight before the product with x (`lora_alternative`)

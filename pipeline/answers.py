@@ -34,7 +34,8 @@ SCORES = ("bleu4", "rouge1", "rouge2", "rougel")
 SPLITS = ("test", "general")  # whose dialogues are answered
 LONGEST_ANSWER = 100  # tokens, where --max_target_length doesn't say
 FILE = "samples.jsonl"
-CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and the ideographs
+# Kana, those of half width too, the ideographs, and the signs that repeat one.
+CJK = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 
 
 def evaluate_answers(directory: str | Path, count: int, device: str | None = None) -> dict:
@@ -102,7 +103,7 @@ def answers(model: nn.Module, run: Run, dialogues: list[Dialogue], tokenizer: To
     room = min(run.max_target_length or LONGEST_ANSWER, max(1, length // 2))
     encoder = DialogueEncoder(tokenizer, run, length)
     prompts = [encoder.prompt_with_room(dialogue, room) for dialogue in dialogues]
-    written = generate_all(model, prompts, run.eval_batch_size, tokenizer.end_of_text, room)
+    written = generate_all(model, prompts, run.eval_batch_size, tokenizer.end_ids, room)
     return [
         {"prompt": tokenizer.decode(ids), "reference": dialogue.turns[-1].answer, "answer": tokenizer.decode(tokens)}
         for ids, dialogue, tokens in zip(prompts, dialogues, written, strict=True)
@@ -110,7 +111,7 @@ def answers(model: nn.Module, run: Run, dialogues: list[Dialogue], tokenizer: To
 
 
 def generate_all(
-    model: nn.Module, prompts: list[list[int]], batch_size: int, end_of_text: int, max_new_tokens: int
+    model: nn.Module, prompts: list[list[int]], batch_size: int, end_ids: tuple[int, ...], max_new_tokens: int
 ) -> list[list[int]]:
     """Return the token ids that follow each prompt. Prompts of similar length share a batch, so that little is padded."""
     device: torch.device = next(model.parameters()).device
@@ -119,7 +120,7 @@ def generate_all(
     for start in range(0, len(order), batch_size):
         numbers = [int(number) for number in order[start : start + batch_size]]
         ids, mask = left_padded([prompts[i] for i in numbers])  # [B, T] each
-        found = generate(model, ids.to(device), mask.to(device), eos_id=end_of_text, max_new_tokens=max_new_tokens)
+        found = generate(model, ids.to(device), mask.to(device), eos_id=end_ids, max_new_tokens=max_new_tokens)
         for number, tokens in zip(numbers, found, strict=True):
             written[number] = tokens
     return written
@@ -133,11 +134,16 @@ def scores_of(samples: Sequence[dict]) -> dict[str, float]:
 
 
 def bleu4(written: list[str], references: list[str]) -> float:
-    """Return BLEU-4 of the whole corpus, from 0 to 1, tokenized as sacrebleu does for Chinese or any other language."""
+    """Return BLEU-4 of the whole corpus, from 0 to 1, tokenized as sacrebleu does for Chinese or any other language.
+
+    Its tokenizer for Chinese leaves kana joined, so spaces part them first; of ideographs it makes the same with them.
+    """
     from sacrebleu import corpus_bleu
 
-    tokenize = "zh" if re.search(f"[{CJK}]", "".join(references)) else "13a"
-    return corpus_bleu(written, [references], tokenize=tokenize).score / 100
+    if not re.search(f"[{CJK}]", "".join(references)):
+        return corpus_bleu(written, [references], tokenize="13a").score / 100
+    written, references = ([re.sub(f"([{CJK}])", r" \1 ", text) for text in texts] for texts in (written, references))
+    return corpus_bleu(written, [references], tokenize="zh").score / 100
 
 
 class Words:

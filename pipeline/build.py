@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from config import Run
-from model import from_pretrained
+from model import config_of, from_pretrained
+from pipeline.stored import number_of, stored_classifier
 from utils.errors import UserError
 
 
@@ -14,10 +15,11 @@ def build_model(run: Run, n_labels: int) -> nn.Module:
     What isn't in the checkpoint is drawn from the run's seed in the published script's order: the body, then the head, from
     a fresh generator; what a method adds is drawn next. Raises UserError.
     """
+    stored = stored_classifier(run, config_of(run.source)) if run.head_labels else None
     model = from_pretrained(
         run.source,
         head="classifier" if n_labels else "lm",
-        num_labels=None if run.head_labels else n_labels or None,
+        num_labels=stored.n_labels if stored else n_labels or None,
         random_weights=run.weights == "random",
         position=run.trainable_token_pos,
         average=run.average_embeddings,
@@ -25,8 +27,8 @@ def build_model(run: Run, n_labels: int) -> nn.Module:
         dropout=run.dropout,
         **({"causal": False} if run.disable_causal_mask else {}),
     )
-    if run.head_labels:
-        keep_labels(model.head, run.head_labels.split(","), n_labels)
+    if run.head_labels and stored:
+        keep_labels(model.head, run.head_labels.split(","), n_labels, stored.names or ())
     if run.depth > len(model.blocks):
         raise UserError(f"--depth is {run.depth}; the model has {len(model.blocks)} blocks")
     model.blocks = model.blocks[: run.depth or None]
@@ -34,14 +36,15 @@ def build_model(run: Run, n_labels: int) -> nn.Module:
 
 
 @torch.no_grad()
-def keep_labels(head: nn.Module, labels: list[str], n_labels: int) -> None:
+def keep_labels(head: nn.Module, labels: list[str], n_labels: int, names: tuple[str, ...] = ()) -> None:
     """Cut a classifier down, in place, to some of its labels, given by their names or numbers, in this order.
+
+    names    of the labels, as the checkpoint or the adapter that brings the classifier calls them
 
     Raises UserError unless they are `n_labels` different labels of the classifier.
     """
-    names = head.labels or ()
     n_own = head.classifier.out_features
-    numbers = [_number_of(label.strip(), names) for label in labels]
+    numbers = [number_of(label.strip(), names) for label in labels]
     different = len(set(numbers)) == len(numbers) == n_labels
     if not different or not all(0 <= number < n_own for number in numbers):
         raise UserError(
@@ -50,11 +53,4 @@ def keep_labels(head: nn.Module, labels: list[str], n_labels: int) -> None:
         )
     head.classifier.weight = nn.Parameter(head.classifier.weight[numbers].clone())  # [C, D]
     head.classifier.bias = nn.Parameter(head.classifier.bias[numbers].clone())  # [C]
-    head.classifier.out_features, head.labels = n_labels, None
-
-
-def _number_of(label: str, names: tuple[str, ...]) -> int:
-    """Return the number of a label, or -1 for one that isn't there."""
-    if label in names:
-        return names.index(label)
-    return int(label) if label.isdecimal() else -1
+    head.classifier.out_features, head.labels, head.order = n_labels, None, tuple(numbers)

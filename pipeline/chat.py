@@ -15,6 +15,7 @@ from model import from_pretrained
 from model.generation import NOTHING, Sampling, stream
 from model.registry import ARCHITECTURES
 from model.tokenizers.base import Tokenizer
+from pipeline.flags import typed
 from pipeline.inputs import find_tokenizer_folder, read_tokenizer
 from pipeline.job import choose_model
 from pipeline.reload import load_run
@@ -62,7 +63,7 @@ class Speaker:
         ids = torch.tensor([self.prompt(question)], device=self.device)  # [1, T]
         written, shown = [], ""
         seed = self.seed + len(self.turns)
-        for tokens in stream(self.model, ids, eos_id=self.tokenizer.end_of_text, seed=seed, **asdict(self.sampling)):
+        for tokens in stream(self.model, ids, eos_id=self.tokenizer.end_ids, seed=seed, **asdict(self.sampling)):
             token = int(tokens[0])
             assert token != NOTHING, "the stream of one text ends with it"
             written.append(token)
@@ -125,7 +126,7 @@ def talk(overrides: Run, directory: str, sampling: dict) -> int:
     print(f"model    {speaker.description}; /quit, Ctrl-D or Ctrl-C ends this", flush=True)
     while True:
         try:
-            question = input("> ").strip()
+            question = typed(input("> "), "the question").strip()
             if question == "/quit":
                 return 0
             if question:

@@ -15,16 +15,19 @@ import model as models
 import peft
 from config import Run, to_flags
 from data.batching import Batches
+from model.transformer import Transformer
 from pipeline import answers, memory, plots, screen
 from pipeline.build import build_model
 from pipeline.job import Job, prepare_directory
 from pipeline.result import (
     device_name,
+    drawn_parts,
     git_state,
     peak_memory_bytes,
     read_result,
     reset_peak_memory,
     versions,
+    warnings_of,
     write_json,
 )
 from pipeline.stages import StagedTraining, stages_of
@@ -40,10 +43,10 @@ from utils.errors import UserError
 class Setup:
     """What is trained, and on what."""
 
-    model: nn.Module  # with the method of the first stage attached
+    model: Transformer  # with the method of the first stage attached
     stages: list[Run]  # one, unless --stages names a plan
     batches: dict[str, Batches]  # by split, as one process would see them
-    notes: list[str]  # what there is to say about the data
+    notes: list[str]  # what there is to say about a stored classifier and the data
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
             **about(job, argv),
             "tokenizer": str(job.inputs.tokenizer_folder),
             "notes": setup.notes,
+            "drawn": (drawn := drawn_parts(setup.model, run.weights)),
+            "warnings": warnings_of(drawn, sum(stage["steps"] for stage in stages)),
             **measures,
             **totals(stages),
             "total_seconds": round(time.perf_counter() - began, 3),
@@ -107,7 +112,7 @@ def set_up(job: Job) -> Setup:
     stages = stages_of(run, len(model.blocks))
     peft.attach(model, peft.method_of(stages[0]))  # before texts are cut: an adapter's prefix shortens the context
     batches, notes = task.make_batches(distributed.whole_batches(run), splits, job.inputs.tokenizer, model.config)
-    return Setup(model, stages, batches, notes)
+    return Setup(model, stages, batches, [*job.notes, *notes])
 
 
 def train_and_measure(

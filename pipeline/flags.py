@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 
 from config import SETTINGS, Run
@@ -34,20 +35,18 @@ ROWS = {
     "shard": {"metavar": "I/N", "help": "of the table, only the I-th row of each N: one of N machines"},
     "list": {"action": "store_true", "help": "print every row with its command"},
     "download": {
-        **{"metavar": "NAME", "nargs": "+", "action": "extend"},
+        **{"metavar": "NAME", "nargs": "+", "action": "extend", "type": os.path.expanduser},
         "help": "only fetch these models and data sets into the caches; then HF_HUB_OFFLINE=1 works",
     },
 }
+DIRECTORY = {"metavar": "DIR", "type": os.path.expanduser}  # ~ is the home directory
 TRAINED = {
     "generate": {"metavar": "QUESTION", "help": "answer once (of a language model; --model, --template, ... go with it)"},
-    "chat": {"metavar": "DIR", "help": "talk to the model that the run with this directory trained"},
-    "run_dir": {"metavar": "DIR", "help": "the directory of the run whose model --generate and --export_* take"},
-    "score": {
-        "metavar": "DIR",
-        "help": f"let this run's model answer {ANSWERED} dialogues, or --eval_generate, and score them",
-    },
-    "export_model": {"metavar": "DIR", "help": "write the whole model as a checkpoint for transformers"},
-    "export_peft": {"metavar": "DIR", "help": "write what the run trained as an adapter of the library peft"},
+    "chat": DIRECTORY | {"help": "talk to the model that the run with this directory trained"},
+    "run_dir": DIRECTORY | {"help": "the directory of the run whose model --generate and --export_* take"},
+    "score": DIRECTORY | {"help": f"let this run's model answer {ANSWERED} dialogues, or --eval_generate, and score them"},
+    "export_model": DIRECTORY | {"help": "write the whole model as a checkpoint for transformers"},
+    "export_peft": DIRECTORY | {"help": "write what the run trained as an adapter of the library peft"},
 }
 # Fields of `Sampling` (model/generation.py), which has their defaults and limits.
 SAMPLING = {
@@ -150,8 +149,22 @@ def parse(argv: list[str]) -> tuple[Run, dict]:
     found, unknown = parser.parse_known_args(mend_misprints(argv))
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{nearest_flag(unknown)}")
+    for name in ("generate", "source_prefix"):
+        if name in found:
+            setattr(found, name, typed(getattr(found, name), f"--{name}"))
     options = {name: value for name, value in vars(found).items() if name not in SETTINGS}
     return Run(**{name: value for name, value in vars(found).items() if name in SETTINGS}), options
+
+
+def typed(text: str, what: str) -> str:
+    """Return a text that a user typed. Raises UserError where it isn't one in UTF-8.
+
+    Python keeps bytes that the terminal's encoding doesn't have as surrogates; a model would read them as other characters.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{what} is {text!r}, which is no text in UTF-8") from None
 
 
 def nearest_flag(words: list[str]) -> str:

@@ -9,6 +9,8 @@ from data.task import Task
 from model import hub
 from model.registry import architecture_of
 from model.tokenizers.base import Tokenizer
+from model.tokenizers.bpe import GPT2Tokenizer
+from model.tokenizers.ends import set_ends
 from model.tokenizers.files import TOKENIZER_FILES, has_tokenizer_files, library_files
 from peft.huggingface.read import adapter_folder
 from pipeline.result import data_sha256, files_sha256
@@ -110,4 +112,6 @@ def read_tokenizer(folder: Path, model_config: Any) -> Tokenizer:
         raise UserError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model only {model_config.vocab_size}"
         )
+    if isinstance(tokenizer, GPT2Tokenizer) and hasattr(model_config, "end_ids"):
+        set_ends(tokenizer, folder, model_config)
     return tokenizer

@@ -1,7 +1,7 @@
 """Which run is meant, with nothing left open, and whether it has been done before. `execute.py` does it."""
 
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from model.registry import ARCHITECTURES, architecture_of
 from pipeline.inputs import Inputs
 from pipeline.resolve import identity, normalized, resolve_run, run_name, with_adapter
 from pipeline.result import read_result
+from pipeline.stored import what_is_fixed
 from training import distributed
 from training.checkpoints import STATES
 from training.device import pick_amp, pick_device
@@ -29,6 +30,8 @@ class Job:
     inputs: Inputs
     model_reason: str
     data_reason: str
+    fixed: dict = field(default_factory=dict)  # settings that come from a stored classifier, which no flag gave
+    notes: tuple[str, ...] = ()  # what there is to say about it
 
     @property
     def directory(self) -> Path:
@@ -51,14 +54,15 @@ def prepare(run: Run) -> Job:
     run, data_reason = choose_dataset(run, default_task)
     task = task or get_task(run.dataset)
     model_config = model_config or config_of(run.source)
-    run = resolve_run(run, task, model_config)
+    fixed, notes = what_is_fixed(run, task, model_config)
+    run = resolve_run(run, task, model_config, fixed)
     device = pick_device(run.device)
     run = replace(run, device=device.type, amp=pick_amp(run.amp, device))
     task.check(run)
     distributed.check(run)
     if run.output_dir is None:
         run = replace(run, output_dir=str(Path("runs") / run_name(run, distributed.size())))
-    return Job(run, task, Inputs(run, task, model_config), model_reason, data_reason)
+    return Job(run, task, Inputs(run, task, model_config), model_reason, data_reason, fixed, tuple(notes))
 
 
 def check_model_is_named_once(run: Run) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from training.metrics_log import read_records
 from utils.errors import UserError, run_program
+from utils.files import user_path
 
 
 def read_metrics(directory: Path) -> list[dict]:
@@ -97,7 +98,7 @@ def placed(records: list[dict], split: str):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path)
+    parser.add_argument("directory", type=user_path)
     parser.add_argument("--csv", action="store_true", help="print the metrics as CSV instead of drawing them")
     args = parser.parse_args()
     if args.csv:

@@ -16,6 +16,8 @@ from torch import nn
 
 from data.dialogues import Dialogue
 from data.files import TextExample
+from model.registry import entries_of
+from model.transformer import Transformer
 from training import distributed
 from utils import files
 from utils.errors import UserError
@@ -77,6 +79,35 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Return the numbers of trainable and of all parameters; a tied tensor counts once."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+
+
+def drawn_parts(model: Transformer, weights: str) -> list[str]:
+    """Return which parts of a model have no weights from a file, by their published names.
+
+    weights    --weights of the run
+    """
+    if weights == "random":
+        return ["the whole model"]
+    tensors = {entry.hf_name for entry in entries_of(model)}
+    whole = {module_of(name) for name in model.drawn} - {module_of(name) for name in tensors - {*model.drawn, "score.bias"}}
+    parts = [module_of(name) if module_of(name) in whole else name for name in model.drawn]
+    return list(dict.fromkeys(parts))
+
+
+def module_of(name: str) -> str:
+    """Return the module that a tensor belongs to."""
+    return name.rpartition(".")[0]
+
+
+def warnings_of(drawn: list[str], steps: int) -> list[str]:
+    """Return what makes the measures of a run mean little, a sentence each.
+
+    drawn    what `drawn_parts` returned
+    steps    how many steps were trained
+    """
+    if steps or not drawn:
+        return []
+    return [f"nothing was trained, and no file has weights of {', '.join(drawn)}: what is measured is a draw of the seed"]
 
 
 def files_sha256(files: Iterable[Path]) -> str:

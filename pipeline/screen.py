@@ -12,11 +12,12 @@ from torch import nn
 from config import DEFAULTS, FREEZING, LORA, METHODS, SETTINGS, Run
 from data.batching import Batches
 from data.chat import ChatTask
-from model.registry import architecture_of
+from model.transformer import Transformer
 from peft import method_of
 from pipeline.answers import SCORES
 from pipeline.job import Job
-from pipeline.result import count_parameters
+from pipeline.resolve import recipe_of
+from pipeline.result import count_parameters, drawn_parts
 from training import distributed
 
 LONGEST = 360  # characters of a line, unless --verbose
@@ -27,12 +28,12 @@ NOT_COMPARED = ("model", "checkpoint", "dataset", "data_dir", "device", "amp", "
 EXPORTED = {*FREEZING, *LORA, "ia3"}
 
 
-def print_header(job: Job, model: nn.Module, stages: list[Run], batches: dict[str, Batches], notes: list[str]) -> None:
+def print_header(job: Job, model: Transformer, stages: list[Run], batches: dict[str, Batches], notes: list[str]) -> None:
     """Print everything that was decided, before anything is trained.
 
     model    with the method of the first stage attached
     """
-    lines = [model_line(job), dataset_line(job, batches), method_line(stages, model), training_line(job.run)]
+    lines = [model_line(job, model), dataset_line(job, batches), method_line(stages, model), training_line(job.run)]
     if changes := changed_settings(job):
         lines.append(f"changed  {', '.join(changes)}")
     if distributed.size() > 1:
@@ -52,12 +53,14 @@ def shortened(line: str) -> str:
     return line if len(line) <= LONGEST else line[: LONGEST - len(more)] + more
 
 
-def model_line(job: Job) -> str:
-    """Return which model it is and why. The tokenizer is named where it isn't the model's own."""
+def model_line(job: Job, model: Transformer) -> str:
+    """Return which model it is, why, and what no file has of it. The tokenizer is named where it isn't the model's own."""
     run, folder = job.run, job.inputs.tokenizer_folder
     borrowed = run.tokenizer or (run.checkpoint and folder != Path(run.checkpoint))
     tokenizer = f"; tokenizer from {folder}" if borrowed or run.verbose else ""
-    return f"model    {run.source}, {run.weights} weights ({job.model_reason}){tokenizer}"
+    drawn = drawn_parts(model, run.weights) if run.weights == "pretrained" else []
+    lacks = f"; in no file, so drawn: {', '.join(drawn)}" if drawn else ""
+    return f"model    {run.source}, {run.weights} weights ({job.model_reason}){lacks}{tokenizer}"
 
 
 def dataset_line(job: Job, batches: dict[str, Batches]) -> str:
@@ -105,8 +108,7 @@ def training_line(run: Run) -> str:
 
 def changed_settings(job: Job) -> list[str]:
     """Return the settings that differ from the task's recipe for this model, each with the recipe's value."""
-    config = job.inputs.model_config
-    recipe = DEFAULTS | {"trainable_token_pos": architecture_of(config).position} | job.task.recipe_for(config)
+    recipe = DEFAULTS | recipe_of(job.task, job.inputs.model_config) | job.fixed
     values = {name: value for name, value in asdict(job.run).items() if name not in NOT_COMPARED}
     return [
         f"{name} {shown(value)}" + (f" (recipe: {shown(recipe[name])})" if name in recipe else "")
@@ -135,6 +137,8 @@ def print_result(job: Job, result: dict) -> None:
         print(f"interrupted after {result['steps']} steps; what was trained is saved, --resume goes on from there")
         return
     print_measures(result, (*job.task.metrics, *SCORES), job.task.evaluated)
+    for warning in result.get("warnings", ()):
+        print(f"warning  {warning}")
     rate = f" ({result['tokens_per_second']:,.0f} tokens/s)" if result.get("tokens_per_second") else ""
     print(f"time     {result['train_seconds']:.0f} s training{rate}, {result['total_seconds']:.0f} s in all")
     print(f"saved    {job.directory}/")

@@ -34,6 +34,8 @@ def run_table(table: Table, rows: list[Row], overrides: Run, n_seeds: int, shard
     folder = Path(overrides.output_dir or "runs")
     overrides = replace(overrides, output_dir=None)
     lines, rows = earlier_lines(table, overrides, folder), with_base(table, rows)
+    for row in rows:
+        choose(table, row, overrides)  # what no row can be run with is refused before the first one has trained
     mine = in_shard(table, rows, overrides, *shard)
     others = [row for row in rows if row not in mine]
     for row in mine:

@@ -1,12 +1,14 @@
 """Share fixtures between all tests: data sets, small checkpoints, and a run of the command line."""
 
 import json
-import random
+import os
 from pathlib import Path
 
 import pytest
 
 pytest.register_assert_rewrite("tests.helpers")  # before they are imported, so that their asserts show values too
+# Before torch is imported, and for the processes that tests start: a second thread costs small models more than it saves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from huggingface_hub import constants
@@ -18,12 +20,13 @@ from model.gpt2 import GPT2
 from model.weights import save_pretrained
 from tests.helpers.outcome import Outcome
 from tests.helpers.paths import SHARED
-from tests.helpers.small import TINY, make_checkpoint, make_encoder, write_messages
+from tests.helpers.small import TINY, make_checkpoint, make_encoder, write_messages, write_sentences
 from tools.learn_vocabulary import save_tokenizer
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
+    """Return the folder of real data sets, or skip the test where there is none."""
     if not SHARED.is_dir():
         pytest.skip(f"needs the data sets in {SHARED}")
     return SHARED
@@ -44,6 +47,7 @@ def small_data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory, small_data) -> Path:
+    """Return a checkpoint of a small GPT-2, with a vocabulary learned from `small_data`. Tests only read it."""
     text = (small_data / "sms_spam" / "SMSSpamCollection").read_text(encoding="utf-8")
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", text)
 
@@ -57,38 +61,15 @@ def checkpoint(tmp_path) -> Path:
     return directory
 
 
-SENTIMENTS = {"1": ("good", "fine", "lovely", "funny", "warm"), "0": ("bad", "dull", "poor", "cold", "sad")}
-NEUTRAL = ("film", "the", "a", "story", "plot", "with", "actors", "and", "is", "it")
-
-
 @pytest.fixture(scope="session")
 def encoder_data(tmp_path_factory) -> Path:
     """Return a --data_dir with small glue_sst2 and glue_rte: 60 texts or pairs to train, 20 to validate."""
-    folder, draw = tmp_path_factory.mktemp("encoder_data"), random.Random(0)
-
-    def sentence(label: str) -> str:
-        words = [draw.choice(NEUTRAL) for _ in range(draw.randint(3, 12))] + [draw.choice(SENTIMENTS[label])]
-        draw.shuffle(words)
-        return " ".join(words)
-
-    for name in ("glue_sst2", "glue_rte"):
-        (folder / name).mkdir()
-        for file, n in (("train.tsv", 60), ("dev.tsv", 20)):
-            rows = []
-            for i in range(n):
-                one, two = draw.choice("01"), draw.choice("01")
-                if name == "glue_sst2":
-                    rows.append(f"{sentence(one)} \t{one}")
-                else:
-                    same = "entailment" if one == two else "not_entailment"
-                    rows.append(f"{i}\t{sentence(one)}\t{sentence(two)}\t{same}")
-            head = "sentence\tlabel" if name == "glue_sst2" else "index\tsentence1\tsentence2\tlabel"
-            (folder / name / file).write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
-    return folder
+    return write_sentences(tmp_path_factory.mktemp("encoder_data"))
 
 
 @pytest.fixture(scope="session", params=["distilbert", "bert", "roberta"])
 def encoder(request, tmp_path_factory, encoder_data) -> Path:
+    """Return a checkpoint of each kind of encoder in turn."""
     return make_encoder(tmp_path_factory.mktemp("encoder") / request.param, request.param, encoder_data)
 
 

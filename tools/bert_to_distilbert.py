@@ -8,8 +8,8 @@ dense layer works differently in the two), with the tokenizer's files beside it.
 """
 
 import argparse
+import os
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
@@ -19,6 +19,7 @@ from model.distilbert import DistilBert, DistilBertConfig
 from model.tokenizers.files import copy_tokenizer, has_tokenizer_files
 from model.weights import save_pretrained
 from utils.errors import UserError, run_program
+from utils.files import user_path
 
 
 @torch.no_grad()
@@ -29,7 +30,7 @@ def bert_to_distilbert(bert: Bert) -> DistilBert:
     if bert.config.layer_norm_eps != DistilBertConfig.layer_norm_eps:
         eps = bert.config.layer_norm_eps
         raise UserError(f"a DistilBERT has layer_norm_eps {DistilBertConfig.layer_norm_eps}, this BERT {eps}")
-    changes = {"n_token_types": 0, "head_dropout": DistilBertConfig.head_dropout}
+    changes = {"n_token_types": 0, "head_dropout": DistilBertConfig.head_dropout, "tied": True}
     distilbert = DistilBert(DistilBertConfig(**asdict(bert.config) | changes))
     tensors = bert.state_dict()
     tensors = {
@@ -42,8 +43,8 @@ def bert_to_distilbert(bert: Bert) -> DistilBert:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bert", help="a BERT's directory or name")
-    parser.add_argument("out", type=Path, help="the directory to write")
+    parser.add_argument("bert", type=os.path.expanduser, help="a BERT's directory or name")
+    parser.add_argument("out", type=user_path, help="the directory to write")
     args = parser.parse_args()
     save_pretrained(bert_to_distilbert(from_pretrained(args.bert, head=None)), args.out)
     folder = hub.locate(args.bert)

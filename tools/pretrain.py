@@ -34,6 +34,7 @@ from train import evaluate, fit
 from training.device import pick_amp, pick_device
 from training.metrics_log import Metrics
 from utils.errors import run_program
+from utils.files import user_path
 
 HELD_OUT_EVERY = 50  # each 50th document is held out
 
@@ -108,7 +109,9 @@ def make_gpt2(training: list[str], held_out: list[str], args) -> tuple[Transform
     """Learn a vocabulary; return an untrained GPT-2, what it is trained on, and what it is measured on."""
     save_tokenizer(learn_merges(training, args.vocab_size - 257), args.output_dir)
     tokenizer = load_tokenizer(args.output_dir)
-    model = init_gpt2(GPT2(GPT2Config(tokenizer.vocab_size, args.context_length, args.dim, args.n_heads, args.n_layers)))
+    ends = {"start_id": tokenizer.end_of_text, "end_ids": (tokenizer.end_of_text,)}
+    sizes = (tokenizer.vocab_size, args.context_length, args.dim, args.n_heads, args.n_layers)
+    model = init_gpt2(GPT2(GPT2Config(*sizes, **ends)))
     model.head = LanguageModelHead(model.token_embedding)
     length, pad_id = args.context_length, tokenizer.pad_id
     examples = to_examples(training, tokenizer, length)
@@ -201,8 +204,8 @@ def parse_args() -> argparse.Namespace:
     """Return the flags; what isn't given is that of the shipped model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=MODELS)
-    parser.add_argument("--data_dir", type=Path, required=True)
-    parser.add_argument("--output_dir", type=Path, help="default: where the shipped one lies")
+    parser.add_argument("--data_dir", type=user_path, required=True)
+    parser.add_argument("--output_dir", type=user_path, help="default: where the shipped one lies")
     for name in SIZES:
         parser.add_argument(f"--{name}", type=float if name == "learning_rate" else int)
     parser.add_argument("--window", type=int, default=128, help="of distilbert: tokens per training row")

@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from utils.terminal import tolerate_any_character
+
 LONGEST = 2000  # characters of a message
 
 
@@ -41,6 +43,7 @@ def run_program(main: Callable[[], int]) -> NoReturn:
     SIGTERM; 141 where nobody reads the output any longer (`| head`); 1, after one line, for whatever else ends it: a bug,
     or a panic of a library below, which is no Exception. The line says where the traceback is.
     """
+    tolerate_any_character()
     stopped = []
 
     def stop(number: int, frame) -> NoReturn:

@@ -58,8 +58,11 @@ def library_files(directory: Path) -> dict[str, Path]:
 
 
 def copy_tokenizer(directory: Path, destination: Path, names: Iterable[str] = TOKENIZER_FILES) -> None:
-    """Copy the files of the tokenizer in a directory under the library's names: those of `names` that are there."""
+    """Copy the files of the tokenizer in a directory under the library's names: those of `names` that are there.
+
+    What already is the destination's stays.
+    """
     files = library_files(directory)
     for name in names:
-        if name in files:
-            shutil.copy(files[name], destination / name)
+        if name in files and not ((destination / name).exists() and files[name].samefile(destination / name)):
+            shutil.copyfile(files[name], destination / name)

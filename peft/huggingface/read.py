@@ -21,7 +21,6 @@ and a copy of A. Written, three products of rank r become one of rank 3 r whose 
 
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,17 @@ from torch import nn
 
 from config import Run
 from model import hub
-from model.names import Entry
-from model.registry import architecture_of, entries_of
+from model.heads import untie
+from model.registry import architecture_of
 from model.transformer import Transformer
 from model.weights import published_shape, read_safetensors
 from peft.attach import train_head
 from peft.dora import DoRALinear
-from peft.huggingface.settings import NAME_PREFIX, check_settings, selects
+from peft.huggingface.classifier import in_order
+from peft.huggingface.files import AdapterFiles
+from peft.huggingface.names import PublishedNames, no_place, tied_names
+from peft.huggingface.promises import check_complete
+from peft.huggingface.settings import NAME_PREFIX, check_settings
 from peft.ia3 import IA3Linear
 from peft.lora import LoRA, LoRALinear
 from peft.prefix import Prefix, PrefixAttention
@@ -50,45 +53,6 @@ ADDED = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector|ia3_l)(\.weight)
 
 
 # --- the files
-
-
-@dataclass(frozen=True)
-class AdapterFiles:
-    """The content of an adapter's directory."""
-
-    folder: Path
-    config: dict
-    tensors: dict[str, torch.Tensor]  # by their names without NAME_PREFIX
-
-    def setting(self, name: str, kind: type | tuple, default: Any = None) -> Any:
-        """Return a setting of a type. Raises UserError for another type, or where it is missing and has no default."""
-        value = self.config.get(name)
-        value = default if value is None else value
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            wanted = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-            raise UserError(f"{self.folder}/adapter_config.json has {name} = {value!r}; it must be {wanted}")
-        return value
-
-    def setting_of_module(self, name: str, path: str, kind: type | tuple, default: Any) -> Any:
-        """Return what `rank_pattern` or `alpha_pattern` says of a module, or the default. Raises UserError.
-
-        The first pattern that matches the end of the module's path counts.
-        """
-        for pattern, value in self.setting(name, dict, {}).items():
-            try:
-                found = re.match(rf"(.*\.)?({pattern})$", path)
-            except re.error:
-                raise UserError(f"{self.folder}/adapter_config.json: {pattern!r} in {name} is no pattern") from None
-            if found:
-                if not isinstance(value, kind) or isinstance(value, bool):
-                    raise UserError(f"{self.folder}/adapter_config.json: {name} gives {pattern!r} the value {value!r}")
-                return value
-        return default
-
-    def check_shape(self, name: str, tensor: torch.Tensor, shape: Iterable[int]) -> None:
-        """Raise UserError unless the tensor has that shape."""
-        if list(tensor.shape) != list(shape):
-            raise UserError(f"{self.folder}: {name} has shape {list(tensor.shape)}, expected {list(shape)}")
 
 
 def adapter_folder(name: str) -> Path:
@@ -130,52 +94,6 @@ def read_adapter(name: str) -> AdapterFiles:
     return AdapterFiles(folder, config, {one.removeprefix(prefix): tensor.float() for one, tensor in tensors.items()})
 
 
-def check_selection(adapter: AdapterFiles) -> None:
-    """Raise UserError for a tensor of a module that the configuration doesn't select: the library drops it."""
-    try:
-        paths = (found[1] for name in adapter.tensors if (found := ADDED.fullmatch(name)))
-        lost = next((path for path in paths if not selects(adapter.config, path)), None)
-    except re.error as error:
-        raise UserError(f"{adapter.folder}: target_modules, exclude_modules or layers_pattern: {error}") from None
-    if lost:
-        raise UserError(
-            f"{adapter.folder} has tensors for {lost}, which target_modules = {adapter.config['target_modules']!r} and "
-            "their like don't select; the library drops them"
-        )
-
-
-@dataclass(frozen=True)
-class PublishedNames:
-    """What the published names of a model's modules and tensors stand for here."""
-
-    modules: dict[str, list[str]]  # transformer.h.0.attn.c_attn -> blocks.0.attn.q, .k, .v
-    tensors: dict[str, Entry]
-    prefix: str  # which names lack in a file of the bare body
-
-    @classmethod
-    def of(cls, model: Transformer) -> "PublishedNames":
-        """Return the names of a model to which nothing has been added."""
-        tensors = {entry.hf_name: entry for entry in entries_of(model) if entry.names}
-        modules = {
-            entry.hf_name.removesuffix(".weight"): [name.removesuffix(".weight") for name in entry.names]
-            for entry in tensors.values()
-            if entry.hf_name.endswith(".weight") and all(name.endswith(".weight") for name in entry.names)
-        }
-        return cls(modules, tensors, architecture_of(model.config).prefix)
-
-    def find(self, path: str, name: str, adapter: AdapterFiles) -> str:
-        """Return the full path of a module that the tensor `name` is for. Raises UserError where there is none."""
-        for candidate in (path, self.prefix + path):
-            if candidate in self.modules:
-                return candidate
-        raise no_place(adapter, name)
-
-
-def no_place(adapter: AdapterFiles, name: str) -> UserError:
-    """Return the error for a tensor that fits nowhere."""
-    return UserError(f"{adapter.folder} has {name}, for which the model has no place; was it made for another model?")
-
-
 # --- onto a model
 
 
@@ -198,12 +116,16 @@ class FromPeft:
     @torch.no_grad()
     def attach(self, model: Transformer) -> None:
         """Put the adapter on a model, in place. Raises UserError where it doesn't fit."""
-        adapter = read_adapter(self.name)
-        names, added = PublishedNames.of(model), {}
+        adapter, order = read_adapter(self.name), getattr(model.head, "order", None)
+        if order:
+            adapter = replace(adapter, tensors=in_order(adapter.tensors, order, architecture_of(model.config)))
+        untie_if_apart(model, adapter)
+        names, added, there = PublishedNames.of(model), {}, {}
         for name, tensor in adapter.tensors.items():
-            found = ADDED.fullmatch(name)
-            if found:
-                added.setdefault(names.find(found[1], name, adapter), {})[found[2]] = tensor
+            if found := ADDED.fullmatch(name):
+                path = names.find(found[1], name, adapter)
+                added.setdefault(path, {})[found[2]] = tensor
+                there[path] = found[1]
             elif name != "prompt_embeddings":
                 replace_tensor(model, names, adapter, name)
         kind = adapter.config["peft_type"]
@@ -215,22 +137,23 @@ class FromPeft:
             if len(layers) < len(modules):
                 raise UserError(f"{adapter.folder} adapts {path}, which is no Linear layer")
             if kind == "LORA":
-                attach_lora(model, adapter, path, tensors, layers, self.plus_ratio)
+                attach_lora(model, adapter, path, there[path], tensors, layers, self.plus_ratio)
             else:
                 attach_ia3(model, adapter, path, tensors, layers)
         if kind == "PREFIX_TUNING":
             attach_prefix(model, adapter)
-        check_selection(adapter)
+        check_complete(model, names, adapter, there)
         train_head(model, self.train_head)
 
 
 def replace_tensor(model: Transformer, names: PublishedNames, adapter: AdapterFiles, name: str) -> None:
     """Put a tensor of a whole module in the place of the model's. It trains on. Raises UserError."""
-    path, _, part = name.rpartition(".")
-    hf_name = f"{names.find(path, name, adapter)}.{part}"
+    embedding, head = tied_names(model)
+    hf_name = embedding if model.config.tied and name == head else name
+    hf_name = hf_name if hf_name in names.tensors else names.prefix + hf_name
     parameters = dict(model.named_parameters())
     entry, tensor = names.tensors.get(hf_name), adapter.tensors[name]
-    if entry is None or not all(one in parameters for one in entry.names):
+    if entry is None:
         raise no_place(adapter, name)
     adapter.check_shape(name, tensor, published_shape(entry, parameters))
     parts = (tensor.T if entry.transposed else tensor).chunk(len(entry.names))
@@ -238,8 +161,23 @@ def replace_tensor(model: Transformer, names: PublishedNames, adapter: AdapterFi
         parameter = parameters[one]  # not filled in place: another model may share its memory, see `share`
         parameter.data = value.to(parameter).clone(memory_format=torch.contiguous_format)
         parameter.requires_grad_(True)
+    model.drawn = tuple(one for one in model.drawn if one != hf_name)
     if hf_name == "score.weight" and "score.bias" not in adapter.tensors:  # the published classifier has no bias
         model.head.classifier.bias.data = torch.zeros_like(model.head.classifier.bias)
+
+
+def untie_if_apart(model: Transformer, adapter: AdapterFiles) -> None:
+    """Give the model's head a weight of its own where the adapter brings another embedding or another head alone. In place.
+
+    That is what the library does with either of them in `modules_to_save`: the other one stays the base's.
+    """
+    if getattr(model.head, "kind", None) != "lm" or not model.config.tied or adapter.ties_again:
+        return
+    prefix = architecture_of(model.config).prefix
+    for name in tied_names(model):
+        for there in (name, name.removeprefix(prefix)):
+            if there in adapter.tensors and adapter.replaces(there.rpartition(".")[0]):
+                return untie(model)
 
 
 def sizes_of(layers: dict[str, nn.Linear]) -> tuple[int, int]:
@@ -251,18 +189,22 @@ def attach_lora(
     model: Transformer,
     adapter: AdapterFiles,
     path: str,
+    there: str,
     tensors: dict[str, torch.Tensor],
     layers: dict[str, nn.Linear],
     plus_ratio: float,
 ) -> None:
-    """Put a LoRA or DoRA of the published module `path` on the layers that it is here. Raises UserError."""
+    """Put a LoRA or DoRA of the published module `path` on the layers that it is here. Raises UserError.
+
+    there   the module's path in the adapter, which patterns are about
+    """
     dora = adapter.setting("use_dora", bool, False)
     wanted = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if dora else set())
     if tensors.keys() != wanted:
         raise UserError(f"{adapter.folder} has {', '.join(tensors)} for {path}; expected {', '.join(sorted(wanted))}")
-    rank = adapter.setting_of_module("rank_pattern", path, int, adapter.setting("r", int))
+    rank = adapter.setting_of_module("rank_pattern", there, int, adapter.setting("r", int))
     alpha = adapter.setting("lora_alpha", (int, float), 8)
-    alpha = adapter.setting_of_module("alpha_pattern", path, (int, float), alpha)
+    alpha = adapter.setting_of_module("alpha_pattern", there, (int, float), alpha)
     scaling = "alpha/sqrt(r)" if adapter.setting("use_rslora", bool, False) else "alpha/r"
     lora = LoRA(rank, alpha, adapter.setting("lora_dropout", (int, float), 0.0), scaling, plus_ratio=plus_ratio)
     n_in, n_out = sizes_of(layers)

@@ -1,7 +1,5 @@
 """The keys of adapter_config.json in three lists, by the kind of adapter: used, harmless, and refused."""
 
-import re
-from collections.abc import Mapping
 from typing import Any
 
 from utils.errors import UserError
@@ -12,12 +10,11 @@ NAME_PREFIX = {"LORA": "base_model.model.", "IA3": "base_model.model.", "PREFIX_
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations (`init_lora_weights`)
 
 HARMLESS = {
-    "auto_mapping peft_version base_model_name_or_path revision task_type inference_mode runtime_config megatron_core": (
+    "auto_mapping peft_version base_model_name_or_path revision inference_mode runtime_config megatron_core": (
         "notes on where the adapter comes from and how the library runs it"
     ),
-    "feedforward_modules modules_to_save": "the names and shapes of the tensors in the file say it",
+    "feedforward_modules": "the shapes of the tensors in the file say it",
     "fan_in_fan_out": "how the library's layer stores its weight",
-    "ensure_weight_tying": "of what the library saves",
 }
 # Ways to draw what the file holds.
 DRAWN = {
@@ -26,20 +23,17 @@ DRAWN = {
 LORA_REFUSED: dict[str, tuple] = {"bias": ("none",)} | dict.fromkeys(
     (
         *("layer_replication", "lora_bias", "trainable_token_indices", "target_parameters", "alora_invocation_tokens"),
-        *(
-            "use_qalora",
-            "use_bdlora",
-            "arrow_config",
-            "kasa_config",
-            "velora_config",
-            "monteclora_config",
-            "megatron_config",
-        ),
+        *("use_qalora", "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config"),
+        *("megatron_config", "enable_lora", "merge_weights"),
     ),
     (False,),
 )
 
-SELECTION = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+# Which modules the file has tensors for.
+SELECTION = (
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("modules_to_save", "task_type", "ensure_weight_tying"),
+)
 
 ADAPTER: dict[str, KnownSettings] = {
     "LORA": KnownSettings(
@@ -52,7 +46,10 @@ ADAPTER: dict[str, KnownSettings] = {
     ),
     "IA3": KnownSettings(("peft_type", *SELECTION), HARMLESS | DRAWN, {}),
     "PREFIX_TUNING": KnownSettings(
-        ("peft_type", "num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers"),
+        (
+            *("peft_type", "num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers"),
+            *("modules_to_save", "task_type", "ensure_weight_tying"),
+        ),
         HARMLESS | {"encoder_hidden_size init_weights prefix_projection": "how it was trained; the file has the result"},
         {"num_transformer_submodules": (1,)},
     ),
@@ -67,39 +64,3 @@ def check_settings(place: str, config: dict[str, Any]) -> None:
             f"{place} has init_lora_weights = {config['init_lora_weights']!r}, which changes the base model; save it with "
             "path_initial_model_for_weight_conversion"
         )
-    for name in ("target_modules", "exclude_modules", "layers_pattern"):
-        value = config.get(name)
-        if not (
-            value is None or isinstance(value, str) or (isinstance(value, list) and all(isinstance(x, str) for x in value))
-        ):
-            raise UserError(f"{place} has {name} = {value!r}; it must be a pattern, or a list of names")
-    layers = config.get("layers_to_transform")
-    if layers is not None and not all(type(one) is int for one in (layers if isinstance(layers, list) else [layers])):
-        raise UserError(
-            f"{place} has layers_to_transform = {layers!r}; it must be the number of a layer, or a list of them"
-        )
-
-
-def selects(config: Mapping[str, Any], path: str) -> bool:
-    """Return whether the library puts this adapter on the module `path`. Where it doesn't, it drops the tensors."""
-    targets, layers = config.get("target_modules"), config.get("layers_to_transform")
-    if targets is None or targets == "all-linear":
-        return True
-    excluded = config.get("exclude_modules") or []
-    if matches(excluded, path) or not matches(targets, path):
-        return False
-    if isinstance(targets, str) or layers is None or layers == []:
-        return True
-    patterns = config.get("layers_pattern") or [r"[^.]*"]
-    found = (
-        re.match(rf"(?:^|.*?\.){one}\.(\d+)\.", path) for one in ([patterns] if isinstance(patterns, str) else patterns)
-    )
-    number = next((int(one[1]) for one in found if one), None)
-    return number in layers if isinstance(layers, list) else number == layers
-
-
-def matches(targets: str | list[str], path: str) -> bool:
-    """Return whether a pattern is that of the whole path, or a name of a list the end of it."""
-    if isinstance(targets, str):
-        return re.fullmatch(targets, path) is not None
-    return any(f".{path}".endswith(f".{name}") for name in targets)

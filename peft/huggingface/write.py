@@ -14,7 +14,7 @@ from model.transformer import Transformer
 from model.weights import write_safetensors
 from peft.attach import merge
 from peft.dora import DoRALinear
-from peft.huggingface.read import PublishedNames
+from peft.huggingface.names import PublishedNames
 from peft.huggingface.settings import NAME_PREFIX
 from peft.ia3 import IA3Linear
 from peft.lora import LoRALinear, principal_parts
@@ -42,7 +42,7 @@ def write_adapter(model: Transformer, base: Transformer, directory: Path, about:
     merge(model)
     if fold_bias(model):
         whole.add("transformer.ln_f")
-    if "transformer.wte" in whole and model.head.kind == "lm":
+    if "transformer.wte" in whole and model.head.kind == "lm" and model.config.tied:
         raise UserError("the token embedding was trained, which the head shares, as no adapter can say; use --export_model")
     config = about | settings_of(model, kind, added, whole, names)
     tensors = {f"{path}.{name}": tensor for path, (_, parts) in added.items() for name, tensor in parts.items()}

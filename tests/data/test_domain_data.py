@@ -302,3 +302,20 @@ def test_the_recipe_is_the_published_one():
         assert (published | ours).items() <= task.recipe_for(config_of("roberta-base")).items()
         assert task.metrics == ("accuracy", "macro_f1")
     assert TASKS["sst2"].metrics == TASKS["spam"].metrics == ("accuracy",)
+
+
+@pytest.mark.parametrize(
+    "first, last",
+    [('"1","a","b', 'c"'), ('"1","a","b', '"4","d","e""'), ('1,a,"b', '4,d,e"'), ('1,"a', '2,b",c')],
+    ids=["text", "a quoted row", "a row", "a title"],
+)
+def test_a_quote_that_swallows_news_is_named_by_the_line_where_it_opens(tmp_path: Path, first: str, last: str):
+    path = write(tmp_path, "agnews_sup", "test.csv", "\n".join([NEWS, NEWS, first, NEWS.replace('"', ""), last, NEWS, ""]))
+    message = complaint("agnews_sup", tmp_path)
+    assert f"{path}, line 3: a quote opens that swallows" in message or "; a quote opens in line 3" in message
+
+
+def test_news_over_two_lines_is_one_piece(tmp_path: Path):
+    write(tmp_path, "agnews_sup", "test.csv", f'{NEWS}\n"3","a","2004, a year\nof 3 things"\n{NEWS}\n')
+    splits = get_task("agnews_sup").read(tmp_path)
+    assert sum(map(len, splits.values())) == 3

@@ -203,3 +203,60 @@ def test_an_unknown_data_set_lists_the_choices():
     with pytest.raises(UserError, match=r"'spma': choose spam, spam-pocket") as caught:
         get_task("spma")
     assert "\n" not in str(caught.value)
+
+
+# Quotes: a text between them may run over several lines, and one that isn't closed swallows what comes next
+
+
+def counted(lines: list[str]) -> bytes:
+    return ("\n".join(lines) + "\n").encode()
+
+
+MANY = [f"ham\thello number {i}" for i in range(30)] + [f"spam\tprize number {i}" for i in range(20)]
+SWALLOWING = {
+    "up to the next quote": ({3: 'ham\t"hi', 9: 'ham\t"ho"'}, 3, "that swallows lines up to line 9"),
+    "one line": ({3: 'ham\t"hi', 4: 'spam\tfree"'}, 3, "that swallows lines up to line 4"),
+    "the first line": ({1: 'spam\t"hi', 40: 'ham\tbye"'}, 1, "that swallows lines up to line 40"),
+    "up to the end": ({30: 'ham\t"hi'}, 30, "that swallows lines up to line 50"),
+    "the last line": ({50: 'spam\t"hi'}, 50, "that never closes"),
+    "a quote in a quote": ({3: 'ham\t"he said ""hi', 8: 'ham\t""ho"'}, 3, "that swallows lines up to line 8"),
+}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("lines, opened, said", SWALLOWING.values(), ids=SWALLOWING)
+def test_a_quote_that_swallows_lines_is_named_by_the_line_where_it_opens(tmp_path: Path, lines, opened, said, end):
+    path = write(tmp_path, end.join([lines.get(n, line) for n, line in enumerate(MANY, start=1)] + [""]).encode())
+    assert complaint(tmp_path).startswith(f"{path}, line {opened}: a quote opens {said}")
+
+
+def test_a_quote_that_opens_before_the_tab(tmp_path: Path):
+    path = write(tmp_path, counted([*MANY[:2], '"ham\thi', *MANY[2:], 'ham\tho"']))
+    assert f"{path}, line 3: a quote opens that swallows lines up to line 52" in complaint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text, read",
+    [
+        ('"hello"', "hello"),
+        ('"hello" she said', "hello she said"),
+        ('she said "hello', 'she said "hello'),
+        ('"a ""b"" c"', 'a "b" c'),
+        ('"one\ntwo lines"', "one\ntwo lines"),
+        ('"one\nham and eggs\n"', "one\nham and eggs\n"),
+    ],
+)
+def test_quotes_that_swallow_nothing_are_read_as_csv_reads_them(tmp_path: Path, text: str, read: str):
+    path = write(tmp_path, counted([*MANY, f"ham\t{text}"]))
+    examples = read_collection(path)
+    assert len(examples) == 51 and examples[-1].text == read
+
+
+def test_the_collection_is_read_as_published_with_other_lines_around_it(tmp_path: Path, shared: Path):
+    content = (shared / "data" / FILE).read_bytes()
+    path = write(tmp_path, b"ham\tone more\n" + content)
+    assert len(read_collection(path)) == 5573
+    lines = content.split(b"\n")
+    path.write_bytes(b"\n".join([*lines[:5081], b'ham\t"hello', *lines[5081:]]))
+    with pytest.raises(UserError, match=r"line 5082: a quote opens that swallows lines up to line 5083"):
+        read_collection(path)

@@ -26,6 +26,35 @@ def write_messages(path: Path, n: int, seed: int = 0) -> Path:
     return path
 
 
+SENTIMENTS = {"1": ("good", "fine", "lovely", "funny", "warm"), "0": ("bad", "dull", "poor", "cold", "sad")}
+NEUTRAL = ("film", "the", "a", "story", "plot", "with", "actors", "and", "is", "it")
+
+
+def write_sentences(folder: Path) -> Path:
+    """Write small glue_sst2 and glue_rte: 60 texts or pairs to train, 20 to validate."""
+    draw = random.Random(0)
+
+    def sentence(label: str) -> str:
+        words = [draw.choice(NEUTRAL) for _ in range(draw.randint(3, 12))] + [draw.choice(SENTIMENTS[label])]
+        draw.shuffle(words)
+        return " ".join(words)
+
+    for name in ("glue_sst2", "glue_rte"):
+        (folder / name).mkdir()
+        for file, n in (("train.tsv", 60), ("dev.tsv", 20)):
+            rows = []
+            for i in range(n):
+                one, two = draw.choice("01"), draw.choice("01")
+                if name == "glue_sst2":
+                    rows.append(f"{sentence(one)} \t{one}")
+                else:
+                    same = "entailment" if one == two else "not_entailment"
+                    rows.append(f"{i}\t{sentence(one)}\t{sentence(two)}\t{same}")
+            head = "sentence\tlabel" if name == "glue_sst2" else "index\tsentence1\tsentence2\tlabel"
+            (folder / name / file).write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+    return folder
+
+
 def make_checkpoint(directory: Path, text: str, n_merges: int = 100, n_layers: int = 2) -> Path:
     """Save a random GPT-2 of width 32 and context 256, and its tokenizer, for --checkpoint."""
     merges = learn_merges([text], n_merges)

@@ -99,8 +99,8 @@ def test_robertas_positions_count_real_tokens_and_fill_its_context():
     model = Roberta(RobertaConfig(**TINY)).eval()
     assert model.position_embedding.num_embeddings == 22
     ids = torch.tensor([[1, 1, 7, 8, 1, 9]])  # 1 is padding
-    assert model.position_rows(ids).tolist() == [[1, 1, 2, 3, 1, 4]]
-    assert model.position_rows(torch.full((1, 20), 5)).max() == 21
+    assert model.position_ids(ids).tolist() == [[1, 1, 2, 3, 1, 4]]
+    assert model.position_ids(torch.full((1, 20), 5)).max() == 21
     with pytest.raises(UserError, match=r"\b21\b.*\b20\b"):
         model.encode(torch.full((1, 21), 5))
 

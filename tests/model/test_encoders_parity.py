@@ -191,7 +191,7 @@ def test_everything_that_published_files_hold_is_accepted(kind, tmp_path):
     tied = {"Bert": "cls.predictions.decoder", "Roberta": "lm_head.decoder", "DistilBert": "vocab_projector"}[kind.prefix]
     tensors[f"{tied}.weight"] = tensors[f"{body}.embeddings.word_embeddings.weight"].clone()
     if kind.prefix != "DistilBert":
-        tensors[f"{tied}.bias"] = torch.zeros(VOCAB)
+        tensors[f"{tied}.bias"] = tensors[f"{tied.removesuffix('.decoder')}.bias"].clone()
     tensors[f"{body}.embeddings.position_ids"] = torch.arange(CONTEXT)[None]
     if kind.prefix == "Roberta":
         tensors |= {f"roberta.pooler.dense.{part}": torch.zeros(DIM) for part in ("weight", "bias")}

@@ -197,6 +197,20 @@ def test_a_garbage_file(directory, content):
     assert "model.safetensors" in refused(directory)
 
 
+def test_the_single_file_counts_before_an_index(model, directory):
+    """The published library's order: what lies beside a fresh model.safetensors is from an earlier, sharded save."""
+    fresh = load_file(directory / "model.safetensors")
+    rewrite_tensors(directory, lambda tensors: {name: torch.zeros_like(one) for name, one in tensors.items()})
+    shard(directory)
+    save_file(fresh, directory / "model.safetensors", {"format": "pt"})
+    assert torch.equal(from_pretrained(directory).eval()(IDS), model(IDS))
+    (directory / "model.safetensors").unlink()
+    assert not from_pretrained(directory).eval()(IDS).any()
+    (directory / "model.safetensors.index.json").write_text("")  # an index that isn't read may be anything
+    save_file(fresh, directory / "model.safetensors", {"format": "pt"})
+    assert torch.equal(from_pretrained(directory).eval()(IDS), model(IDS))
+
+
 def test_a_truncated_shard(directory):
     last = directory / shard(directory)[-1]
     assert from_pretrained(directory) is not None
@@ -226,6 +240,7 @@ def test_an_index_that_names_no_shard_beside_it(directory, name):
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"wte.weight": []}}'])
 def test_a_malformed_index(directory, content):
+    (directory / "model.safetensors").unlink()
     (directory / "model.safetensors.index.json").write_text(content)
     assert "index" in refused(directory)
 
@@ -251,7 +266,8 @@ def test_a_malformed_config(directory, content):
         ({"model_type": None}, "None.*gpt2"),
         ({"activation_function": "relu"}, "activation_function.*'relu'.*'gelu_new'"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings"),
+        ({"tie_word_embeddings": False}, "missing lm_head.weight"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings.*'no'.*true or false"),
         ({"n_head": 5}, "width 32.*heads, 5"),
         ({"n_inner": 100}, "n_inner.*100.*128"),
         ({"n_embd": -32}, "n_embd.*-32"),

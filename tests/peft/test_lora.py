@@ -246,3 +246,17 @@ def test_row_11_trains_as_many_parameters_as_published():
     assert sum(added.values()) == 2_666_528
     assert sum(trained.values()) - sum(added.values()) == 1_538
     assert trained.keys() - added.keys() == {"head.classifier.weight", "head.classifier.bias"}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_fused_form_computes_the_formula(dropout: float):
+    torch.manual_seed(0)
+    layer = LoRALinear(nn.Linear(6, 5), LoRA(rank=3, alpha=2, dropout=dropout))
+    nn.init.normal_(layer.lora_b)
+    for x in (torch.randn(2, 4, 6), torch.randn(4, 6), torch.randn(6)):
+        torch.manual_seed(1)
+        expected = layer.formula(x)
+        torch.manual_seed(1)
+        torch.testing.assert_close(layer(x), expected)
+    layer.scale = -layer.scale
+    assert not torch.allclose(layer(x), expected)

@@ -18,7 +18,7 @@ from peft.ia3 import IA3Linear
 from peft.lora import LoRALinear
 from peft.targets import AdaptedLinear
 from tests.helpers.methods import tiny_gpt2
-from train import make_optimizer
+from training.optimizer import make_optimizer
 
 LARGE = torch.float64
 

@@ -77,6 +77,43 @@ def test_scores_of_chinese_count_characters(scorers):
     assert (found["rouge1"], found["rouge2"], found["rougel"]) == pytest.approx((4 / 5, 3 / 4, 4 / 5))
 
 
+KANA = {
+    "hiragana": ("ひらがなで", "ひらがなと"),
+    "katakana": ("カタカナー", "カタカナン"),
+    "katakana of half width": ("ｶﾀｶﾅｱ", "ｶﾀｶﾅｲ"),
+    "kana and kanji": ("私は猫です", "私は猫だす"),
+    "an iteration mark": ("人々の国で", "人々の国へ"),
+    "rare ideographs": ("\U00020000\U00020001\U00020002\U00020003\U00020004", "\U00020000\U00020001\U00020002\U00020003国"),
+}
+
+
+@pytest.mark.parametrize("answer, reference", KANA.values(), ids=KANA)
+def test_scores_of_japanese_count_characters(scorers, answer, reference):
+    same = next(i for i, (a, b) in enumerate(zip(answer, reference, strict=True)) if a != b)
+    if same != 4:  # one of the middle: fewer sequences are the same
+        expected = {"rouge1": 4 / 5}
+    else:
+        expected = {"bleu4": (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25, "rouge1": 4 / 5, "rouge2": 3 / 4, "rougel": 4 / 5}
+    found = answers.scores_of([sample(answer, reference)])
+    assert found["bleu4"] > 0 and {name: found[name] for name in expected} == pytest.approx(expected)
+    assert answers.scores_of([sample(reference, reference)]) == pytest.approx(dict.fromkeys(answers.SCORES, 1.0))
+
+
+@pytest.mark.parametrize(
+    "answer, reference",
+    [
+        ("今天天气很好，是吗？", "今天的天气好，对吗？"),
+        ("价格是 5,000 元（GPT-2）。", "价格为5,000元 (GPT-2)。"),
+        ("没有 words 在这里 3.5%", "没有words在这儿 3.5%"),
+    ],
+)
+def test_bleu_of_chinese_is_that_of_the_library(scorers, answer, reference):
+    from sacrebleu import corpus_bleu
+
+    theirs = corpus_bleu([answer], [[reference]], tokenize="zh").score / 100
+    assert 0 < answers.bleu4([answer], [reference]) == pytest.approx(theirs)
+
+
 def test_words_are_those_of_the_library_in_english_and_characters_in_chinese(scorers):
     from rouge_score.tokenizers import DefaultTokenizer
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -188,3 +189,4 @@ def test_without_the_libraries_losses_are_there_and_scores_come_later(table, alo
 def test_what_is_refused(argv, what, alone):
     with pytest.raises(UserError, match=re.escape(what)):
         experiments.main(["--table", "chat", "--model", "gpt2-pocket", *argv])
+    assert not Path("runs").exists()  # before anything ran

@@ -100,7 +100,8 @@ def test_of_two_pairs_the_one_that_is_read_counts(openai_checkpoint, small_check
 def test_no_file_has_no_hash(tmp_path):
     with pytest.raises(UserError, match="there is no file to take a hash of"):
         files_sha256([tmp_path / "vocab.json"])
-    with pytest.raises(UserError, match=r"has no tokenizer files \(tokenizer.json or vocab.json \+ merges.txt"):
+    files = r"tokenizer.json or vocab.json \+ merges.txt or encoder.json \+ vocab.bpe"
+    with pytest.raises(UserError, match=rf"has no tokenizer files \({files}"):
         library_files(tmp_path)
 
 

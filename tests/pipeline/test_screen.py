@@ -85,7 +85,10 @@ def test_in_a_terminal_too_where_the_progress_bar_is_on_standard_error(alone):
 def test_the_lines_say_what_was_chosen_and_why(experiment, small_checkpoint, small_data):
     found = experiment("--learning_rate", "0.00012345678", "--trainable_layers", "lora", "--lora_rank", 4)
     lines = found.out.splitlines()
-    assert lines[0] == f"model    {small_checkpoint}, pretrained weights (named with --checkpoint)"
+    assert (
+        lines[0]
+        == f"model    {small_checkpoint}, pretrained weights (named with --checkpoint); in no file, so drawn: score"
+    )
     assert lines[1].startswith("dataset  spam, 84 / 12 / 24 texts to train / validate / test, ")
     assert lines[1].endswith(f"(the published data, from {small_data})")
     trained, total = found.result["trainable_parameters"], found.result["total_parameters"]

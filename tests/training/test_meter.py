@@ -12,6 +12,8 @@ from train import fit
 from training.checkpoints import Checkpointer, newest
 from training.metrics_log import Metrics
 
+pytestmark = pytest.mark.not_quick  # it sleeps, to see whose time that is
+
 
 def test_metrics_are_written_as_they_come(tmp_path):
     def records(name, **changes):

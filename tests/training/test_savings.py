@@ -89,6 +89,7 @@ def test_thirty_steps_are_the_same_with_and_without(flags, experiment):
     assert_same_losses(with_it, without)
 
 
+@pytest.mark.not_quick  # whole commands
 @pytest.mark.parametrize("name", ["last_layer", "last_block", "LoRA above", "bypass"])
 def test_thirty_steps_in_bf16_are_nearly_the_same(name, experiment):
     with_it = experiment(*CASES[name], amp="bf16", **THIRTY_STEPS)
@@ -107,6 +108,7 @@ TRIMMED = {
 }
 
 
+@pytest.mark.not_quick  # whole commands
 @pytest.mark.parametrize("flags", TRIMMED.values(), ids=TRIMMED)
 def test_positions_that_nothing_reads_make_no_difference(flags, experiment):
     trimmed = experiment(*flags, **THIRTY_STEPS)
@@ -133,6 +135,7 @@ CHECKPOINTED = {
 }
 
 
+@pytest.mark.not_quick  # whole commands
 @pytest.mark.parametrize("flags", CHECKPOINTED.values(), ids=CHECKPOINTED)
 def test_what_is_computed_twice_is_the_same_both_times(flags, experiment):
     twice = experiment(*flags, "--gradient_checkpointing", **THIRTY_STEPS)

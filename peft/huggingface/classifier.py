@@ -1,0 +1,31 @@
+"""The classifier that an adapter of the library `peft` brings: how many classes it has, and how they are put in order."""
+
+from collections.abc import Sequence
+
+import torch
+
+from model.registry import Architecture
+
+# Tensors of the layer that scores the classes, whole or added, with a row per class.
+WITH_ROWS = ("weight", "bias", "lora_B.weight", "lora_magnitude_vector", "lora_magnitude_vector.weight", "ia3_l")
+
+
+def classifier_path(architecture: Architecture) -> str:
+    """Return the published path of the layer that scores the classes: score, classifier, classifier.out_proj."""
+    names = ("head.classifier.weight",)
+    return next(entry.hf_name.removesuffix(".weight") for entry in architecture.names if entry.names == names)
+
+
+def number_of_classes(tensors: dict[str, torch.Tensor], architecture: Architecture) -> int | None:
+    """Return how many classes the classifier of an adapter has, or None where it brings none."""
+    weight = tensors.get(f"{classifier_path(architecture)}.weight")
+    return None if weight is None or not weight.ndim else len(weight)
+
+
+def in_order(tensors: dict[str, torch.Tensor], order: Sequence[int], architecture: Architecture) -> dict[str, torch.Tensor]:
+    """Return the tensors of an adapter with these classes of its classifier, in this order."""
+    names = {f"{classifier_path(architecture)}.{part}" for part in WITH_ROWS}
+    return {
+        name: tensor[list(order)] if name in names and tensor.ndim and len(tensor) > max(order) else tensor
+        for name, tensor in tensors.items()
+    }
