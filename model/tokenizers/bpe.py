@@ -219,7 +219,8 @@ def _check(file: Path, vocab: dict[str, int], tokens: list[str], ids_follow_merg
     for rank, (token, found) in enumerate(zip(tokens, ids, strict=True)):
         if found is None or (ids_follow_merges and len(in_order) == len(ids) and found != in_order[rank]):
             raise UserError(f"{apart}: token {rank} is {token!r} by the merges, but the vocabulary gives it the id {found}")
-    unmade = [token for token in vocab if token not in made | added and not WHOLE_TOKEN.fullmatch(token)]
+    known = made | added
+    unmade = [token for token in vocab if token not in known and not WHOLE_TOKEN.fullmatch(token)]
     if unmade:
         raise UserError(f"{apart}: the vocabulary has {unmade[0]!r} (and {len(unmade) - 1} more), which no merge makes")
     if unknown := set().union(*tokens) - set(byte_alphabet().values()):
