@@ -13,6 +13,8 @@ from tests.helpers.paths import ROOT
 from tests.helpers.texts import ODD_TEXTS
 from utils.errors import UserError
 
+pytestmark = pytest.mark.not_quick  # tokenizers, beside the library's
+
 POCKET = {"gpt2": ROOT / "model/pocket/gpt2-pocket", "distilbert": ROOT / "model/pocket/distilbert-pocket"}
 WORDS = ("glorbitan", "[MENTION]", "ABC", "naïve ", "Ⅷ", "the")
 TEXTS = [
