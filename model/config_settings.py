@@ -77,7 +77,7 @@ EVERYWHERE = KnownSettings(USED, HARMLESS, REFUSED)
 def known_settings(architecture: Architecture, config: Any) -> KnownSettings:
     """Return the three lists for the config.json of an architecture; `config` is what has been read of it."""
     own = own_settings(architecture, config)
-    return KnownSettings((*EVERYWHERE.used, *own.used), HARMLESS, REFUSED | own.refused)
+    return KnownSettings((*EVERYWHERE.used, *own.used), HARMLESS, {**REFUSED, **own.refused})
 
 
 def own_settings(architecture: Architecture, config: Any) -> KnownSettings:
