@@ -34,6 +34,9 @@ def read_config(directory: Path) -> tuple[Any, tuple[str, ...] | None]:
             values = " or ".join(map(repr, allowed))
             raise UserError(f"{path} sets {name} to {settings[name]!r}; {architecture.model_type} has {values}")
     known_settings(architecture, config).check(str(path), settings)
+    for name in ("bos_token_id", "eos_token_id"):
+        if settings.get(name) is not None:
+            _check(path, name, settings[name], "end_ids" if name == "eos_token_id" else "start_id", default=None)
     return config, _labels(path, settings)
 
 

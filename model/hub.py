@@ -112,7 +112,7 @@ def _commit(repository: str, revision: str | None) -> str | None:
     """Return the commit that the cache has for a revision, else the revision. Some caches have a newline behind it."""
     file = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "refs" / (revision or "main")
     try:
-        commit = file.read_text(encoding="utf-8").strip()
+        commit = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
     except (OSError, ValueError):
         return revision
     return commit if COMMIT.fullmatch(commit) else revision

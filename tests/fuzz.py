@@ -6,6 +6,9 @@ python -m tests.fuzz --kinds config --case 123   one case again, with its traceb
 Each case must be taken, or refused with a UserError whose message is one printable line. It has 10 seconds of computing
 and little memory and disk, opens no file outside the directory that was named, and unpickles nothing. Some of the refused
 cases are read again by the command line in a process of its own: exit code 2 and one line `error: ...`.
+
+The kind "settings" leaves files whole and changes what they say: each case must mean here what it means to transformers
+and peft, or be refused. It runs only where it is named (--kinds settings), as it needs those libraries.
 """
 
 import argparse
@@ -44,7 +47,11 @@ from peft.huggingface.read import FromPeft  # noqa: E402
 from pipeline import chat, inputs  # noqa: E402
 from pipeline.answers import evaluate_answers, scores_of, why_no_scores  # noqa: E402
 from tests.helpers import mutations as m  # noqa: E402
+from tests.helpers import setting_mutations as settings  # noqa: E402
+from tests.helpers.library import Library  # noqa: E402
 from tests.helpers.paths import ROOT  # noqa: E402
+from tests.helpers.same_as_library import TEMPLATES, Comparison  # noqa: E402
+from tests.helpers.same_as_library import make_templates as make_settings  # noqa: E402
 from tests.helpers.templates import interrupted_runs, make_templates  # noqa: E402
 from tests.helpers.watch import Failure, Watch, limit_resources  # noqa: E402
 from utils.errors import UserError  # noqa: E402
@@ -113,6 +120,13 @@ def answer(folder: Path) -> None:
     "".join(speaker.answer("Who are you?"))
 
 
+COMPARED: list[Comparison] = []  # with the libraries, once they have been started
+
+
+def compare(folder: Path) -> None:
+    COMPARED[0].compare(folder)
+
+
 # --- the kinds of input
 
 
@@ -140,6 +154,15 @@ RUN_FILES = {"result.json": JSON, "trained.safetensors": SAFETENSORS}
 STATE_FILES = {"states/*": SAFETENSORS, "metrics.jsonl": (m.line_of_json, *TEXT)}
 VOCABULARIES = {"vocab.json": JSON, "merges.txt": TEXT, "vocab.txt": TEXT, "tokenizer*.json": JSON}
 
+SETTINGS = {
+    "config.json": (settings.config,),
+    "tokenizer_config.json": (settings.tokenizer_config,),
+    "special_tokens_map.json": (settings.tokenizer_config,),
+    "added_tokens.json": (settings.added_tokens,),
+    "tokenizer.json": (settings.tokenizer_json,),
+    "adapter_config.json": (settings.adapter_config,),
+}
+
 KINDS = {
     "safetensors": Kind(MODELS, {"model.safetensors": SAFETENSORS}, read_model, BY_CHECKPOINT),
     "index": Kind(("sharded",), {"*.index.json": (m.escape, *JSON), "model-*": SAFETENSORS}, read_model, BY_CHECKPOINT),
@@ -161,6 +184,7 @@ KINDS = {
     "run": Kind(RUNS, RUN_FILES, answer, ("--generate", "Hi", "--max_new_tokens", "2", "--run_dir", "{}")),
     "chat": Kind(RUNS, RUN_FILES, answer, ("--max_new_tokens", "2", "--chat", "{}")),
     "adapter": Kind(ADAPTERS, {"*.json": JSON, "*.safetensors": SAFETENSORS}, attach_adapter, BY_ADAPTER),
+    "settings": Kind((*TEMPLATES, *TEMPLATES, *ADAPTERS), SETTINGS, compare),
     "resume": Kind(tuple(interrupted_runs(Path())), RUN_FILES | STATE_FILES, go_on),
     "score": Kind(RUNS, RUN_FILES, partial(evaluate_answers, count=2), ("--eval_generate", "2", "--score", "{}")),
 }  # fmt: skip
@@ -185,12 +209,12 @@ class Case:
         shutil.copytree(EMPTY / "templates" / name, folder)
         shutil.copytree(EMPTY / "templates" / "outside", EMPTY / "case" / "outside")
         done = []
-        for _ in range(draw.choice((1, 1, 1, 1, 2))):
+        for _ in range(1 if self.kind == "settings" else draw.choice((1, 1, 1, 1, 2))):
             found = {file: how for glob, how in kind.files.items() for file in sorted(folder.glob(glob)) if file.is_file()}
             if not found:
                 break
             file = draw.choice(list(found))
-            how = m.misplace if draw.random() < 0.05 else draw.choice(found[file])
+            how = m.misplace if self.kind != "settings" and draw.random() < 0.05 else draw.choice(found[file])
             done.append(f"{file.relative_to(folder)}: {how.__name__}")
             if how is m.misplace:
                 m.misplace(draw, file)
@@ -275,7 +299,14 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=KINDS,
+        default=[kind for kind in KINDS if kind != "settings"],
+        metavar="KIND",
+        help=", ".join(KINDS),
+    )
     parser.add_argument("--case", type=int, help="of one kind, this case alone")
     parser.add_argument("--shells", type=int, default=20, help="so many refused cases from the shell too (default 20)")
     parser.add_argument("--keep", action="store_true", help="leave the files of the last case")
@@ -285,14 +316,23 @@ def main(argv: list[str]) -> int:
     print(f"seed {args.seed}", flush=True)
     try:
         make_templates(EMPTY / "templates")
+        if "settings" in args.kinds:
+            library = Library(EMPTY / "library")
+            make_settings(EMPTY / "templates", library)
+            COMPARED.append(Comparison(library, EMPTY / "templates"))
         limit_resources()
         data.download.offline, data.download.any_answers = (lambda: False), (lambda *_: True)
         data.download._fetch = shutil.copyfile  # an address is the path of a file here
         cases = [Case(args.kinds[i % len(args.kinds)], i // len(args.kinds), args.seed) for i in range(args.cases)]
         if args.case is not None:
             cases = [replace(cases[0], kind=kind, number=args.case) for kind in args.kinds]
-        return 1 if fuzz(cases, args.shells, args.case is not None) else 0
+        failures = fuzz(cases, args.shells, args.case is not None)
+        for comparison in COMPARED:
+            print("settings:", ", ".join(f"{n} {what}" for what, n in comparison.counts.most_common()))
+        return 1 if failures else 0
     finally:
+        for comparison in COMPARED:
+            comparison.library.close()
         if args.keep:
             print(f"kept {EMPTY}")
         else:

@@ -140,7 +140,7 @@ class Description:
 
     def entries(self) -> list[tuple[str, dict[str, Any]]]:
         """Return (file, entry) for all added tokens in the order in which the library adds them. Raises UserError."""
-        named = list(self.without_ids(self.config | self.special))
+        named = list(self.without_ids())
         numbered: dict[str, tuple[str, dict[str, Any]]] = {}
         if (decoder := self.config.get("added_tokens_decoder")) is not None:
             numbered = (self.of_json() if self.whole else {}) | self.of_config(decoder)
@@ -169,16 +169,25 @@ class Description:
             raise UserError(f"{place} has added_tokens = {tokens!r}; it must be a list")
         return by_text(place, [(token, token.get("id") if isinstance(token, dict) else None) for token in tokens])
 
-    def without_ids(self, settings: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def without_ids(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the entries of settings that name special tokens. They get the next ids unless the vocabulary has them."""
+        settings = self.config | self.special
         values = [settings[name] for name in NAMED if settings.get(name) is not None]
-        for name in FURTHER:
-            further = settings.get(name) or []
-            values += further.values() if isinstance(further, dict) else further if isinstance(further, list) else [further]
+        additional, extra = FURTHER
+        further = listed(self.config.get(extra)) or listed(self.config.get(additional))
+        further += listed(self.special.get(extra))
+        values += further or listed(self.special.get(additional))
         for value in values:
             entry = {"content": value} if isinstance(value, str) else value
             place = f"{self.directory}/tokenizer_config.json or special_tokens_map.json"
             yield place, entry_of(place, entry, None) | {"special": True}
+
+
+def listed(tokens: Any) -> list[Any]:
+    """Return further special tokens as a list; an object has their names as keys."""
+    if isinstance(tokens, dict):
+        return list(tokens.values())
+    return list(tokens) if isinstance(tokens, list) else [tokens] if tokens is not None else []
 
 
 def by_text(place: str, tokens: list[tuple[Any, Any]]) -> dict[str, tuple[str, dict[str, Any]]]:

@@ -8,7 +8,7 @@ from utils.settings import KnownSettings
 
 # Settings that name a special token, and those that list further ones. The first are in the order of the library.
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-FURTHER = ("additional_special_tokens", "extra_special_tokens")
+FURTHER = ("additional_special_tokens", "extra_special_tokens")  # the older name, and the newer, which counts first
 
 # Classes of the library that build their own normalizer and pre-tokenizer, by kind, and those that take tokenizer.json's.
 CLASSES = {

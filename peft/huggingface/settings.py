@@ -59,6 +59,10 @@ ADAPTER: dict[str, KnownSettings] = {
 def check_settings(place: str, config: dict[str, Any]) -> None:
     """Raise UserError for a setting that would change what is computed and has no counterpart here, or isn't known."""
     ADAPTER[config["peft_type"]].check(place, config)
+    if config["peft_type"] != "PREFIX_TUNING" and not config.get("target_modules"):
+        raise UserError(f"{place} has no target_modules, and the library then takes its own choice; name the modules there")
+    if empty := [name for name in ("rank_pattern", "alpha_pattern") if name in config and config[name] is None]:
+        raise UserError(f"{place} has {empty[0]} = None; it must be an object of patterns and numbers")
     if str(config.get("init_lora_weights")).startswith(CHANGES_THE_BASE):
         raise UserError(
             f"{place} has init_lora_weights = {config['init_lora_weights']!r}, which changes the base model; save it with "

@@ -209,6 +209,30 @@ def test_added_tokens_of_the_configuration(tmp_path, kind):
     assert load_tokenizer(folder).encode(" glorbitan<|bot|>") == [size, size + 1]
 
 
+A, B, C, P, Q = "<a>", "<b>", "<c>", "<p>", "<q>"
+
+
+@pytest.mark.parametrize(
+    "config, special",
+    [
+        ({"additional_special_tokens": [A, "good"]}, {"additional_special_tokens": [B]}),
+        ({"extra_special_tokens": [A]}, {"additional_special_tokens": [B]}),
+        ({"additional_special_tokens": [A]}, {"extra_special_tokens": [B]}),
+        ({"additional_special_tokens": [A], "extra_special_tokens": [C]}, {}),
+        ({"additional_special_tokens": [A]}, {"pad_token": P}),
+        ({"pad_token": Q}, {"pad_token": P}),
+        ({"eos_token": Q, "pad_token": P, "unk_token": C}, {}),
+    ],
+)
+def test_special_tokens_of_two_files(tmp_path, config, special):
+    folder = tmp_path / "two"
+    shutil.copytree(POCKET["gpt2"], folder)
+    edit(folder / "tokenizer_config.json", lambda content: content.update(config))
+    edit(folder / "special_tokens_map.json", lambda content: content.update(special))
+    text, theirs = f"x{A} {B}good {C}{P}{Q}", transformers.AutoTokenizer.from_pretrained(folder)
+    assert load_tokenizer(folder).encode(text) == theirs.encode(text)
+
+
 def test_an_id_that_the_library_would_not_give_is_refused(tmp_path):
     shutil.copytree(POCKET["gpt2"], tmp_path / "x")
     (tmp_path / "x/added_tokens.json").write_text(json.dumps({"glorbitan": 5000}))

@@ -43,6 +43,8 @@ MALFORMED = {
     "without magnitudes": ({"use_dora": True}, "expected lora_A, lora_B, lora_magnitude_vector"),
     "with a broken pattern": ({"rank_pattern": {"(": 2}}, "is no pattern"),
     "of IA3 with a rank": ({"peft_type": "IA3"}, "sets r to 2, and what that means isn't known here"),
+    "without modules": ({"target_modules": "left out"}, "has no target_modules, and the library then takes its own choice"),
+    "with a pattern that is null": ({"alpha_pattern": None}, "has alpha_pattern = None; it must be an object"),
     "with a key that nobody knows": ({"lora_gain": 2}, "sets lora_gain to 2, and what that means isn't known here"),
     "of IA3 with products": (OTHER | {"peft_type": "IA3"}, "expected ia3_l"),
     "of a prefix without one": (

@@ -40,8 +40,33 @@ def test_all_cases():
     assert taken + refused == 2000 and failed == 0 and shells == 20
 
 
+@pytest.mark.parametrize("cases", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_changed_settings_mean_what_they_mean_to_the_libraries(cases):
+    found = fuzz("--cases", cases, "--seed", 7, "--kinds", "settings", "--shells", 0)
+    assert found.returncode == 0, found.stdout + found.stderr
+    taken, refused, failed, _ = totals(found.stdout)
+    assert taken + refused == cases and min(taken, refused) > cases / 4 and failed == 0
+    assert "changed as in the library" in found.stdout
+
+
 # Checks taken away, the kind of input in which that must be noticed, and by what.
 WITHOUT = {
+    "a look at added tokens": (
+        "from model.tokenizers.description import Description\nDescription.added_tokens = lambda self, vocab, size: []",
+        "settings",
+        "Failure: 'ids: theirs",
+    ),
+    "lists of what is known": (
+        "from utils.settings import KnownSettings\nKnownSettings.check = lambda self, place, content: None",
+        "settings",
+        "theirs",
+    ),
+    "a look at the space in front": (
+        "from model.tokenizers.description import Description\nsetting = Description.setting\n"
+        "Description.setting = lambda self, name, default: name != 'add_prefix_space' and setting(self, name, default)",
+        "settings",
+        "Failure: 'ids: theirs",
+    ),
     "a limit to brackets within brackets": (
         "import json, model.config_file\nmodel.config_file.read_json = lambda file: json.loads(file.read_text())",
         "config",
@@ -78,7 +103,7 @@ WITHOUT = {
 @pytest.mark.slow
 @pytest.mark.parametrize("before, kind, said", WITHOUT.values(), ids=WITHOUT)
 def test_a_missing_check_is_noticed(before, kind, said):
-    found = fuzz("--cases", 200, "--kinds", kind, "--shells", 0, before=before)
+    found = fuzz("--cases", 400 if kind == "settings" else 200, "--kinds", kind, "--shells", 0, before=before)
     assert found.returncode == 1 and said in found.stdout, found.stdout + found.stderr
 
 
