@@ -131,7 +131,8 @@ def match(model: Transformer, checkpoint: Checkpoint) -> list[tuple[Entry, str]]
             matched.append((entry, name_in_file[entry.hf_name]))
         elif not entry.optional and entry.names not in held:
             problems.append(f"missing {entry.hf_name}")
-    known = {entry.hf_name for entry in entries}
+    built = (entry for entry in entries if entry.head or all(name in parameters for name in entry.names))
+    known = {entry.hf_name for entry in built}  # config.json may say that the body lacks something, such as its biases
     problems += [f"unread {name}" for hf_name, name in name_in_file.items() if hf_name not in known]
     filled = {name for entry, _ in matched for name in entry.names}
     if "head.classifier.weight" in filled and "head.dense.weight" in parameters.keys() - filled:
