@@ -2,7 +2,6 @@
 
 import copy
 import re
-import signal
 
 import pytest
 import torch
@@ -10,12 +9,12 @@ from torch.nn import functional as F
 
 import peft
 from config import Run, resolve
-from model import fast_path
 from model.bert import Bert, BertConfig
 from model.generation import generate, left_padded
 from model.gpt2 import GPT2, GPT2Config
 from peft import PrefixTuning, attach, export, merge, method_of, restore
 from tests.helpers.generation import plainly, texts
+from tests.helpers.interrupt import interrupt_run
 from tests.helpers.methods import tiny_gpt2, trained_names
 from tests.helpers.parity import LAYERS, TOLERANCE, distance, padding_mask
 from training.activation_cache import n_frozen_blocks
@@ -262,16 +261,8 @@ def test_frozen_blocks_below_the_prefix_are_computed_once(experiment):
 def test_an_interrupted_run_keeps_the_network_and_is_resumed(experiment, alone, monkeypatch):
     flags, settings = (*FLAGS, "--prefix_projection"), {"max_steps": 6, "num_epochs": 4}
     expected = experiment(*flags, **settings)
-    score, calls = fast_path.loss, []
-
-    def interrupt(*given):
-        calls.append(0)
-        if len(calls) == 3:
-            signal.raise_signal(signal.SIGINT)
-        return score(*given)
-
     with monkeypatch.context() as patch:
-        patch.setattr(fast_path, "loss", interrupt)
+        interrupt_run(patch, 3)
         interrupted = experiment(*flags, output_dir=alone / "halved", **settings)
     assert interrupted.result["interrupted"] and interrupted.result["steps"] == 3
     assert any(".trunk." in name for name in interrupted.tensors)
