@@ -29,11 +29,11 @@ def read_config(directory: Path) -> tuple[Any, tuple[str, ...] | None]:
     if problem:
         raise UserError(f"{path} {problem}")
     config = _config_from(path, settings | _ends_of_generation(directory), architecture)
-    for name, allowed in architecture.fixed_settings(config).items():
-        if settings.get(name, allowed[0]) not in allowed:
-            values = " or ".join(map(repr, allowed))
-            raise UserError(f"{path} sets {name} to {settings[name]!r}; {architecture.model_type} has {values}")
     known_settings(architecture, config).check(str(path), settings)
+    for name, allowed in architecture.fixed_settings(config).items():
+        if settings.get(name, allowed[0]) is None and None not in allowed:  # null isn't the library's default for these
+            values = " or ".join(map(repr, allowed))
+            raise UserError(f"{path} sets {name} to None; {architecture.model_type} has {values}")
     for name in ("bos_token_id", "eos_token_id"):
         if settings.get(name) is not None:
             _check(path, name, settings[name], "end_ids" if name == "eos_token_id" else "start_id", default=None)

@@ -67,7 +67,6 @@ def _gpt2_fixed(config: GPT2Config) -> dict[str, tuple]:
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,),
         "n_inner": (None, 4 * config.dim),
     }
 
@@ -93,12 +92,7 @@ BERT_SETTINGS = {
 
 
 def _bert_fixed(config: BertConfig) -> dict[str, tuple]:
-    return {
-        "hidden_act": ("gelu", "gelu_python"),
-        "position_embedding_type": ("absolute",),
-        "is_decoder": (False,),
-        "add_cross_attention": (False,),
-    }
+    return {"hidden_act": ("gelu", "gelu_python"), "position_embedding_type": ("absolute",)}
 
 
 def _encoder_classifier(config: BertConfig, num_labels: int, position: str, average: bool, **options) -> nn.Module:

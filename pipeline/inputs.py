@@ -113,5 +113,5 @@ def read_tokenizer(folder: Path, model_config: Any) -> Tokenizer:
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model only {model_config.vocab_size}"
         )
     if isinstance(tokenizer, GPT2Tokenizer) and hasattr(model_config, "end_ids"):
-        set_ends(tokenizer, folder, model_config)
+        set_ends(tokenizer, model_config)
     return tokenizer

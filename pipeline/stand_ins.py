@@ -24,7 +24,7 @@ class Choice:
 
     @property
     def note(self) -> str:
-        """The notes as one line."""
+        """Return the notes as one line."""
         return "; ".join(self.notes)
 
 

@@ -177,7 +177,7 @@ def earlier_lines(table: Table, overrides: Run, folder: Path) -> dict[int, dict]
 
 
 def is_line(line: object) -> bool:
-    """Whether `measure` can have made it, as far as it is read again."""
+    """Return whether `measure` can have made it, as far as it is read again."""
     kinds = {"row": int, "title": str, "published": dict, "seeds": list, "command": str, "note": str}
     if not isinstance(line, dict) or not all(isinstance(line.get(name), kind) for name, kind in kinds.items()):
         return False

@@ -42,6 +42,7 @@ def bert_to_distilbert(bert: Bert) -> DistilBert:
 
 
 def main() -> int:
+    """Write the checkpoint that the command line asks for. Return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bert", type=os.path.expanduser, help="a BERT's directory or name")
     parser.add_argument("out", type=user_path, help="the directory to write")

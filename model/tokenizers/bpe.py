@@ -48,6 +48,8 @@ class BytePairTokenizer(Tokenizer):
     required: tuple[str, ...]  # special tokens that the vocabulary must have
     optional: tuple[str, ...] = ()
     ids_follow_merges: bool
+    special_tokens: dict[str, int]  # token -> id, of those in the files that no merge makes, and of added ones
+    named: dict[str, str]  # "eos_token" -> the token that the files call so
 
     def __init__(
         self,
@@ -118,12 +120,15 @@ class BytePairTokenizer(Tokenizer):
         file, vocab, tokens = read_byte_pairs(directory, cls.name)
         described = Description.read(directory, cls.kind)
         added = described.added_tokens(vocab, len(vocab))
+        special = {token: number for token, number in vocab.items() if WHOLE_TOKEN.fullmatch(token)} | described.ids()
         vocab |= {token.content: token.id for token in added}
         missing = [token for token in cls.required if token not in vocab]
         if missing:
             raise UserError(f"{file} is no {cls.name} vocabulary: it has no entry {', '.join(missing)}")
         _check(file, vocab, tokens, cls.ids_follow_merges, {token.content for token in added})
-        return cls(tokens, vocab, added, *_cutting(described))
+        tokenizer = cls(tokens, vocab, added, *_cutting(described))
+        tokenizer.special_tokens, tokenizer.named = special, described.named()
+        return tokenizer
 
 
 class GPT2Tokenizer(BytePairTokenizer):

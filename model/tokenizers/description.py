@@ -138,6 +138,15 @@ class Description:
         entries = {entry["content"]: entry for _, entry in self.entries()}
         return [added_token(entry, ids[token]) for token, entry in entries.items()]
 
+    def ids(self) -> dict[str, int]:
+        """Return token -> id of the added tokens to which a file gives an id. Raises UserError."""
+        return {entry["content"]: entry["id"] for _, entry in self.entries() if entry["id"] is not None}
+
+    def named(self) -> dict[str, Any]:
+        """Return the tokens with a name, such as "eos_token", by their names. `added_tokens` refuses what is no token."""
+        settings = self.config | self.special
+        return {name: content_of(settings[name]) for name in NAMED if settings.get(name) is not None}
+
     def entries(self) -> list[tuple[str, dict[str, Any]]]:
         """Return (file, entry) for all added tokens in the order in which the library adds them. Raises UserError."""
         named = list(self.without_ids())
