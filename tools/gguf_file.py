@@ -40,13 +40,18 @@ class Tensor(NamedTuple):
 
 
 class Reader(gguf.GGUFReader if gguf else object):
-    """Is gguf's reader, and refuses a file that ends too early: gguf would go on with what there is."""
+    """Is gguf's reader, and refuses a file that ends too early, where gguf goes on with what there is."""
 
     def _get(self, offset, dtype, count=1, override_order=None):
         found = super()._get(offset, dtype, count, override_order)
         if len(found) < count:
             raise ValueError(f"it is cut short: it ends before byte {int(offset) + int(count) * np.dtype(dtype).itemsize}")
         return found
+
+    def _get_field_parts(self, orig_offs, raw_type):
+        if raw_type == gguf.GGUFValueType.ARRAY and self._get(orig_offs + 4, np.uint64)[0] > len(self.data):
+            raise ValueError(f"the list at byte {orig_offs} has more entries than the file has bytes")
+        return super()._get_field_parts(orig_offs, raw_type)
 
 
 class GGUFFile:

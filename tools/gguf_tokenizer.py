@@ -63,7 +63,7 @@ def tokenizer_files(file: GGUFFile) -> dict[str, str]:
         "model_max_length": file.size("context_length"),
         "added_tokens_decoder": {str(i): token for i, token in added.items()},
     }
-    if template := file.settings.get("tokenizer.chat_template"):
+    if (template := file.settings.get("tokenizer.chat_template")) is not None:
         settings["chat_template"] = template
     return {
         "tokenizer.json": as_json(_description(file, vocab, merges, added)),
@@ -110,6 +110,8 @@ def _description(file: GGUFFile, vocab: dict[str, int], merges: list[str], added
     cut = steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps}
     starts = file.settings.get("tokenizer.ggml.add_bos_token", more.get("starts", False))
     bos = token_id(file, "bos")
+    if type(starts) is not bool:
+        raise UserError(f"{file.path} sets tokenizer.ggml.add_bos_token to {starts!r}; it must be true or false")
     if starts and bos is None:
         raise UserError(
             f"{file.path} begins each text with a token, and doesn't say with which: no tokenizer.ggml.bos_token_id"
