@@ -91,7 +91,8 @@ class GGUFFile:
         step = max(1, CHUNK // int(np.prod(shape[1:])))
         for start in range(0, len(order), step):
             part = stored[order[start : start + step]]
-            weights = gguf.dequantize(part, gguf.GGMLQuantizationType[kind])
+            with np.errstate(all="ignore"):  # of a scale that is no number; found below
+                weights = gguf.dequantize(part, gguf.GGMLQuantizationType[kind])
             if not np.isfinite(weights).all():
                 raise UserError(f"{self.path}: {name} holds a weight that isn't a finite number")
             yield weights

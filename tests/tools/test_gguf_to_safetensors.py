@@ -279,11 +279,18 @@ def test_the_program_says_what_it_wrote_or_one_line(llama, tmp_path):
     done = run(file, tmp_path / "out", "--dtype", "float32")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{tmp_path / 'out'}: 20 tensors, ")
-    for argv in ((file, tmp_path / "out"), (tmp_path / "none.gguf", tmp_path / "b"), (tmp_path, tmp_path / "c")):
+    content, header = file.read_bytes(), gguf_file.Reader(file).data_offset
+    (tmp_path / "nan.gguf").write_bytes(content[:header] + b"\xff" * (len(content) - header))  # scales that are no numbers
+    for argv in (
+        (file, tmp_path / "out"),
+        (tmp_path / "none.gguf", tmp_path / "b"),
+        (tmp_path, tmp_path / "c"),
+        (tmp_path / "nan.gguf", tmp_path / "d"),
+    ):
         done = run(*argv)
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    done = run(file, tmp_path / "d", before="sys.modules['gguf'] = None")  # as where it isn't installed
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    done = run(file, tmp_path / "e", before="sys.modules['gguf'] = None")  # as where it isn't installed
     assert done.returncode == 2 and done.stderr.endswith("python -m pip install gguf\n")
 
 
