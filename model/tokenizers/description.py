@@ -125,12 +125,8 @@ class Description:
 
     def around(self) -> tuple[list[str], list[str], list[str]]:
         """Return the special tokens in front of a text, between two, and behind. Raises UserError."""
-        if any(name in self.config for name in ADDS):
-            bos, eos = (
-                [self.token_named(token)] if self.setting(name, False) and self.token_named(token) else []
-                for name, token in zip(ADDS, ("bos_token", "eos_token"), strict=True)
-            )
-            return bos, eos + bos, eos
+        for name in () if self.whole else ADDS:
+            check_value(f"{self.directory}/tokenizer_config.json", name, self.config.get(name), (False,))
         place = f"{self.directory}/tokenizer.json: its post_processor"
         steps = [step for step in processing(place, self.json.get("post_processor")) if step.get("type") != "ByteLevel"]
         single, pair = (template_of(steps[0]) or ([], [])) if steps else (["A"], ["A", "B"])

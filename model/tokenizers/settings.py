@@ -72,7 +72,7 @@ _BPE_CONFIG = KnownSettings(
     HARMLESS | {"model_input_names": "the model has no token types"},
     REFUSED | {"do_lower_case": (False,), "do_lowercase": (False,)},
 )
-ADDS = ("add_bos_token", "add_eos_token")  # where one is there, both say what stands around a text
+ADDS = ("add_bos_token", "add_eos_token")  # of a decoder: the library takes tokenizer.json's post_processor instead
 # tokenizer_config.json
 CONFIG = {
     "gpt2": _BPE_CONFIG,
