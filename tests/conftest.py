@@ -20,6 +20,7 @@ from model.gpt2 import GPT2
 from model.weights import save_pretrained
 from tests.helpers.outcome import Outcome
 from tests.helpers.paths import SHARED
+from tests.helpers.real_weights import real_weights
 from tests.helpers.small import TINY, make_checkpoint, make_encoder, write_messages, write_sentences
 from tools.learn_vocabulary import save_tokenizer
 
@@ -30,6 +31,18 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the data sets in {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Return the checkpoint of SmolLM2-135M-Instruct (a Llama), or skip. Tests only read it."""
+    return real_weights("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """Return the checkpoint of all-MiniLM-L6-v2 (a BERT of 6 layers), or skip. Tests only read it."""
+    return real_weights("all-MiniLM-L6-v2")
 
 
 @pytest.fixture(autouse=True)

@@ -124,7 +124,9 @@ def test_every_page_can_be_reached_from_the_readme():
 
 def test_ci_runs_the_readme_test_command():
     command = next(line for line in README.splitlines() if "python -m pytest" in line)
-    assert command in (ROOT / ".ci/run").read_text()
+    lines = (ROOT / ".ci/run").read_text().splitlines()
+    first, last = (lines.index(part) for part in command.split(" && "))  # real weights are brought in between
+    assert first < last
     assert "run: .ci/run" in (ROOT / ".github/workflows/ci.yml").read_text()
 
 
