@@ -9,7 +9,7 @@ from data.task import Task
 from model import hub
 from model.registry import architecture_of
 from model.tokenizers.base import Tokenizer
-from model.tokenizers.bpe import GPT2Tokenizer
+from model.tokenizers.bpe import BytePairTokenizer
 from model.tokenizers.ends import set_ends
 from model.tokenizers.files import TOKENIZER_FILES, has_tokenizer_files, library_files, refuse_sentencepiece
 from peft.huggingface.read import adapter_folder
@@ -114,6 +114,6 @@ def read_tokenizer(folder: Path, model_config: Any) -> Tokenizer:
         raise UserError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model only {model_config.vocab_size}"
         )
-    if isinstance(tokenizer, GPT2Tokenizer) and hasattr(model_config, "end_ids"):
-        set_ends(tokenizer, folder, model_config)
+    if isinstance(tokenizer, BytePairTokenizer) and hasattr(tokenizer, "end_of_text") and hasattr(model_config, "end_ids"):
+        set_ends(tokenizer, model_config)
     return tokenizer

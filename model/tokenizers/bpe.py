@@ -53,6 +53,10 @@ class BytePairTokenizer(Tokenizer):
     ids_follow_merges: bool
     has_all_bytes = True  # whether a vocabulary that lacks the token of a byte is refused
     finds_special = True  # whether a text's added special tokens are found, beside its other added tokens
+    special_tokens: dict[str, int]  # token -> id, of those in the files that no merge makes, and of added ones
+    named: dict[str, str]  # "eos_token" -> the token that the files call so
+    end_of_text: int  # of a kind that writes, as is the next
+    end_ids: tuple[int, ...]  # what ends a text that the model writes
 
     def __init__(
         self,
@@ -128,6 +132,7 @@ class BytePairTokenizer(Tokenizer):
         file, vocab, tokens = read_byte_pairs(directory, cls.name)
         described = Description.read(directory, cls.kind)
         added = described.added_tokens(vocab, len(vocab))
+        special = {token: number for token, number in vocab.items() if WHOLE_TOKEN.fullmatch(token)} | described.ids()
         vocab |= {token.content: token.id for token in added}
         missing = [token for token in cls.required if token not in vocab]
         if missing:
@@ -137,6 +142,7 @@ class BytePairTokenizer(Tokenizer):
             tokens = [token for rank, token in enumerate(tokens) if rank > 255 or token in vocab]
         _check(file, vocab, tokens, cls.ids_follow_merges, {token.content for token in added})
         tokenizer = cls(tokens, vocab, added, *how)
+        tokenizer.special_tokens, tokenizer.named = special, described.named()
         tokenizer.set_up(described, vocab)
         return tokenizer
 

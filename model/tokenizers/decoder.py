@@ -49,7 +49,7 @@ class DecoderTokenizer(BytePairTokenizer):
             raise UserError(f"{place} puts {unknown[0]!r} around a text, which the vocabulary lacks")
         self.start, self.between, self.end = (tuple(vocab[token] for token in tokens) for tokens in around)
         self.between = self.between or tuple(self.encode_words("\n"))
-        ids = {name: vocab.get(described.token_named(name)) for name in ("bos_token", "eos_token", "pad_token")}
+        ids = {name: vocab.get(self.named.get(name, "")) for name in ("bos_token", "eos_token", "pad_token")}
         end = vocab.get(END_OF_TEXT) if ids["eos_token"] is None else ids["eos_token"]
         if end is None:
             raise UserError(

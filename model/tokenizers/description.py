@@ -119,10 +119,6 @@ class Description:
         place = f"{self.directory}/tokenizer.json: its pre_tokenizer"
         return steps_of(place, self.json["pre_tokenizer"], PRE_TOKENIZERS, "pretokenizers")
 
-    def token_named(self, name: str) -> Any:
-        """Return the text of the special token that a setting names, or None."""
-        return content_of(self.config.get(name)) or content_of(self.special.get(name))
-
     def around(self) -> tuple[list[str], list[str], list[str]]:
         """Return the special tokens in front of a text, between two, and behind. Raises UserError."""
         for name in () if self.whole else ADDS:
@@ -164,6 +160,15 @@ class Description:
             found[token] = expected + 1
         entries = {entry["content"]: entry for _, entry in self.entries()}
         return [added_token(entry, ids[token]) for token, entry in entries.items()]
+
+    def ids(self) -> dict[str, int]:
+        """Return token -> id of the added tokens to which a file gives an id. Raises UserError."""
+        return {entry["content"]: entry["id"] for _, entry in self.entries() if entry["id"] is not None}
+
+    def named(self) -> dict[str, Any]:
+        """Return the tokens with a name, such as "eos_token", by their names. `added_tokens` refuses what is no token."""
+        settings = self.config | self.special
+        return {name: content_of(settings[name]) for name in NAMED if settings.get(name) is not None}
 
     def entries(self) -> list[tuple[str, dict[str, Any]]]:
         """Return (file, entry) for all added tokens in the order in which the library adds them. Raises UserError."""

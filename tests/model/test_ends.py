@@ -51,6 +51,14 @@ SAID = {
     "the tokenizer": ({TOKENIZER: {"eos_token": "<|im_end|>", "pad_token": "[PAD]"}}, (OWN, (OWN,), PAD)),
     "the tokenizer, at length": ({TOKENIZER: {"eos_token": {"content": "<|im_end|>"}}}, (OWN, (OWN,), OWN)),
     "the map of tokens": ({MAP: {"eos_token": "<|im_end|>", "pad_token": {"content": "[PAD]"}}}, (OWN, (OWN,), PAD)),
+    "the map before the config of the tokenizer": (
+        {TOKENIZER: {"eos_token": "<|endoftext|>"}, MAP: {"eos_token": "<|im_end|>"}},
+        (OWN, (OWN,), OWN),
+    ),
+    "no map beside tokens with ids": (
+        {TOKENIZER: {"added_tokens_decoder": {}, "eos_token": "<|endoftext|>"}, MAP: {"eos_token": "<|im_end|>"}},
+        (END, (END,), END),
+    ),
     "tokenizer before config": (
         {TOKENIZER: {"eos_token": "<|endoftext|>"}, CONFIG: {"eos_token_id": OWN, "pad_token_id": PAD}},
         (END, (END,), PAD),
