@@ -7,7 +7,7 @@ from typing import Any
 
 from config import Run
 from model.hub import ADAPTER_FILES, CLASSIFIER_FILE, REPOSITORIES, local
-from model.tokenizers.bpe import GPT2Tokenizer
+from model.tokenizers.bpe import BytePairTokenizer
 from model.tokenizers.files import copy_tokenizer, library_files
 from model.weights import save_pretrained
 from peft.huggingface.write import check_expressible, fold_bias, write_adapter
@@ -70,7 +70,7 @@ def check_destination(out: Path, names: Iterable[str], trained: TrainedRun, flag
 def config_with_ends(trained: TrainedRun) -> Any:
     """Return the configuration of a run's model with the tokens that the run took for the end and the padding of a text."""
     config, tokenizer = trained.model.config, trained.inputs.tokenizer
-    if not isinstance(tokenizer, GPT2Tokenizer) or not hasattr(config, "end_ids"):
+    if not isinstance(tokenizer, BytePairTokenizer) or not hasattr(config, "end_ids"):
         return config
     end = tokenizer.end_of_text
     start = config.start_id if end in config.end_ids else end

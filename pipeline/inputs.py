@@ -9,9 +9,9 @@ from data.task import Task
 from model import hub
 from model.registry import architecture_of
 from model.tokenizers.base import Tokenizer
-from model.tokenizers.bpe import GPT2Tokenizer
+from model.tokenizers.bpe import BytePairTokenizer
 from model.tokenizers.ends import set_ends
-from model.tokenizers.files import TOKENIZER_FILES, has_tokenizer_files, library_files
+from model.tokenizers.files import TOKENIZER_FILES, has_tokenizer_files, library_files, refuse_sentencepiece
 from peft.huggingface.read import adapter_folder
 from pipeline.result import data_sha256, files_sha256
 from utils.errors import UserError
@@ -72,6 +72,8 @@ def find_tokenizer_folder(run: Run, model_config: Any) -> Path:
     own = Path(run.checkpoint) if run.checkpoint else hub.local(run.model) or hub.cached(run.model, TOKENIZER_FILES)
     if own and has_tokenizer_files(own):
         return own
+    if own:
+        refuse_sentencepiece(own)
     others = _other_folders(run, model_config)
     for folder in others:
         if has_tokenizer_files(folder):
@@ -112,6 +114,6 @@ def read_tokenizer(folder: Path, model_config: Any) -> Tokenizer:
         raise UserError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model only {model_config.vocab_size}"
         )
-    if isinstance(tokenizer, GPT2Tokenizer) and hasattr(model_config, "end_ids"):
+    if isinstance(tokenizer, BytePairTokenizer) and hasattr(tokenizer, "end_of_text") and hasattr(model_config, "end_ids"):
         set_ends(tokenizer, model_config)
     return tokenizer

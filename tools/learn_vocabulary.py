@@ -12,7 +12,8 @@ from pathlib import Path
 
 import regex  # comes with tiktoken; the pattern needs \p{L}, which the standard library's `re` lacks
 
-from model.tokenizers.bpe import END_OF_TEXT, GPT2_PATTERN, byte_alphabet
+from model.tokenizers.bpe import END_OF_TEXT, byte_alphabet
+from model.tokenizers.steps import GPT2_PATTERN
 from model.tokenizers.wordpiece import CONTINUES, MAX_WORD, SPECIAL_TOKENS, BasicTokenizer
 from utils.errors import UserError
 from utils.files import write_text

@@ -74,8 +74,11 @@ def of_steps() -> list[str]:
 def of_classes() -> list[str]:
     """Return the classes of tokenizers that are known."""
     lines = ["| `tokenizer_class` | normalizer and pre_tokenizer |", "| --- | --- |"]
-    lines += [f"| {names(classes)} | built by the class | " for classes in tokenizers.CLASSES.values()]
-    return [*(line.rstrip() for line in lines), f"| {names(tokenizers.WHOLE_CLASSES)} | those of tokenizer.json |"]
+    for kind, classes in tokenizers.CLASSES.items():
+        steps = "those of tokenizer.json, else built by the class" if kind == "decoder" else "built by the class"
+        name = " of a newer decoder" if kind == "decoder" else ""
+        lines.append(f"| {names(classes)}{name} | {steps} |")
+    return [*lines, f"| {names(tokenizers.WHOLE_CLASSES)} | those of tokenizer.json |"]
 
 
 def of_dialogues() -> list[str]:
@@ -94,15 +97,16 @@ def of_dialogues() -> list[str]:
     ]
 
 
+TOKENIZERS = ("gpt2", "decoder", "wordpiece")  # RoBERTa's lists are GPT-2's
 LISTS: dict[str, Callable[[], list[str]]] = {
     "config": lambda: lists(EVERYWHERE),
     **{f"config-{kind}": lambda kind=kind: of_config(kind) for kind in ARCHITECTURES},
     "tokenizer-classes": of_classes,
-    **{f"tokenizer-config-{kind}": lambda kind=kind: lists(tokenizers.CONFIG[kind]) for kind in ("gpt2", "wordpiece")},
+    **{f"tokenizer-config-{kind}": lambda kind=kind: lists(tokenizers.CONFIG[kind]) for kind in TOKENIZERS},
     "special-tokens-map": lambda: lists(tokenizers.SPECIAL_TOKENS_MAP),
     "added-token": lambda: lists(tokenizers.ADDED_TOKEN),
     "tokenizer-json": lambda: lists(tokenizers.SECTIONS),
-    **{f"tokenizer-model-{kind}": lambda kind=kind: lists(tokenizers.MODEL[kind]) for kind in ("gpt2", "wordpiece")},
+    **{f"tokenizer-model-{kind}": lambda kind=kind: lists(tokenizers.MODEL[kind]) for kind in TOKENIZERS},
     "steps": of_steps,
     **{f"adapter-{kind}": lambda kind=kind: lists(ADAPTER[kind]) for kind in ADAPTER},
     "changes-the-base": lambda: [f"`init_lora_weights` is refused where it begins with {names(CHANGES_THE_BASE)}."],

@@ -6,23 +6,21 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import regex  # comes with tiktoken
 import tiktoken
 
 from model.tokenizers.added import AddedToken, AddedTokens
 from model.tokenizers.base import Tokenizer
 from model.tokenizers.description import Description
-from model.tokenizers.files import BPE_FILE_SETS, choices, first_complete
-from model.tokenizers.steps import WHITE, ByteLevel, Step, in_sequence, make_normalizer, unchanged
+from model.tokenizers.files import BPE_FILE_SETS, choices, first_complete, refuse_sentencepiece
+from model.tokenizers.steps import GPT2_PATTERN, WHITE, ByteLevel, Step, in_sequence, make_normalizer, unchanged
 from utils.errors import UserError
 from utils.files import read_json
 
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's one special token
 START = "<s>"  # RoBERTa's first
 
-# How GPT-2 cuts text into words before BPE (openai/gpt-2, src/encoder.py).
-GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-
-LONGEST_SPACE = 10_000  # characters of white space in a row that tiktoken gets
+LONGEST_SPACE = 10_000  # characters of white space in a row that tiktoken's pattern gets; it fails on very many
 LONG_SPACE = re.compile(f"[{WHITE}]{{{LONGEST_SPACE},}}")
 
 # Entries that no merge makes and that need none: special tokens, and the ones that fill RoBERTa's table up.
@@ -40,6 +38,11 @@ def byte_alphabet() -> dict[int, str]:
     return alphabet | {byte: chr(256 + i) for i, byte in enumerate(unprintable)}
 
 
+def valid(text: str) -> str:
+    """Return the text with a � for each half of a surrogate pair, as tiktoken does."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 class BytePairTokenizer(Tokenizer):
     """Byte-level BPE. The names of its own special tokens are text like any other: a text can't smuggle one in."""
 
@@ -48,8 +51,12 @@ class BytePairTokenizer(Tokenizer):
     required: tuple[str, ...]  # special tokens that the vocabulary must have
     optional: tuple[str, ...] = ()
     ids_follow_merges: bool
+    has_all_bytes = True  # whether a vocabulary that lacks the token of a byte is refused
+    finds_special = True  # whether a text's added special tokens are found, beside its other added tokens
     special_tokens: dict[str, int]  # token -> id, of those in the files that no merge makes, and of added ones
     named: dict[str, str]  # "eos_token" -> the token that the files call so
+    end_of_text: int  # of a kind that writes, as is the next
+    end_ids: tuple[int, ...]  # what ends a text that the model writes
 
     def __init__(
         self,
@@ -61,12 +68,13 @@ class BytePairTokenizer(Tokenizer):
     ):
         """Set up tiktoken.
 
-        tokens       those of single bytes, then what each merge makes
+        tokens       those of single bytes, then what the merges make, in their order
         vocab        token -> id, of these, of special tokens and of added ones
         added        tokens that are found before a text is cut
         normalize    what is done to a text before that
         byte_level   how a text is cut into words
         """
+        self.byte_level = byte_level or ByteLevel()
         byte_of = {character: byte for byte, character in byte_alphabet().items()}
         made = set(tokens)
         special = [token for token in vocab if token not in made]
@@ -75,16 +83,17 @@ class BytePairTokenizer(Tokenizer):
         self._rank_of_id = {token_id: rank for rank, token_id in enumerate(self._id_of_rank)}
         self._encoding = tiktoken.Encoding(
             self.name,
-            pat_str=GPT2_PATTERN,
+            pat_str=self.byte_level.pattern or GPT2_PATTERN,
             mergeable_ranks={bytes(byte_of[c] for c in token): rank for rank, token in enumerate(tokens)},
             special_tokens={token: rank for rank, token in enumerate(special, start=len(tokens))},
         )
+        self._missing = bytes(byte for character, byte in byte_of.items() if character not in made)
         self.vocab_size = max(self._id_of_rank) + 1
-        self.byte_level = byte_level or ByteLevel()
-        found = [token for token in added if token.content not in self.required + self.optional]
+        added, own = list(added), self.required + self.optional
+        found = [token for token in added if token.content not in own and (self.finds_special or not token.special)]
         self.added = AddedTokens(found, normalize)
-        own = {vocab[token] for token in self.required + self.optional if token in vocab}
-        self.special_ids = frozenset(own | {token.id for token in found if token.special})
+        special_ids = {vocab[token] for token in own if token in vocab} | {token.id for token in added if token.special}
+        self.special_ids = frozenset(special_ids)
 
     def encode_words(self, text: str) -> list[int]:
         return [self._id_of_rank[rank] for piece in self.byte_level.pieces(text) for rank in self._ranks(piece)]
@@ -92,22 +101,25 @@ class BytePairTokenizer(Tokenizer):
     def _ranks(self, text: str) -> list[int]:
         """Return the ranks of what a text is cut into and joined to.
 
-        tiktoken's pattern fails on very long white space. Such a run is one word, up to its last character, which belongs
-        to the word behind it; so it doesn't have to go through the pattern.
+        Where tiktoken can't do both, a text is cut by `regex` first, which takes more time.
         """
-        if not self.byte_level.by_pattern:
+        if self.byte_level.pattern is None:
             return self._ranks_of_word(text)
-        ranks, done = [], 0
-        for run in LONG_SPACE.finditer(text) if len(text) >= LONGEST_SPACE else ():
-            stop = run.end() - (run.end() < len(text))
-            ranks += self._encoding.encode_ordinary(text[done : run.start()])
-            ranks += self._ranks_of_word(text[run.start() : stop])
-            done = stop
-        return ranks + self._encoding.encode_ordinary(text[done:])
+        if len(text) < LONGEST_SPACE and not self._missing:
+            return self._encoding.encode_ordinary(text)
+        if LONG_SPACE.search(text) or self._vanishes(text):
+            return [rank for word in regex.findall(self.byte_level.pattern, text) for rank in self._ranks_of_word(word)]
+        return self._encoding.encode_ordinary(text)
 
     def _ranks_of_word(self, word: str) -> list[int]:
-        valid = word.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # as encode_ordinary does
-        return self._encoding._encode_single_piece(valid)
+        """Return the ranks of a word's tokens. A byte that has no token vanishes, as in the library."""
+        known = valid(word).encode().translate(None, self._missing)
+        return self._encoding._encode_single_piece(known) if known else []
+
+    def _vanishes(self, text: str) -> bool:
+        """Return whether a text has bytes that no token stands for."""
+        content = valid(text).encode()
+        return len(content.translate(None, self._missing)) < len(content)
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of token ids. An id that no token has, such as an unused row of the embedding, is left out."""
@@ -125,10 +137,35 @@ class BytePairTokenizer(Tokenizer):
         missing = [token for token in cls.required if token not in vocab]
         if missing:
             raise UserError(f"{file} is no {cls.name} vocabulary: it has no entry {', '.join(missing)}")
+        how = cls.how_to_cut(described)
+        if not cls.has_all_bytes:
+            tokens = [token for rank, token in enumerate(tokens) if rank > 255 or token in vocab]
         _check(file, vocab, tokens, cls.ids_follow_merges, {token.content for token in added})
-        tokenizer = cls(tokens, vocab, added, *_cutting(described))
+        tokenizer = cls(tokens, vocab, added, *how)
         tokenizer.special_tokens, tokenizer.named = special, described.named()
+        tokenizer.set_up(described, vocab)
         return tokenizer
+
+    @classmethod
+    def how_to_cut(cls, described: Description) -> tuple[Step, ByteLevel]:
+        """Return what is done to a text, and how it is cut into words. Raises UserError."""
+        normalizers, pre_tokenizers = described.normalizers(), described.pre_tokenizers()
+        place = f"{described.directory}/tokenizer.json: its pre_tokenizer"
+        cut = ByteLevel() if pre_tokenizers is None else ByteLevel.of(place, pre_tokenizers)
+        if described.whole:
+            if [step for step in normalizers if step["type"] == "BertNormalizer"]:
+                raise UserError(
+                    f"{described.directory}/tokenizer.json: its normalizer is BertNormalizer, which is WordPiece's"
+                )
+            return in_sequence([make_normalizer(step) for step in normalizers]), cut
+        if normalizers:
+            raise described.refuse("normalizer", described.json["normalizer"])
+        if cut.digits or cut.pattern != GPT2_PATTERN:
+            raise described.refuse("pre_tokenizer", described.json["pre_tokenizer"])
+        return unchanged, ByteLevel(prefix=bool(described.setting("add_prefix_space", False)))
+
+    def set_up(self, described: Description, vocab: dict[str, int]) -> None:
+        """Set what else the files say, where the kind has no fixed names. `vocab`: token -> id, with added tokens."""
 
 
 class GPT2Tokenizer(BytePairTokenizer):
@@ -162,22 +199,6 @@ class RobertaTokenizer(BytePairTokenizer):
         self.start, self.between, self.end = (start,), (end, end), (end,)
 
 
-def _cutting(described: Description) -> tuple[Step, ByteLevel]:
-    """Return what is done to a text, and how it is cut into words. Raises UserError."""
-    normalizers, pre_tokenizers = described.normalizers(), described.pre_tokenizers()
-    place = f"{described.directory}/tokenizer.json: its pre_tokenizer"
-    cut = ByteLevel() if pre_tokenizers is None else ByteLevel.of(place, pre_tokenizers)
-    if described.whole:
-        if [step for step in normalizers if step["type"] == "BertNormalizer"]:
-            raise UserError(f"{described.directory}/tokenizer.json: its normalizer is BertNormalizer, which is WordPiece's")
-        return in_sequence([make_normalizer(step) for step in normalizers]), cut
-    if normalizers:
-        raise described.refuse("normalizer", described.json["normalizer"])
-    if cut.digits or not cut.by_pattern:
-        raise described.refuse("pre_tokenizer", described.json["pre_tokenizer"])
-    return unchanged, ByteLevel(prefix=bool(described.setting("add_prefix_space", False)))
-
-
 def read_byte_pairs(directory: Path, name: str) -> tuple[Path, dict[str, int], list[str]]:
     """Return the vocabulary's file, token -> id, and the tokens: of the single bytes, then what each merge makes.
 
@@ -185,6 +206,7 @@ def read_byte_pairs(directory: Path, name: str) -> tuple[Path, dict[str, int], l
     """
     files = first_complete(directory, BPE_FILE_SETS)
     if files is None:
+        refuse_sentencepiece(directory)
         raise UserError(f"{directory} has no {name} tokenizer files ({choices(BPE_FILE_SETS)})")
     try:
         vocab, merged = _read_json(*files) if len(files) == 1 else _read_pair(*files)
@@ -207,7 +229,29 @@ def _read_json(file: Path) -> tuple[dict[str, int], list[str]]:
     if model.get("type", "BPE") != "BPE":
         raise ValueError(f"it holds a tokenizer of type {model['type']!r}, not BPE")
     merged = ["".join(merge.split() if isinstance(merge, str) else merge) for merge in model["merges"]]
-    return dict(model["vocab"].items()), merged
+    vocab = dict(model["vocab"].items())
+    return vocab, without_second_ways(merged, vocab) + (whole_words(vocab, merged) if model.get("ignore_merges") else [])
+
+
+def without_second_ways(merged: list[str], vocab: dict[str, int]) -> list[str]:
+    """Return the tokens that merges make, each once, in the order of their ids where several ways lead to one.
+
+    Llama 3's file lists every way to make a token, sorted by the token's id: which pair comes first is up to the id alone.
+    Raises ValueError for second ways that aren't listed so.
+    """
+    once = list(dict.fromkeys(merged))
+    ids = [vocab.get(token, -1) for token in merged] if len(once) < len(merged) else []
+    if ids != sorted(ids):
+        raise ValueError("two of the merges make the same token")
+    return once
+
+
+def whole_words(vocab: dict[str, int], merged: list[str]) -> list[str]:
+    """Return the tokens that `ignore_merges` lets be words although no two other tokens make them."""
+    alphabet = set(byte_alphabet().values())
+    unmade = [token for token in vocab.keys() - {*alphabet, *merged} if not WHOLE_TOKEN.fullmatch(token)]
+    words = sorted(token for token in unmade if alphabet.issuperset(token))
+    return [word for word in words if not any(word[:i] in vocab and word[i:] in vocab for i in range(1, len(word)))]
 
 
 def _check(file: Path, vocab: dict[str, int], tokens: list[str], ids_follow_merges: bool, added: set[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from model.tokenizers.added import AddedToken
 from model.tokenizers.settings import (
     ADDED_TOKEN,
+    ADDS,
     AROUND,
     CLASSES,
     CONFIG,
@@ -65,6 +66,8 @@ class Description:
         wanted = config.get("tokenizer_class") or model_config.get("tokenizer_class")
         check_value(str(directory), "tokenizer_class", wanted, (*CLASSES[kind], *WHOLE_CLASSES))
         whole = wanted in WHOLE_CLASSES or (wanted is None and "model_type" not in model_config and bool(content))
+        if kind == "decoder" and content:
+            whole = True  # as the models were trained; the library's newest classes leave steps of SmolLM2's file out
         if whole and not content:
             raise UserError(f"{directory} has tokenizer_class = {wanted!r}, but no tokenizer.json")
         older = config.get("added_tokens_decoder") is None
@@ -87,8 +90,14 @@ class Description:
         SECTIONS.check(place, self.json)
         model = self.json.get("model")
         if isinstance(model, dict):  # else the vocabulary can't be read, which is said there
+            if self.kind == "decoder" and model.get("byte_fallback") is True:
+                raise UserError(
+                    f"{place} is a SentencePiece BPE (its model sets byte_fallback), as of Llama 2, which isn't supported; "
+                    "it must be byte-level BPE, as of SmolLM2, Qwen and Llama 3"
+                )
             MODEL[self.kind].check(f"{place}: its model", model)
-        if "post_processor" in self.json and (self.whole or self.kind == "gpt2"):  # the other classes build their own
+        own = self.kind in AROUND and (self.whole or self.kind == "gpt2")  # the other classes build their own
+        if own and "post_processor" in self.json:
             check_around(f"{place}: its post_processor", self.json["post_processor"], *AROUND[self.kind])
 
     def setting(self, name: str, default: bool | None) -> bool | None:
@@ -109,6 +118,20 @@ class Description:
             return None
         place = f"{self.directory}/tokenizer.json: its pre_tokenizer"
         return steps_of(place, self.json["pre_tokenizer"], PRE_TOKENIZERS, "pretokenizers")
+
+    def around(self) -> tuple[list[str], list[str], list[str]]:
+        """Return the special tokens in front of a text, between two, and behind. Raises UserError."""
+        for name in () if self.whole else ADDS:
+            check_value(f"{self.directory}/tokenizer_config.json", name, self.config.get(name), (False,))
+        place = f"{self.directory}/tokenizer.json: its post_processor"
+        steps = [step for step in processing(place, self.json.get("post_processor")) if step.get("type") != "ByteLevel"]
+        single, pair = (template_of(steps[0]) or ([], [])) if steps else (["A"], ["A", "B"])
+        if len(steps) < 2 and [token for token in pair if token in ("A", "B")] == ["A", "B"]:
+            a, b = pair.index("A"), pair.index("B")
+            start, between, end = pair[:a], pair[a + 1 : b], pair[b + 1 :]
+            if single == [*start, "A", *end]:
+                return start, between, end
+        raise UserError(f"{place} isn't supported; it must put the same tokens around two texts as around one")
 
     def refuse(self, section: str, value: object) -> UserError:
         """Return the error for a section that the library's class doesn't use."""
@@ -244,6 +267,15 @@ def added_token(entry: dict[str, Any], number: int) -> AddedToken:
 
 def check_around(place: str, processor: Any, single: list[str], pair: list[str]) -> None:
     """Raise UserError where a post_processor puts other tokens around one text or two than `Tokenizer.build`."""
+    done = [shown(step, single, pair) for step in processing(place, processor) if step.get("type") != "ByteLevel"]
+    if done != [(single, pair)] and (done or single != ["A"]):
+        raise UserError(
+            f"{place} isn't supported; it must put {' '.join(single)} around a text and {' '.join(pair)} around two"
+        )
+
+
+def processing(place: str, processor: Any) -> list[dict[str, Any]]:
+    """Return the steps of a post_processor. Raises UserError."""
     steps = [processor] if processor is not None else []
     if (
         isinstance(processor, dict)
@@ -253,11 +285,7 @@ def check_around(place: str, processor: Any, single: list[str], pair: list[str])
         steps = processor["processors"]
     if not all(isinstance(step, dict) for step in steps):
         raise UserError(f"{place} is {processor!r}, which isn't supported")
-    done = [shown(step, single, pair) for step in steps if step.get("type") != "ByteLevel"]
-    if done != [(single, pair)] and (done or single != ["A"]):
-        raise UserError(
-            f"{place} isn't supported; it must put {' '.join(single)} around a text and {' '.join(pair)} around two"
-        )
+    return steps
 
 
 def shown(step: dict[str, Any], single: list[str], pair: list[str]) -> Any:
@@ -265,9 +293,13 @@ def shown(step: dict[str, Any], single: list[str], pair: list[str]) -> Any:
     if step.get("type") in ("RobertaProcessing", "BertProcessing"):
         names = [value[0] if isinstance(value, list) and value else None for value in (step.get("cls"), step.get("sep"))]
         return (single, pair) if names == [single[0], single[-1]] else names
-    if step.get("type") != "TemplateProcessing":
-        return step.get("type")
+    return template_of(step) if step.get("type") == "TemplateProcessing" else step.get("type")
+
+
+def template_of(step: dict[str, Any]) -> tuple[list[str], list[str]] | None:
+    """Return what a TemplateProcessing puts around one text and around two, A and B, or None for another step."""
     try:
-        return tuple([next(iter(one.values()))["id"] for one in step[name]] for name in ("single", "pair"))
+        single, pair = ([next(iter(one.values()))["id"] for one in step[name]] for name in ("single", "pair"))
     except (KeyError, TypeError, AttributeError, StopIteration):
         return None
+    return (single, pair) if all(isinstance(token, str) for token in single + pair) else None

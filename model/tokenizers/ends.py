@@ -1,11 +1,11 @@
-"""Which tokens end and pad a text of a GPT-2: what the tokenizer's files name, else config.json, else <|endoftext|>."""
+"""Which tokens end and pad a text of a decoder: what the tokenizer's files name, else config.json, else <|endoftext|>."""
 
 from typing import Any
 
-from model.tokenizers.bpe import GPT2Tokenizer
+from model.tokenizers.bpe import BytePairTokenizer
 
 
-def set_ends(tokenizer: GPT2Tokenizer, config: Any) -> None:
+def set_ends(tokenizer: BytePairTokenizer, config: Any) -> None:
     """Set what a tokenizer takes for the end and the padding of a text, in place.
 
     config   the model's, with `end_ids` and `pad_id`

@@ -22,6 +22,7 @@ WORDPIECE_FILE_SETS = (ONE_FILE, ("vocab.txt",))
 
 FILE_SETS: tuple[FileSet, ...] = tuple(dict.fromkeys(BPE_FILE_SETS + WORDPIECE_FILE_SETS))
 LIBRARY_FILE_SETS = tuple(names for names in FILE_SETS if names != OPENAI_PAIR)
+SENTENCEPIECE = "tokenizer.model"  # isn't read
 SETTINGS_FILES = ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")  # any of them may be missing
 TOKENIZER_FILES = [*(name for names in LIBRARY_FILE_SETS for name in names), *SETTINGS_FILES]
 
@@ -38,6 +39,15 @@ def first_complete(directory: Path, file_sets: Iterable[FileSet]) -> list[Path] 
 def has_tokenizer_files(directory: Path) -> bool:
     """Return whether the files of any kind of tokenizer are there."""
     return first_complete(directory, FILE_SETS) is not None
+
+
+def refuse_sentencepiece(directory: Path) -> None:
+    """Raise UserError where the only tokenizer is SentencePiece's."""
+    if (directory / SENTENCEPIECE).is_file() and not has_tokenizer_files(directory):
+        raise UserError(
+            f"{directory / SENTENCEPIECE} is a SentencePiece tokenizer, which isn't supported; "
+            f"tokenizers are read from {choices(FILE_SETS)}"
+        )
 
 
 def choices(file_sets: Iterable[FileSet]) -> str:

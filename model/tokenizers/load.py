@@ -4,7 +4,8 @@ from pathlib import Path
 
 from model.registry import ARCHITECTURES
 from model.tokenizers.base import Tokenizer
-from model.tokenizers.bpe import START, GPT2Tokenizer, RobertaTokenizer, read_byte_pairs
+from model.tokenizers.bpe import END_OF_TEXT, START, GPT2Tokenizer, RobertaTokenizer, read_byte_pairs
+from model.tokenizers.decoder import DecoderTokenizer
 from model.tokenizers.files import FILE_SETS, choices, has_tokenizer_files
 from model.tokenizers.wordpiece import WordPieceTokenizer
 from utils.errors import UserError
@@ -14,6 +15,7 @@ KINDS: dict[str, type[Tokenizer]] = {
     "gpt2": GPT2Tokenizer,
     "roberta": RobertaTokenizer,
     "wordpiece": WordPieceTokenizer,
+    "decoder": DecoderTokenizer,
 }
 
 
@@ -44,7 +46,9 @@ def _kind_of_files(directory: Path) -> type[Tokenizer]:
     _, vocab, _ = read_byte_pairs(directory, "byte-level BPE")
     apart = _entry(one_file, "added_tokens")
     names = [token.get("content") for token in apart if isinstance(token, dict)] if isinstance(apart, list) else []
-    return RobertaTokenizer if START in (*vocab, *names) else GPT2Tokenizer  # RoBERTa's has <|endoftext|> too, unused
+    if START in (*vocab, *names):
+        return RobertaTokenizer  # it has <|endoftext|> too, unused
+    return GPT2Tokenizer if END_OF_TEXT in (*vocab, *names) else DecoderTokenizer
 
 
 def _entry(file: Path, *keys: str) -> object:

@@ -1,7 +1,7 @@
 """The keys of a tokenizer's JSON files in three lists: what is used, what changes no id, and what is refused.
 
-Three kinds of tokenizer: "gpt2", "roberta" and "wordpiece". The steps of tokenizer.json's normalizer and pre_tokenizer are
-listed in `model/tokenizers/steps.py`.
+Four kinds of tokenizer: "gpt2", "roberta", "wordpiece" and "decoder", which is byte-level BPE of newer decoders. The steps
+of tokenizer.json's normalizer and pre_tokenizer are listed in `model/tokenizers/steps.py`.
 """
 
 from utils.settings import KnownSettings
@@ -15,6 +15,11 @@ CLASSES = {
     "gpt2": ("GPT2Tokenizer", "GPT2TokenizerFast"),
     "roberta": ("RobertaTokenizer", "RobertaTokenizerFast"),
     "wordpiece": ("BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast"),
+    # Where there is a tokenizer.json, it counts as it stands for these too.
+    "decoder": (
+        *("Qwen2Tokenizer", "Qwen2TokenizerFast", "GPT2Tokenizer", "GPT2TokenizerFast"),
+        *("LlamaTokenizer", "LlamaTokenizerFast"),
+    ),
 }
 WHOLE_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
@@ -35,6 +40,7 @@ NAMES = {
         "pad_token": "[PAD]",
         "mask_token": "[MASK]",
     },
+    "decoder": {},
 }
 
 HARMLESS = {
@@ -66,6 +72,7 @@ _BPE_CONFIG = KnownSettings(
     HARMLESS | {"model_input_names": "the model has no token types"},
     REFUSED | {"do_lower_case": (False,), "do_lowercase": (False,)},
 )
+ADDS = ("add_bos_token", "add_eos_token")  # of a decoder: the library takes tokenizer.json's post_processor instead
 # tokenizer_config.json
 CONFIG = {
     "gpt2": _BPE_CONFIG,
@@ -79,6 +86,11 @@ CONFIG = {
         REFUSED | {"add_prefix_space": (False,), "model_input_names": (["input_ids", "token_type_ids", "attention_mask"],)},
     ),
 }
+
+_BPE = CONFIG["gpt2"]
+CONFIG["decoder"] = KnownSettings(
+    (*_BPE.used, *ADDS), _BPE.harmless, {name: allowed for name, allowed in _BPE.refused.items() if name not in ADDS}
+)
 
 # special_tokens_map.json; in added_tokens.json every key is a token and its value the id
 SPECIAL_TOKENS_MAP = KnownSettings((*NAMED, *FURTHER), {}, {})
@@ -118,7 +130,14 @@ MODEL = {
     ),
 }
 
-# What a post_processor of tokenizer.json may put around one text and two; A and B stand for them.
+MODEL["decoder"] = KnownSettings(
+    (*MODEL["gpt2"].used, "ignore_merges"),
+    {"fuse_unk": "nothing is unknown: a byte without a token vanishes"},
+    {name: allowed for name, allowed in MODEL["gpt2"].refused.items() if name != "ignore_merges"}
+    | {"unk_token": (), "byte_fallback": (False,)},
+)
+
+# What a post_processor of tokenizer.json may put around one text and two; A and B stand for them. A decoder's is read.
 AROUND = {
     "gpt2": (["A"], ["A", "B"]),
     "roberta": (["<s>", "A", "</s>"], ["<s>", "A", "</s>", "</s>", "B", "</s>"]),

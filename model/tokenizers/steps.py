@@ -8,11 +8,20 @@ from itertools import groupby
 from typing import Any
 
 from utils.errors import UserError
+from utils.settings import check_value
 
 Step = Callable[[str], str]
 
 # White space as Unicode defines it. Python's own `isspace` has four control characters more.
 WHITE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+
+# How byte-level tokenizers cut text into words before BPE: GPT-2 (openai/gpt-2, src/encoder.py), Qwen2 to Qwen3, Llama 3.
+GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+QWEN_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3_PATTERN = QWEN_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+SPLIT_PATTERNS = {"GPT-2": GPT2_PATTERN, "Qwen": QWEN_PATTERN, "Llama 3": LLAMA3_PATTERN}
 
 # Type of a step -> its options. Any other type, and any other option, is refused.
 NORMALIZERS: dict[str, dict[str, Any]] = {
@@ -30,6 +39,7 @@ NORMALIZERS: dict[str, dict[str, Any]] = {
 PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
     "ByteLevel": {"add_prefix_space": True, "trim_offsets": True, "use_regex": True},
     "Digits": {"individual_digits": False},
+    "Split": {"pattern": {"Regex": ""}, "behavior": "", "invert": False},
     "BertPreTokenizer": {},
 }
 
@@ -60,13 +70,9 @@ def has_type_of(value: object, default: object) -> bool:
     """Return whether a value is of the type of the option's default. An option without one takes a bool or none."""
     if default is None:
         return value is None or isinstance(value, bool)
-    if isinstance(default, dict):  # a pattern: a text, not a regular expression
-        return (
-            isinstance(value, dict)
-            and list(value) == ["String"]
-            and isinstance(value["String"], str)
-            and value["String"] != ""
-        )
+    if isinstance(default, dict):  # a pattern: either a text or a regular expression
+        (kind,) = default
+        return isinstance(value, dict) and list(value) == [kind] and isinstance(value[kind], str) and value[kind] != ""
     return type(value) is type(default)
 
 
@@ -117,21 +123,26 @@ class ByteLevel:
 
     digits      for each time that numbers are cut off before that: whether each digit is
     prefix      a space in front of what doesn't begin with one
-    by_pattern  into words, by GPT-2's pattern; else what is there so far is one word
+    pattern     of a word; None: what is there so far is one
     """
 
     digits: tuple[bool, ...] = ()
     prefix: bool = False
-    by_pattern: bool = True
+    pattern: str | None = GPT2_PATTERN
 
     @classmethod
     def of(cls, place: str, steps: list[dict[str, Any]]) -> "ByteLevel":
         """Return what the steps of a pre-tokenizer do. Raises UserError."""
         kinds = [step["type"] for step in steps]
+        if kinds == ["Split", "ByteLevel"]:
+            return cls(pattern=pattern_of(place, *steps))
         if kinds[-1:] != ["ByteLevel"] or set(kinds[:-1]) - {"Digits"}:
-            raise UserError(f"{place} is {', '.join(kinds) or None}; it must be ByteLevel, or Digits and then ByteLevel")
+            raise UserError(
+                f"{place} is {', '.join(kinds) or None}; it must be ByteLevel, Digits and then ByteLevel, "
+                "or Split and then ByteLevel"
+            )
         digits = tuple(step["individual_digits"] for step in steps[:-1])
-        return cls(digits, steps[-1]["add_prefix_space"], steps[-1]["use_regex"])
+        return cls(digits, steps[-1]["add_prefix_space"], GPT2_PATTERN if steps[-1]["use_regex"] else None)
 
     def pieces(self, text: str) -> Iterator[str]:
         """Yield the parts of a text that are cut further by the pattern, or are words."""
@@ -140,6 +151,21 @@ class ByteLevel:
             parts = [piece for part in parts for piece in cut_digits(part, individual)]
         for part in parts:
             yield f" {part}" if self.prefix and not part.startswith(" ") else part
+
+
+def pattern_of(place: str, split: dict[str, Any], byte_level: dict[str, Any]) -> str:
+    """Return the pattern of a Split whose words ByteLevel only turns into bytes. Raises UserError."""
+    pattern = split["pattern"]["Regex"]
+    if pattern not in SPLIT_PATTERNS.values():
+        raise UserError(
+            f"{place} Split has the pattern {pattern!r}, which isn't supported; known are those of "
+            f"{', '.join(SPLIT_PATTERNS)}"
+        )
+    check_value(f"{place} Split", "behavior", split["behavior"], ("Isolated",))
+    check_value(f"{place} Split", "invert", split["invert"], (False,))
+    for name in ("add_prefix_space", "use_regex"):
+        check_value(f"{place} ByteLevel behind a Split", name, byte_level[name], (False,))
+    return pattern
 
 
 def cut_digits(text: str, individual: bool) -> Iterator[str]:

@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 import regex
 
-from model.tokenizers.bpe import GPT2_PATTERN, byte_alphabet
+from model.tokenizers.bpe import byte_alphabet
+from model.tokenizers.steps import GPT2_PATTERN
 from model.tokenizers.wordpiece import MAX_WORD, SPECIAL_TOKENS, BasicTokenizer
 from tests.helpers.texts import ODD_TEXTS, SENTENCES, TEXTS
 from tools.learn_vocabulary import learn_merges, learn_vocabulary
