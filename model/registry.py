@@ -34,6 +34,7 @@ from model.llama_settings import (
 from model.names import BERT_NAMES, DISTILBERT_NAMES, GPT2_NAMES, LLAMA_NAMES, ROBERTA_NAMES, Entry, expand
 from model.tokenizers.base import Tokenizer
 from model.tokenizers.bpe import GPT2Tokenizer, RobertaTokenizer
+from model.tokenizers.decoder import DecoderTokenizer
 from model.tokenizers.wordpiece import WordPieceTokenizer
 from model.transformer import Transformer
 
@@ -241,7 +242,7 @@ def _llama_entry(model_type: str, config: type, hf_name: str, **own: Any) -> Arc
         lm_head=lambda model: LanguageModelHead(model.token_embedding, model.config.tied),
         classifier_head=_llama_classifier,
         position="flexible",
-        tokenizer=GPT2Tokenizer,
+        tokenizer=DecoderTokenizer,
         vocabulary_model="smollm2-135m-instruct",
         vocabulary_folder="smollm2-135m-instruct",
         default_dataset="spam",
