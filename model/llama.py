@@ -157,9 +157,10 @@ class SelfAttention(nn.Module):
 
         A method of its own, because prefix tuning adds to it (peft/prefix.py).
         """
-        dropout, shared = self.dropout if self.training else 0.0, self.n_heads // self.n_kv_heads
-        k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)  # [B, K, S, d] -> [B, H, S, d]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
+        dropout = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, enable_gqa=self.n_heads != self.n_kv_heads
+        )
 
 
 class FeedForward(nn.Module):

@@ -42,14 +42,10 @@ def choose(table: Table, row: Row, overrides: Run) -> Choice:
 
 
 def with_flags(row: Row, overrides: Run) -> Run:
-    """Return the row's run with the flags. A model that they name reads the token that the log's did, unless they say more."""
+    """Return the row's run with the flags. A model that they name reads the token that the log's did, unless more is said."""
     run = row.with_flags(overrides)
-    if (
-        not row.position
-        or not (overrides.model or overrides.checkpoint)
-        or run.trainable_token_pos
-        or run.average_embeddings
-    ):
+    is_open = not run.trainable_token_pos and not run.average_embeddings
+    if not row.position or not is_open or not (overrides.model or overrides.checkpoint):
         return run
     reads_it = architecture(run.source).position == row.position
     return run if reads_it else replace(run, trainable_token_pos=row.position)
