@@ -42,7 +42,7 @@ def choose(table: Table, row: Row, overrides: Run) -> Choice:
 
 
 def with_flags(row: Row, overrides: Run) -> Run:
-    """Return the row's run with the flags. A model that they name reads the token that the log's did, unless more is said."""
+    """Return the row's run with the flags. A model they name reads the token that the log's did, unless more is said."""
     run = row.with_flags(overrides)
     is_open = not run.trainable_token_pos and not run.average_embeddings
     if not row.position or not is_open or not (overrides.model or overrides.checkpoint):
