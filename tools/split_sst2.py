@@ -2,8 +2,8 @@
 
     python -m tools.split_sst2 DATA_DIR FIRST_DIR SECOND_DIR --sizes 5000 20000
 
-Each has a train.tsv of its own and the same dev.tsv. So a log that starts from a trained sentiment classifier can be repeated
-from a model that is none, and what is measured doesn't rest on sentences that were seen before.
+Each has a train.tsv of its own and the same dev.tsv. So a log that starts from a trained sentiment classifier can be
+repeated from a model that is none, and what is measured doesn't rest on sentences that were seen before.
 """
 
 import argparse
