@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from model import config_file, hub, weights
+from model.architecture import Architecture
 from model.heads import POSITIONS
-from model.registry import PUBLISHED, Architecture, architecture_of
+from model.registry import PUBLISHED, architecture_of
 from model.transformer import Transformer
 from utils.errors import UserError
 

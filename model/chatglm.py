@@ -47,10 +47,9 @@ class ChatGLMConfig:
 
     def __post_init__(self):
         check_heads(self.dim, self.n_heads)
-        if self.dim // self.n_heads % 4:
-            raise UserError(
-                f"the width of a head, {self.dim // self.n_heads}, must be divisible by 4: two halves turn in pairs"
-            )
+        head_dim = self.dim // self.n_heads
+        if head_dim % 4:
+            raise UserError(f"the width of a head, {head_dim}, must be divisible by 4: two halves turn in pairs")
 
 
 class SelfAttention(nn.Module):
@@ -213,7 +212,7 @@ class ChatGLM(Transformer):
     def block_inputs(
         self, hidden: torch.Tensor, attention_mask: torch.Tensor | None, positions: torch.Tensor | None
     ) -> tuple[torch.Tensor, Rotation]:
-        """Return what every block gets beside the hidden states, from what `layout` returns: mask [B, 1, T, T], rotation."""
+        """Return what every block gets beside the hidden states, from what `layout` returns: mask and rotation."""
         if attention_mask is None or positions is None:
             raise UserError("a ChatGLM's blocks need the mask and positions that layout(input_ids, attention_mask) returns")
         return attention_mask[:, None], self.rotation(positions)

@@ -43,6 +43,7 @@ REPOSITORIES = {
     "smollm2-1.7b-instruct": ("HuggingFaceTB/SmolLM2-1.7B-Instruct",),
     "qwen2.5-0.5b-instruct": ("Qwen/Qwen2.5-0.5B-Instruct",),
     "qwen3-0.6b": ("Qwen/Qwen3-0.6B",),
+    "chatglm-6b": ("THUDM/chatglm-6b",),
     "llama-3.2-1b-instruct": ("meta-llama/Llama-3.2-1B-Instruct",),
 }
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name; "./name" and "/a/b" are paths
