@@ -182,5 +182,5 @@ def test_an_adapter_that_no_flag_names_is_not_passed_over(alone, small_checkpoin
         with pytest.raises(UserError, match=message):
             experiments.main([flag, "model", *flags])
     if whole:  # named, it is read
-        with pytest.raises(UserError, match="--adapter model has no adapter_model.safetensors"):
+        with pytest.raises(UserError, match=r"--adapter model has no adapter_model\.safetensors"):
             experiments.main(["--checkpoint", "model", "--adapter", "model", "--dataset", "persona"])
