@@ -17,7 +17,7 @@ from model.registry import ARCHITECTURES
 from model.tokenizers.base import Tokenizer
 from pipeline.flags import typed
 from pipeline.inputs import find_tokenizer_folder, read_tokenizer
-from pipeline.job import choose_model
+from pipeline.job import check_adapter_is_named, choose_model
 from pipeline.reload import load_run
 from training.device import pick_device
 from utils.errors import UserError
@@ -96,6 +96,7 @@ def make_speaker(overrides: Run, directory: str | None, sampling: dict) -> Speak
 
 def untrained_speaker(overrides: Run, sampling: Sampling, device: torch.device) -> Speaker:
     """Return a speaker with a model as it comes. Raises UserError."""
+    check_adapter_is_named(overrides)
     run, reason = choose_model(overrides, get_task(ARCHITECTURES["gpt2"].default_dataset))
     run = resolve(run, {"seed": 123})
     model = from_pretrained(run.source, head="lm", random_weights=run.weights == "random", seed=run.seed)
