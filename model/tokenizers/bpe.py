@@ -143,6 +143,7 @@ class BytePairTokenizer(Tokenizer):
         _check(file, vocab, tokens, cls.ids_follow_merges, {token.content for token in added})
         tokenizer = cls(tokens, vocab, added, *how)
         tokenizer.special_tokens, tokenizer.named = special, described.named()
+        tokenizer.chat_template = described.chat_template()
         tokenizer.set_up(described, vocab)
         return tokenizer
 

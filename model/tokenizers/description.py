@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from model.tokenizers.added import AddedToken
+from model.tokenizers.files import CHAT_TEMPLATE
 from model.tokenizers.settings import (
     ADDED_TOKEN,
     ADDS,
@@ -132,6 +133,23 @@ class Description:
             if single == [*start, "A", *end]:
                 return start, between, end
         raise UserError(f"{place} isn't supported; it must put the same tokens around two texts as around one")
+
+    def chat_template(self) -> str | None:
+        """Return the model's own template for dialogues: in a file of its own, else in tokenizer_config.json.
+
+        Of several with names it is the default one. Raises UserError.
+        """
+        file, template = self.directory / CHAT_TEMPLATE, self.config.get("chat_template")
+        try:
+            template = file.read_text(encoding="utf-8") if file.is_file() else template
+        except (OSError, ValueError) as error:
+            raise UserError(f"can't read {file}: {error}") from None
+        if isinstance(template, list):
+            named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
+            template = named[0].get("template") if named else None
+        if template is not None and not isinstance(template, str):
+            raise UserError(f"{self.directory}/tokenizer_config.json sets chat_template to {template!r}; it must be a text")
+        return template
 
     def refuse(self, section: str, value: object) -> UserError:
         """Return the error for a section that the library's class doesn't use."""

@@ -213,7 +213,7 @@ BAD = {
         ["--generate", "Hi", "--temperature", "-1"],
         "--temperature is -1.0; it must be 0 (the likeliest",
     ),
-    "an unknown template": (["--generate", "Hi", "--template", "x"], "--template is 'x'; choose default, alpaca"),
+    "an unknown template": (["--generate", "Hi", "--template", "x"], "--template is 'x'; choose default, plain, alpaca"),
 }
 
 
