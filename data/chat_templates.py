@@ -1,16 +1,18 @@
 """Which template a model's own `chat_template` is. That one is a program in Jinja; it is compared with known ones, not run.
 
-A known one is compared in full where it writes plain dialogues. Its parts about tools may be anything. What it says of
-itself, the default system message or a date, is taken from the text.
+A known one is compared in full where it writes plain dialogues; what it does about tools may be anything. What it says of
+itself, a default system message or a date, is taken from the text.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 from data.templates import CHAT_TEMPLATES, PLAIN, Template, llama31
 from model.tokenizers.base import Tokenizer
 
-ANYTHING = "…"
+BRANCH = "…"  # anything, in a branch that no plain dialogue takes
+SILENT = "‥"  # what writes nothing in a plain dialogue: statements, and blocks about tools
 # Statements and expressions as `simplified` writes them. <prefix> and <date> are what the text says of itself.
 USER = "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}"
 CONTENT = USER.replace("message.content", "content")
@@ -25,16 +27,27 @@ READS_CONTENT = (
     "{% if message.content is string %}{% set content = message.content %}{% else %}{% set content = '' %}{% endif %}"
 )
 QWEN3 = (
-    "{% if tools %}…{% else %}"
-    + SYSTEM
-    + "{% endif %}{% endif %}{% set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}…"
-    "{% endfor %}{% for message in messages %}<user>{% elif message.role == 'assistant' %}…"
-    "{% if loop.index0 > ns.last_query_index %}{% if loop.last or (not loop.last and reasoning_content) %}"
-    "{{ '<|im_start|>' + message.role + '\n<think>\n' + reasoning_content.strip('\n') + '\n</think>\n\n' + "
-    "content.lstrip('\n') }}{% else %}{{ '<|im_start|>' + message.role + '\n' + content }}{% endif %}"
-    "{% else %}{{ '<|im_start|>' + message.role + '\n' + content }}{% endif %}…{% endfor %}"
+    "{% if tools %}…{% else %}" + SYSTEM + "{% endif %}{% endif %}"
+    "{% set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}"
+    "{% for message in messages[::-1] %}‥{% endfor %}{% for message in messages %}<user>"
+    "{% elif message.role == 'assistant' %}‥{% if loop.index0 > ns.last_query_index %}"
+    "{% if loop.last or (not loop.last and reasoning_content) %}{{ '<|im_start|>' + message.role + '\n<think>\n' + "
+    "reasoning_content.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') }}{% else %}"
+    "{{ '<|im_start|>' + message.role + '\n' + content }}{% endif %}{% else %}"
+    "{{ '<|im_start|>' + message.role + '\n' + content }}{% endif %}{% if message.tool_calls %}…{% endif %}"
+    "{{ '<|im_end|>\n' }}{% elif message.role == 'tool' %}…{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% if enable_thinking is defined and "
     "enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+LLAMA31 = (
+    "{{ bos_token }}‥{% set date_string = '<date>' %}‥{% if messages[0].role == 'system' %}"
+    "{% set system_message = messages[0].content|trim %}{% set messages = messages[1:] %}{% else %}"
+    "{% set system_message = '' %}{% endif %}{{ '<|start_header_id|>system<|end_header_id|>\n\n' }}‥"
+    "{{ 'Cutting Knowledge Date: December 2023\n' }}{{ 'Today Date: ' + date_string + '\n\n' }}‥"
+    "{{ system_message }}{{ '<|eot_id|>' }}‥{% for message in messages %}"
+    "{% if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}"
+    "{{ " + HEADER + " }}{% elif 'tool_calls' in message %}…{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}" + ASKS_LLAMA + "{% endif %}"
 )
 KNOWN: list[tuple[str, str]] = [
     ("chatml", "{% for message in messages %}" + USER + "{% endfor %}" + ASKS),
@@ -46,27 +59,14 @@ KNOWN: list[tuple[str, str]] = [
     (
         "qwen2.5",
         "{% if tools %}…{% else %}" + SYSTEM + "{% else %}{{ '<|im_start|>system\n<prefix><|im_end|>\n' }}{% endif %}"
-        "{% endif %}{% for message in messages %}{% if "
-        + TURNS
-        + " or (message.role == 'assistant' and not message.tool_calls)"
-        " %}" + USER + "{% elif message.role == 'assistant' %}…{% endif %}{% endfor %}" + ASKS,
+        "{% endif %}{% for message in messages %}{% if " + TURNS + " or (message.role == 'assistant' and "
+        "not message.tool_calls) %}" + USER + "{% elif message.role == 'assistant' %}…{% endif %}{% endfor %}" + ASKS,
     ),
     ("qwen3", QWEN3.replace("<user>", "{% if " + TURNS + " %}" + USER)),
     ("qwen3", QWEN3.replace("<user>", READS_CONTENT + "{% if " + TURNS + " %}" + CONTENT)),
     ("llama3", LLAMA + "{% if add_generation_prompt %}" + ASKS_LLAMA + "{% endif %}"),
     ("llama3", LLAMA + ASKS_LLAMA),
-    (
-        "llama3.1",
-        "{{ bos_token }}…{% set date_string = '<date>' %}…{% if messages[0].role == 'system' %}{% set system_message = "
-        "messages[0].content|trim %}{% set messages = messages[1:] %}{% else %}{% set system_message = '' %}{% endif %}"
-        "{{ '<|start_header_id|>system<|end_header_id|>\n\n' }}…{{ 'Cutting Knowledge Date: December 2023\n' }}"
-        "{{ 'Today Date: ' + date_string + '\n\n' }}…{{ system_message }}{{ '<|eot_id|>' }}…{% for message in messages %}"
-        "{% if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}{{ "
-        + HEADER
-        + " }}{% elif …{% endif %}{% endfor %}{% if add_generation_prompt %}"
-        + ASKS_LLAMA
-        + "{% endif %}",
-    ),
+    ("llama3.1", LLAMA31),
 ]
 
 
@@ -82,17 +82,58 @@ def simplified(text: str) -> str:
     return re.sub(r"\['(\w+)'\]", r".\1", text).strip()
 
 
-def said_by(known: str, text: str) -> dict[str, str] | None:
-    """Return what a simplified template says where `known` has <prefix> and <date>, or None where it is another one."""
-    said, place, parts = {}, 0, known.split(ANYTHING)
-    for number, part in enumerate(parts):
-        pattern = re.sub("<(prefix|date)>", r"(?P<\1>[^'{}]*)", re.escape(part)) + (r"\Z" if part is parts[-1] else "")
-        found = re.compile(pattern).search(text, place) if number else re.compile(pattern).match(text)
-        if found is None:
-            return None
-        said |= found.groupdict()
-        place = found.end()
-    return said
+def said_by(known: str, text: str, place: int = 0) -> dict[str, str] | None:
+    """Return what a simplified template says from `place` on where `known` has <prefix> and <date>; None: it is another."""
+    part, gap, rest = re.fullmatch(f"(.*?)(?:([{BRANCH}{SILENT}])(.*))?", known, re.DOTALL).groups()
+    pattern = re.compile(re.sub("<(prefix|date)>", r"(?P<\1>[^'{}]*)", re.escape(part)))
+    found = pattern.match(text, place)
+    if found is None or (gap is None and found.end() < len(text)):
+        return None
+    if gap is None:
+        return found.groupdict()
+    next_part = re.split(f"[{BRANCH}{SILENT}]", rest)[0]
+    may_stand = is_branch if gap == BRANCH else is_silent
+    for start in places_of(next_part, text, found.end()):
+        if may_stand(text[found.end() : start]):
+            said = said_by(rest, text, start)
+            return None if said is None else found.groupdict() | said
+    return None
+
+
+def places_of(part: str, text: str, place: int) -> Iterator[int]:
+    """Yield where a part of a known template begins in a text, from `place` on."""
+    pattern = re.compile(re.sub("<(prefix|date)>", "[^'{}]*", re.escape(part)))
+    return (found.start() for found in pattern.finditer(text, place))
+
+
+def is_branch(gap: str) -> bool:
+    """Return whether a part of a template is within one branch, and others about tools: its blocks end where they began."""
+    depth = 0
+    for statement in re.findall(r"\{% .*? %\}", gap, re.DOTALL):
+        if depth == 0 and (statement == "{% else %}" or (statement.startswith("{% elif") and "tool" not in statement)):
+            return False
+        depth += change_of_depth(statement)
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def is_silent(gap: str) -> bool:
+    """Return whether a part of a template writes nothing in a dialogue without tools."""
+    depth = 0  # within a block about tools
+    for part in re.split(r"(\{% .*? %\})", gap, flags=re.DOTALL):
+        if depth == 1 and part.startswith(("{% else", "{% elif")):
+            return False
+        if depth or (part.startswith("{% if") and "tool" in part):
+            depth += change_of_depth(part)
+        elif part and not part.startswith("{% "):
+            return False
+    return depth == 0
+
+
+def change_of_depth(part: str) -> int:
+    """Return 1 where a statement begins a block, -1 where it ends one, else 0."""
+    return part.startswith(("{% if ", "{% for ")) - part.startswith(("{% endif", "{% endfor"))
 
 
 def recognized(text: str) -> Template | None:

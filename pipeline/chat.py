@@ -37,7 +37,7 @@ class Speaker:
         self, model: nn.Module, tokenizer: Tokenizer, run: Run, description: str, sampling: Sampling, device: torch.device
     ):
         if getattr(model.head, "kind", None) != "lm" or not hasattr(tokenizer, "end_of_text"):
-            raise UserError(f"{description} doesn't write; choose a GPT-2 or a Llama, or a run that was trained on dialogues")
+            raise UserError(f"{description} doesn't write; choose a GPT-2, a Llama, or a run on dialogues")
         self.model, self.tokenizer = model.to(device), tokenizer
         self.description, self.sampling, self.seed = description, sampling, run.seed
         self.device, self.context_length = device, model.config.context_length

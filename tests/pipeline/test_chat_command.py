@@ -126,7 +126,7 @@ def test_a_classifier_of_several_stages_is_had_again_and_does_not_write(experime
     saved = load_run(directory)
     ids = torch.randint(100, (2, 9))
     torch.testing.assert_close(saved.model(ids), measured[-1].eval()(ids), atol=1e-5, rtol=1e-5)
-    with pytest.raises(UserError, match="doesn't write; choose a GPT-2, or a run that was trained on dialogues"):
+    with pytest.raises(UserError, match="doesn't write; choose a GPT-2, a Llama, or a run on dialogues"):
         chat.make_speaker(Run(), str(directory), {})
 
 
