@@ -277,7 +277,7 @@ class Run:
 
     @property
     def source(self) -> str | None:
-        """What the model is read from: a directory or a name."""
+        """Return what the model is read from: a directory or a name."""
         return self.checkpoint or self.model
 
     def __post_init__(self):

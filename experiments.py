@@ -49,11 +49,11 @@ def run_one(run: Run, overrides: Run, argv: list[str]) -> int:
 
 def run_row(overrides: Run, options: dict, argv: list[str]) -> int:
     """Train one published row (`--row`)."""
-    from pipeline.stand_ins import choose_dialogues
+    from pipeline.stand_ins import choose_dialogues, with_flags
 
     row, table = find_row(options["row"]), get_table(options["row"].rpartition(":")[0] or "spam")
     if not table.dialogues_file:
-        return run_one(row.with_flags(overrides), overrides, argv)
+        return run_one(with_flags(row, overrides), overrides, argv)
     choice = choose_dialogues(table, row, overrides)
     for note in choice.notes:
         print(f"note     {note}")

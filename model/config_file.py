@@ -29,11 +29,11 @@ def read_config(directory: Path) -> tuple[Any, tuple[str, ...] | None]:
     if problem:
         raise UserError(f"{path} {problem}")
     config = _config_from(path, settings | _ends_of_generation(directory), architecture)
-    for name, allowed in architecture.fixed_settings(config).items():
-        if settings.get(name, allowed[0]) not in allowed:
-            values = " or ".join(map(repr, allowed))
-            raise UserError(f"{path} sets {name} to {settings[name]!r}; {architecture.model_type} has {values}")
     known_settings(architecture, config).check(str(path), settings)
+    for name, allowed in architecture.fixed_settings(config).items():
+        if settings.get(name, allowed[0]) is None and None not in allowed:  # null isn't the library's default for these
+            values = " or ".join(map(repr, allowed))
+            raise UserError(f"{path} sets {name} to None; {architecture.model_type} has {values}")
     for name in ("bos_token_id", "eos_token_id"):
         if settings.get(name) is not None:
             _check(path, name, settings[name], "end_ids" if name == "eos_token_id" else "start_id", default=None)
@@ -66,6 +66,10 @@ def _config_from(path: Path, settings: dict, architecture: Architecture) -> Any:
         if hf_name in settings and not (value is None and field in MAY_BE_NULL):
             _check(path, hf_name, value, field, default=getattr(architecture.config, field))
             values[field] = value
+    try:
+        values |= architecture.read_settings(settings)
+    except UserError as error:
+        raise UserError(f"{path} {error}") from None
     if "end_ids" in architecture.settings:
         values |= _tokens_of(values, values.get("vocab_size", architecture.config.vocab_size))
     try:
@@ -93,7 +97,7 @@ def _ends_of_generation(directory: Path) -> dict:
 
 
 def _tokens_of(values: dict, vocab_size: int) -> dict:
-    """Return the ids of a GPT-2's tokens with a meaning, without those that its vocabulary doesn't have."""
+    """Return the ids of a decoder's tokens with a meaning, without those that its vocabulary doesn't have."""
     ends = values.get("end_ids", [])
     ids = {"start_id": values.get("start_id"), "pad_id": values.get("pad_id")}
     ids = {name: number if number in range(vocab_size) else None for name, number in ids.items()}

@@ -6,6 +6,7 @@ its kind; here stands what is said of all of them.
 
 from typing import Any
 
+from model.llama_settings import LLAMA_LIBRARY_DEFAULTS
 from model.registry import Architecture
 from utils.settings import KnownSettings
 
@@ -27,10 +28,13 @@ ALIASES = {
 }
 
 # What the library takes for a setting that config.json lacks, where the published model of the kind has something else.
-LIBRARY_DEFAULTS = {"roberta": {"max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-12}}
+LIBRARY_DEFAULTS = LLAMA_LIBRARY_DEFAULTS | {
+    "roberta": {"max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-12}
+}
 
 HARMLESS = {
-    "_name_or_path _commit_hash _num_labels name_or_path architectures transformers_version finetuning_task "
+    "_name_or_path _commit_hash _num_labels name_or_path is_llama_config transformers.js_config "
+    "architectures transformers_version finetuning_task "
     "task_specific_params language name vocab_file": "notes on where the model comes from",
     "embd_pdrop resid_pdrop attn_pdrop attention_probs_dropout_prob attention_dropout qa_dropout hidden_dropout": (
         "the dropout of a run is that of `--dropout`"
@@ -77,12 +81,14 @@ EVERYWHERE = KnownSettings(USED, HARMLESS, REFUSED)
 def known_settings(architecture: Architecture, config: Any) -> KnownSettings:
     """Return the three lists for the config.json of an architecture; `config` is what has been read of it."""
     own = own_settings(architecture, config)
-    return KnownSettings((*EVERYWHERE.used, *own.used), HARMLESS, {**REFUSED, **own.refused})
+    refused = {name: allowed for name, allowed in {**REFUSED, **own.refused}.items() if name not in own.used}
+    return KnownSettings((*EVERYWHERE.used, *own.used), HARMLESS, refused)
 
 
 def own_settings(architecture: Architecture, config: Any) -> KnownSettings:
     """Return what an architecture has beside `EVERYWHERE`."""
-    used = dict.fromkeys((*architecture.settings.values(), *ALIASES.get(architecture.model_type, {})))
+    own = (*architecture.settings.values(), *architecture.settings_read, *ALIASES.get(architecture.model_type, {}))
+    used = dict.fromkeys(own)
     return KnownSettings(tuple(name for name in used if name not in USED), {}, architecture.fixed_settings(config))
 
 

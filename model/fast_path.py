@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from model.heads import take
+from model.llama import Rotation, rotate, window_mask
 from model.transformer import Transformer, causal_mask, make_mask
 from model.vocabulary_loss import vocabulary_loss
 from utils.errors import UserError
@@ -33,12 +34,13 @@ def loss(model: Transformer, batch: Any, ignore_index: int) -> tuple[torch.Tenso
     hidden, start = first_states(model, batch)
     mask = batch.visible()
     if batch.labels.ndim == 1:
-        scores = logits_of(model, hidden) if start is None else logits(model, hidden, mask, batch.lengths, start)
+        known = start is None
+        scores = logits_of(model, hidden) if known else logits(model, hidden, mask, batch.lengths, start, batch.positions)
         scores = scores.float()  # [B, C]
         total = F.cross_entropy(scores, batch.labels, ignore_index=ignore_index, reduction="sum")
         return total, scores.argmax(dim=-1), batch.labels
     assert start is not None  # only a classifier's states can lie behind the last block
-    hidden = model.final_norm(run_blocks(model, hidden, start, mask))  # [B, T, D]
+    hidden = model.final_norm(run_blocks(model, hidden, start, mask, batch.positions))  # [B, T, D]
     hidden = model.head.prepare(hidden.flatten(0, 1)[batch.targets])  # [B T, D] -> [N, D]
     labels = batch.labels.flatten()[batch.targets]  # [N]
     total, predictions = vocabulary_loss(hidden, model.head, labels, ignore_index)
@@ -51,12 +53,13 @@ def logits(
     attention_mask: torch.Tensor | None = None,
     lengths: torch.Tensor | None = None,
     start: int = 0,
+    positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the logits that `forward` returns, from the hidden states [B, T, D] that enter block `start`."""
     if model.head.rows(hidden, attention_mask, lengths) is None:  # it reads every position
-        hidden = run_blocks(model, hidden, start, attention_mask)  # [B, T, D]
+        hidden = run_blocks(model, hidden, start, attention_mask, positions)  # [B, T, D]
         return model.head(model.final_norm(hidden), attention_mask, lengths)
-    return logits_of(model, states_read(model, hidden, attention_mask, lengths, start))
+    return logits_of(model, states_read(model, hidden, attention_mask, lengths, start, positions))
 
 
 def first_states(model: Transformer, batch: Any) -> tuple[torch.Tensor, int | None]:
@@ -75,6 +78,7 @@ def states_read(
     attention_mask: torch.Tensor | None,
     lengths: torch.Tensor | None,
     start: int = 0,
+    positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return all that a head of one position reads [B, 1 + taps, D], from the states [B, T, D] that enter block `start`.
 
@@ -83,11 +87,12 @@ def states_read(
     rows = model.head.rows(hidden, attention_mask, lengths)  # [B]
     last = len(model.blocks) - 1
     if start > last or model.prompt is not None or is_sharded(model.blocks[last]):
-        last_states = take(run_blocks(model, hidden, start, attention_mask), rows)  # [B, T, D] -> [B, D]
+        last_states = take(run_blocks(model, hidden, start, attention_mask, positions), rows)  # [B, T, D] -> [B, D]
     else:
-        entering = run_blocks(model, hidden, start, attention_mask, stop=last)  # [B, T, D]
+        entering = run_blocks(model, hidden, start, attention_mask, positions, stop=last)  # [B, T, D]
+        _, *turns = model.block_inputs(entering, attention_mask, positions)
         mask = visible_to(rows, entering.shape[1], attention_mask, model.config.causal)
-        output = call(model, run_block, model.blocks[last], entering, mask, rows)  # [B, 1, D]
+        output = call(model, run_block, model.blocks[last], entering, mask, rows, None, False, *turns)  # [B, 1, D]
         if f"blocks.{last}" in model.head.taps:
             model.head.capture(f"blocks.{last}", output)
         last_states = output.squeeze(1)  # [B, D]
@@ -106,12 +111,13 @@ def run_blocks(
     hidden: torch.Tensor,
     start: int,
     attention_mask: torch.Tensor | None,
+    positions: torch.Tensor | None = None,
     stop: int | None = None,
 ) -> torch.Tensor:
     """Run blocks start..stop-1 as `Transformer.run_blocks` does, with gradient checkpointing where that is on."""
-    mask = None if attention_mask is None else make_mask(attention_mask, model.config.causal)
+    inputs = model.block_inputs(hidden, attention_mask, positions)
     for block in model.blocks[start:stop]:
-        hidden = call(model, block, hidden, mask)  # [B, T, D]
+        hidden = call(model, block, hidden, *inputs)  # [B, T, D]
     return hidden
 
 
@@ -145,8 +151,9 @@ def run_block(
     rows: torch.Tensor | None = None,
     cache: "LayerCache | None" = None,
     is_causal: bool = False,
+    rotation: Rotation | None = None,
 ) -> torch.Tensor:
-    """Return what block(x, mask) returns, for [B, T, D] -> [B, T, D], but
+    """Return what block(x, mask) or block(x, mask, rotation) returns, for [B, T, D] -> [B, T, D], but
 
     rows    [B]: only at this position of each text -> [B, 1, D]
     cache   for positions that follow those in the cache, which they see too
@@ -154,7 +161,11 @@ def run_block(
     normed = block.attn_norm(x) if block.norm_first else x
     queries = normed if rows is None else take(normed, rows).unsqueeze(1)  # [B, T, D] or [B, 1, D]
     x = x if rows is None else take(x, rows).unsqueeze(1)
-    attended = block.attn_dropout(attention(block.attn, queries, normed, mask, cache, is_causal))
+    if rotation is None:
+        attended = attention(block.attn, queries, normed, mask, cache, is_causal)
+    else:
+        attended = rotary_attention(block.attn, queries, normed, mask, cache, is_causal, rotation, rows)
+    attended = block.attn_dropout(attended)
     if block.norm_first:
         x = x + attended
         return x + block.mlp_dropout(block.mlp(block.mlp_norm(x)))
@@ -171,12 +182,53 @@ def attention(
     is_causal: bool,
 ) -> torch.Tensor:
     """Return what positions `queries` [B, Q, D] take from those of `context` [B, T, D] and of the cache -> [B, Q, D]."""
-    q = attn.q(queries).unflatten(-1, (attn.n_heads, -1)).transpose(1, 2)  # [B, H, Q, D/H]
-    k = attn.k(context).unflatten(-1, (attn.n_heads, -1)).transpose(1, 2)  # [B, H, T, D/H]
-    v = attn.v(context).unflatten(-1, (attn.n_heads, -1)).transpose(1, 2)
+    q = in_heads(attn.q(queries), attn.n_heads)  # [B, H, Q, D/H]
+    k = in_heads(attn.k(context), attn.n_heads)  # [B, H, T, D/H]
+    v = in_heads(attn.v(context), attn.n_heads)
     if cache is not None:
         k, v = cache.extend(k, v)  # [B, H, S + T, D/H]
     return attn.out(attn.attend(q, k, v, mask, is_causal).transpose(1, 2).flatten(2))
+
+
+def rotary_attention(
+    attn: Any,
+    queries: torch.Tensor,
+    context: torch.Tensor,
+    mask: torch.Tensor | None,
+    cache: "LayerCache | None",
+    is_causal: bool,
+    rotation: Rotation,
+    rows: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return the same for a layer of model/llama.py. The cache holds keys that are turned already.
+
+    rotation   of the T positions of `context`
+    rows       [B], which of them the only query of each text is; None: the queries are all T
+    """
+    q = attn.q_norm(in_heads(attn.q(queries), attn.n_heads))  # [B, H, Q, d]
+    k = attn.k_norm(in_heads(attn.k(context), attn.n_kv_heads))  # [B, K, T, d]
+    v = in_heads(attn.v(context), attn.n_kv_heads)
+    if attn.rotates:
+        of_queries = rotation if rows is None else rotation_at(rotation, rows)
+        q, k = rotate(q, of_queries), rotate(k, rotation)
+    if cache is not None:
+        k, v = cache.extend(k, v)  # [B, K, S + T, d]
+    if attn.window is not None:
+        n_keys = k.shape[2]
+        places = torch.arange(n_keys - q.shape[2], n_keys, device=q.device) if rows is None else rows[:, None, None]
+        mask, is_causal = window_mask(mask, places, n_keys, attn.window, attn.causal), False
+    return attn.out(attn.attend(q, k, v, mask, is_causal).transpose(1, 2).flatten(2))
+
+
+def in_heads(x: torch.Tensor, n_heads: int) -> torch.Tensor:
+    """Return vectors cut into heads, [B, T, H d] -> [B, H, T, d]."""
+    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+
+
+def rotation_at(rotation: Rotation, rows: torch.Tensor) -> Rotation:
+    """Return the rotation of one position of each text: [B or 1, 1, T, d/2] and [B] -> [B, 1, 1, d/2], twice."""
+    cos, sin = (one.squeeze(1).expand(len(rows), -1, -1) for one in rotation)  # [B, T, d/2]
+    return take(cos, rows)[:, None, None], take(sin, rows)[:, None, None]
 
 
 class LayerCache:
@@ -220,13 +272,16 @@ def next_logits(
     """Return a language model's scores for the token after the last position: [B, T] -> [B, V].
 
     attention_mask  [B, S + T], the S positions in the cache included; None: everything is real
-    positions       [B, T], the place of each token in its text; shorter texts of the batch are padded on the left
+    positions       [B, T], the place of each token in its text; shorter texts of the batch are padded on the left. None:
+                    0, 1, 2, ..., right for the first call alone
     """
     hidden, n_cached = model.embed(input_ids, positions=positions), len(cache)  # [B, T, D]
+    places = torch.arange(hidden.shape[1], device=hidden.device)[None] if positions is None else positions  # [B or 1, T]
     if model.prompt is not None:  # it stands in front of every text, and in the cache from the first call on
         attention_mask = model.prompt.widen(attention_mask)
-        hidden = hidden if n_cached else model.prompt.prepend(hidden)  # [B, P + T, D]
-    length = hidden.shape[1]
+        if not n_cached:
+            hidden, places = model.prompt.prepend(hidden), model.prompt.widen_positions(places)  # [B, P + T, D]
+    length, rotation = hidden.shape[1], model.rotation(places)
     if attention_mask is not None:
         own = causal_mask(length, n_cached, hidden.device)  # [T, S + T]
         mask, is_causal = attention_mask.bool()[:, None, None, :] & own, False  # [B, 1, T, S + T]
@@ -235,5 +290,5 @@ def next_logits(
     else:  # SDPA's own switch counts from the first key, so it serves the first call alone; a single position sees all
         mask, is_causal = None, not n_cached
     for block, layer in zip(model.blocks, cache.layers, strict=True):
-        hidden = run_block(block, hidden, mask, cache=layer, is_causal=is_causal)  # [B, T, D]
+        hidden = run_block(block, hidden, mask, cache=layer, is_causal=is_causal, rotation=rotation)  # [B, T, D]
     return model.head(model.final_norm(hidden[:, -1:])).squeeze(1)  # [B, 1, V] -> [B, V]

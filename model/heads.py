@@ -89,6 +89,8 @@ class ClassifierHead(nn.Module):
               known from the attention mask or, without one, from `lengths`.
     average   the mean over all positions (over the real ones where an attention mask is given) instead of one of them.
 
+    bias      whether the Linear layer has one. The published classifiers of GPT-2 and Llama have none.
+
     `labels` are the names of the classes where the checkpoint gives them names. `order` are the checkpoint's numbers of the
     classes that were kept, where not all were or in another order. `taps` are the paths of modules whose output a subclass
     reads too (peft/bypass.py).
@@ -99,9 +101,9 @@ class ClassifierHead(nn.Module):
     labels: tuple[str, ...] | None = None
     order: tuple[int, ...] | None = None
 
-    def __init__(self, dim: int, num_labels: int, position: str = "last", average: bool = False):
+    def __init__(self, dim: int, num_labels: int, position: str = "last", average: bool = False, bias: bool = True):
         super().__init__()
-        self.classifier = nn.Linear(dim, num_labels)
+        self.classifier = nn.Linear(dim, num_labels, bias=bias)
         self.position = position
         self.average = average
 

@@ -37,6 +37,13 @@ REPOSITORIES = {
     "distilbert-base-uncased": ("distilbert/distilbert-base-uncased", "distilbert-base-uncased"),
     "bert-base-uncased": ("google-bert/bert-base-uncased", "bert-base-uncased"),
     "roberta-base": ("FacebookAI/roberta-base", "roberta-base"),
+    "smollm2-135m": ("HuggingFaceTB/SmolLM2-135M",),
+    "smollm2-135m-instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct",),
+    "smollm2-360m-instruct": ("HuggingFaceTB/SmolLM2-360M-Instruct",),
+    "smollm2-1.7b-instruct": ("HuggingFaceTB/SmolLM2-1.7B-Instruct",),
+    "qwen2.5-0.5b-instruct": ("Qwen/Qwen2.5-0.5B-Instruct",),
+    "qwen3-0.6b": ("Qwen/Qwen3-0.6B",),
+    "llama-3.2-1b-instruct": ("meta-llama/Llama-3.2-1B-Instruct",),
 }
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name; "./name" and "/a/b" are paths
 OLD_NAME = re.compile(r"\w[\w.-]*")  # the oldest repositories have no owner: gpt2, distilroberta-base

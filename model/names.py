@@ -116,6 +116,27 @@ ROBERTA_NAMES = [
 ]
 
 
+# Biases are there where config.json says so, the norms of queries and keys in Qwen3.
+LLAMA_NAMES = [
+    Entry("model.embed_tokens.weight", ("token_embedding.weight",)),
+    Entry("model.layers.{}.input_layernorm.weight", ("blocks.{}.attn_norm.weight",)),
+    *_layer("model.layers.{}.self_attn.q_proj", "blocks.{}.attn.q"),
+    *_layer("model.layers.{}.self_attn.k_proj", "blocks.{}.attn.k"),
+    *_layer("model.layers.{}.self_attn.v_proj", "blocks.{}.attn.v"),
+    *_layer("model.layers.{}.self_attn.o_proj", "blocks.{}.attn.out"),
+    Entry("model.layers.{}.self_attn.q_norm.weight", ("blocks.{}.attn.q_norm.weight",)),
+    Entry("model.layers.{}.self_attn.k_norm.weight", ("blocks.{}.attn.k_norm.weight",)),
+    Entry("model.layers.{}.post_attention_layernorm.weight", ("blocks.{}.mlp_norm.weight",)),
+    *_layer("model.layers.{}.mlp.gate_proj", "blocks.{}.mlp.gate"),
+    *_layer("model.layers.{}.mlp.up_proj", "blocks.{}.mlp.up"),
+    *_layer("model.layers.{}.mlp.down_proj", "blocks.{}.mlp.down"),
+    Entry("model.norm.weight", ("final_norm.weight",)),
+    Entry("score.weight", ("head.classifier.weight",), head="classifier", optional=True),
+    *_not_read("model.layers.{}.self_attn.rotary_emb.inv_freq"),  # in old files; it follows from config.json
+    Entry("lm_head.weight", ("head.weight",), head="lm"),  # no parameter of its own where it is tied
+]
+
+
 def expand(entries: list[Entry], n_layers: int) -> list[Entry]:
     """Return the rows with `{}` replaced by each layer's number."""
     expanded = []

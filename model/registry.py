@@ -15,9 +15,26 @@ from model.bert import Bert, BertConfig, Roberta, RobertaConfig
 from model.distilbert import DistilBert, DistilBertConfig
 from model.gpt2 import GPT2, GPT2_SIZES, GPT2Config
 from model.heads import ClassifierHead, EncoderClassifierHead, LanguageModelHead, MaskedLanguageModelHead
-from model.names import BERT_NAMES, DISTILBERT_NAMES, GPT2_NAMES, ROBERTA_NAMES, Entry, expand
+from model.llama import Llama, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, SmolLM3Config
+from model.llama_settings import (
+    LLAMA_SETTINGS_READ,
+    ROTATION_SETTINGS_READ,
+    WINDOW_SETTINGS_READ,
+    read_llama,
+    read_mistral,
+    read_qwen2,
+    read_qwen3,
+    read_smollm3,
+    write_biases,
+    write_llama,
+    write_mistral,
+    write_qwen,
+    write_smollm3,
+)
+from model.names import BERT_NAMES, DISTILBERT_NAMES, GPT2_NAMES, LLAMA_NAMES, ROBERTA_NAMES, Entry, expand
 from model.tokenizers.base import Tokenizer
 from model.tokenizers.bpe import GPT2Tokenizer, RobertaTokenizer
+from model.tokenizers.decoder import DecoderTokenizer
 from model.tokenizers.wordpiece import WordPieceTokenizer
 from model.transformer import Transformer
 
@@ -42,6 +59,8 @@ class Architecture:
     vocabulary_model: str  # the published model whose vocabulary a checkpoint without one gets
     vocabulary_folder: str  # where that vocabulary lies below `tokenizers/` in a data directory
     default_dataset: str  # what a model of this kind is trained on where no --dataset is given
+    read_settings: Callable[[dict], dict[str, Any]] = lambda settings: {}  # -> fields that follow from several settings
+    settings_read: tuple[str, ...] = ()  # what that function reads
 
 
 def _gpt2_fixed(config: GPT2Config) -> dict[str, tuple]:
@@ -49,7 +68,6 @@ def _gpt2_fixed(config: GPT2Config) -> dict[str, tuple]:
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,),
         "n_inner": (None, 4 * config.dim),
     }
 
@@ -75,12 +93,7 @@ BERT_SETTINGS = {
 
 
 def _bert_fixed(config: BertConfig) -> dict[str, tuple]:
-    return {
-        "hidden_act": ("gelu", "gelu_python"),
-        "position_embedding_type": ("absolute",),
-        "is_decoder": (False,),
-        "add_cross_attention": (False,),
-    }
+    return {"hidden_act": ("gelu", "gelu_python"), "position_embedding_type": ("absolute",)}
 
 
 def _encoder_classifier(config: BertConfig, num_labels: int, position: str, average: bool, **options) -> nn.Module:
@@ -193,7 +206,89 @@ DISTILBERT_ENTRY = Architecture(
     default_dataset="sst2",
 )
 
-_ALL = (GPT2_ENTRY, BERT_ENTRY, ROBERTA_ENTRY, DISTILBERT_ENTRY)
+
+def _llama_classifier(config: LlamaConfig, num_labels: int, position: str, average: bool) -> nn.Module:
+    head = ClassifierHead(config.dim, num_labels, position, average, bias=False)
+    nn.init.normal_(head.classifier.weight, std=0.02)  # as the published library draws it
+    return head
+
+
+def _llama_entry(model_type: str, config: type, hf_name: str, **own: Any) -> Architecture:
+    """Return the entry of a member of the family; `own` is what it reads and writes beside what all do."""
+    return Architecture(
+        model_type=model_type,
+        model=Llama,
+        config=config,
+        names=LLAMA_NAMES,
+        prefix="model.",
+        settings={
+            "vocab_size": "vocab_size",
+            "context_length": "max_position_embeddings",
+            "dim": "hidden_size",
+            "n_heads": "num_attention_heads",
+            "n_layers": "num_hidden_layers",
+            "mlp_dim": "intermediate_size",
+            "norm_eps": "rms_norm_eps",
+            "start_id": "bos_token_id",
+            "end_ids": "eos_token_id",
+            "pad_id": "pad_token_id",
+            "tied": "tie_word_embeddings",
+        },
+        hf_classes={
+            "lm": f"{hf_name}ForCausalLM",
+            "classifier": f"{hf_name}ForSequenceClassification",
+            None: f"{hf_name}Model",
+        },
+        lm_head=lambda model: LanguageModelHead(model.token_embedding, model.config.tied),
+        classifier_head=_llama_classifier,
+        position="flexible",
+        tokenizer=DecoderTokenizer,
+        vocabulary_model="smollm2-135m-instruct",
+        vocabulary_folder="smollm2-135m-instruct",
+        default_dataset="spam",
+        **own,
+    )
+
+
+_SILU = {"hidden_act": ("silu",)}
+LLAMA_ENTRY = _llama_entry(
+    *("llama", LlamaConfig, "Llama"),
+    read_settings=read_llama,
+    settings_read=LLAMA_SETTINGS_READ,
+    written_settings=lambda config: write_llama(config) | write_biases(config),
+    fixed_settings=lambda config: _SILU | {"pretraining_tp": (1,), "rope_interleaved": (False,)},
+)
+MISTRAL_ENTRY = _llama_entry(
+    *("mistral", MistralConfig, "Mistral"),
+    read_settings=read_mistral,
+    settings_read=(*LLAMA_SETTINGS_READ, "sliding_window"),
+    written_settings=write_mistral,
+    fixed_settings=lambda config: _SILU | {"attention_bias": (False,), "mlp_bias": (False,)},
+)
+QWEN2_ENTRY = _llama_entry(
+    *("qwen2", Qwen2Config, "Qwen2"),
+    read_settings=read_qwen2,
+    settings_read=(*LLAMA_SETTINGS_READ, *WINDOW_SETTINGS_READ),
+    written_settings=write_qwen,
+    fixed_settings=lambda config: _SILU | {"use_mrope": (False,)},
+)
+QWEN3_ENTRY = _llama_entry(
+    *("qwen3", Qwen3Config, "Qwen3"),
+    read_settings=read_qwen3,
+    settings_read=(*LLAMA_SETTINGS_READ, *WINDOW_SETTINGS_READ),
+    written_settings=lambda config: write_qwen(config) | {"attention_bias": config.qkv_bias},
+    fixed_settings=lambda config: _SILU,
+)
+SMOLLM3_ENTRY = _llama_entry(
+    *("smollm3", SmolLM3Config, "SmolLM3"),
+    read_settings=read_smollm3,
+    settings_read=(*LLAMA_SETTINGS_READ, *WINDOW_SETTINGS_READ, *ROTATION_SETTINGS_READ),
+    written_settings=write_smollm3,
+    fixed_settings=lambda config: _SILU | {"pretraining_tp": (1,)},
+)
+
+_ENCODERS = (BERT_ENTRY, ROBERTA_ENTRY, DISTILBERT_ENTRY)
+_ALL = (GPT2_ENTRY, *_ENCODERS, LLAMA_ENTRY, MISTRAL_ENTRY, QWEN2_ENTRY, QWEN3_ENTRY, SMOLLM3_ENTRY)
 ARCHITECTURES: dict[str, Architecture] = {entry.model_type: entry for entry in _ALL}
 
 # The configurations of the published sizes, which need no file.

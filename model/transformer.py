@@ -50,12 +50,26 @@ class Transformer(nn.Module):
         attention_mask: torch.Tensor | None = None,
         start: int = 0,
         stop: int | None = None,
+        positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Run blocks start..stop-1 on hidden states [B, T, D] -> [B, T, D]."""
-        mask = None if attention_mask is None else make_mask(attention_mask, self.config.causal)
+        inputs = self.block_inputs(hidden, attention_mask, positions)
         for block in self.blocks[start:stop]:
-            hidden = block(hidden, mask)
+            hidden = block(hidden, *inputs)
         return hidden
+
+    def block_inputs(
+        self, hidden: torch.Tensor, attention_mask: torch.Tensor | None, positions: torch.Tensor | None
+    ) -> tuple[Any, ...]:
+        """Return what every block gets beside the hidden states [B, T, D]: the mask [B, 1, T, T] or None.
+
+        A model that rotates adds the rotation of the positions (model/llama.py). In others the embeddings know them.
+        """
+        return (None if attention_mask is None else make_mask(attention_mask, self.config.causal),)
+
+    def rotation(self, positions: torch.Tensor) -> Any:
+        """Return what turns queries and keys by their positions [B, T], or None where the embeddings know them."""
+        return None
 
     def encode(
         self,
@@ -65,7 +79,8 @@ class Transformer(nn.Module):
         positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the final hidden states [B, T, D] of token ids [B, T]."""
-        return self.final_norm(self.run_blocks(self.embed(input_ids, token_type_ids, positions), attention_mask))
+        hidden = self.embed(input_ids, token_type_ids, positions)
+        return self.final_norm(self.run_blocks(hidden, attention_mask, positions=positions))
 
 
 def make_mask(attention_mask: torch.Tensor, causal: bool) -> torch.Tensor:

@@ -131,11 +131,12 @@ def match(model: Transformer, checkpoint: Checkpoint) -> list[tuple[Entry, str]]
             matched.append((entry, name_in_file[entry.hf_name]))
         elif not entry.optional and entry.names not in held:
             problems.append(f"missing {entry.hf_name}")
-    known = {entry.hf_name for entry in entries}
+    built = (entry for entry in entries if entry.head or all(name in parameters for name in entry.names))
+    known = {entry.hf_name for entry in built}  # config.json may say that the body lacks something, such as its biases
     problems += [f"unread {name}" for hf_name, name in name_in_file.items() if hf_name not in known]
     filled = {name for entry, _ in matched for name in entry.names}
     if "head.classifier.weight" in filled and "head.dense.weight" in parameters.keys() - filled:
-        dense = next(entry.hf_name for entry in entries if entry.names == ("head.dense.weight",))
+        dense = name_of("head.dense.weight", entries)
         problems.append(f"it has a classifier without the dense layer below ({dense}), so of another kind")
     if problems:
         raise UserError(f"{checkpoint.directory} doesn't fit the model: {_joined(problems)}")
@@ -161,14 +162,14 @@ def _names_in_file(checkpoint: Checkpoint, architecture: Architecture, entries: 
     return names
 
 
-def name_of(parameter: str, architecture: Architecture) -> str:
+def name_of(parameter: str, entries: list[Entry]) -> str:
     """Return the published name of a tensor that is a parameter of its own, in no block."""
-    return next(entry.hf_name for entry in architecture.names if entry.names == (parameter,))
+    return next(entry.hf_name for entry in entries if entry.names == (parameter,))
 
 
 def _name_shared_tensor(name_in_file: dict[str, str], architecture: Architecture) -> None:
     """Let a file that holds a tied tensor under the head's name alone hold it under the embedding's too. In place."""
-    embedding, head = (name_of(name, architecture) for name in ("token_embedding.weight", "head.weight"))
+    embedding, head = (name_of(name, architecture.names) for name in ("token_embedding.weight", "head.weight"))
     if head in name_in_file:
         name_in_file.setdefault(embedding, name_in_file[head])
 
@@ -180,7 +181,7 @@ def is_tied(config: Any, checkpoint: Checkpoint) -> bool:
     """
     architecture = architecture_of(config)
     name_in_file = _names_in_file(checkpoint, architecture, expand(architecture.names, config.n_layers))
-    names = [name_of(name, architecture) for name in ("token_embedding.weight", "head.weight")]
+    names = [name_of(name, architecture.names) for name in ("token_embedding.weight", "head.weight")]
     if not config.tied or not all(name in name_in_file for name in names):
         return config.tied
     embedding, head = (checkpoint.read(name_in_file[name]) for name in names)
@@ -207,7 +208,7 @@ def _joined(problems: list[str], most: int = MOST_SHOWN) -> str:
 
 def classifier_size(checkpoint: Checkpoint, architecture: Architecture) -> int | None:
     """Return the number of classes of the checkpoint's classifier, or None where it has none."""
-    hf_name = name_of("head.classifier.weight", architecture)
+    hf_name = name_of("head.classifier.weight", architecture.names)
     return checkpoint.shapes[hf_name][0] if checkpoint.shapes.get(hf_name) else None
 
 

@@ -6,6 +6,7 @@ from config import Run
 from model.transformer import Transformer
 from peft.attach import train_head
 from peft.registry import method
+from utils.errors import UserError
 
 
 @method("bitfit")
@@ -24,6 +25,10 @@ class BitFit:
         return cls(train_head=run.train_head == "yes")
 
     def attach(self, model: Transformer) -> None:
+        biases = [parameter for name, parameter in model.blocks.named_parameters() if name.split(".")[-1] == "bias"]
+        if not biases:
+            kind = type(model).__name__
+            raise UserError(f"bitfit trains biases, and the blocks of this {kind} have none; choose lora or last_block")
         for name, parameter in model.named_parameters():
             if name.split(".")[-1] == "bias":
                 parameter.requires_grad_(True)

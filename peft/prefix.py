@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from config import DEFAULTS, Run, check_setting
 from model.gpt2 import SelfAttention
+from model.llama import SelfAttention as LlamaAttention
 from model.transformer import Transformer, causal_mask
 from peft.attach import train_head
 from peft.registry import method
@@ -20,7 +21,7 @@ from utils.errors import UserError
 
 
 class Prefix(Added):
-    """The keys and the values of P positions, [2, P, D]."""
+    """The keys and the values of P positions, [2, P, K d]: as wide as a layer's keys, in most models D."""
 
     def __init__(self, weight: torch.Tensor):
         super().__init__()
@@ -48,14 +49,13 @@ class ProjectedPrefix(Reparameterised):
     Every block's prefix holds the one trunk; its parameters go by their names in the lowest of the blocks.
     """
 
-    def __init__(self, trunk: Trunk):
+    def __init__(self, trunk: Trunk, width: int):
         super().__init__()
         self.trunk = trunk
-        dim = trunk.dense.out_features
-        self.up = nn.Linear(dim, 2 * dim)
+        self.up = nn.Linear(trunk.dense.out_features, 2 * width)
 
     def forward(self) -> torch.Tensor:
-        return torch.stack(self.up(self.trunk()).chunk(2, dim=-1))  # [P, D] -> [P, 2 D] -> [2, P, D]
+        return torch.stack(self.up(self.trunk()).chunk(2, dim=-1))  # [P, D] -> [P, 2 K d] -> [2, P, K d]
 
     @torch.no_grad()
     def merged(self) -> Prefix:
@@ -78,14 +78,52 @@ class PrefixAttention(SelfAttention):
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
     ) -> torch.Tensor:
-        prefix_k, prefix_v = self.prefix().unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # [2, P, D] -> 2 x [H, P, D/H]
-        k = torch.cat([prefix_k.to(k.dtype).expand(len(k), -1, -1, -1), k], dim=2)  # [B, H, P + S, D/H]
-        v = torch.cat([prefix_v.to(v.dtype).expand(len(v), -1, -1, -1), v], dim=2)
-        if is_causal:  # that switch would hide the prefix
-            mask = causal_mask(q.shape[2], 0, q.device)  # [T, T]
-        if mask is not None:
-            mask = F.pad(mask, (len(prefix_k[0]), 0), value=True)  # [..., T, S] -> [..., T, P + S]
+        k, v, mask = put_in_front(self.prefix(), k, v, mask, is_causal)
         return super().attend(q, k, v, mask, is_causal=False)
+
+
+class LlamaPrefixAttention(LlamaAttention):
+    """The same for a layer of model/llama.py. The prefix's keys aren't turned: every query meets them as at position 0."""
+
+    def __init__(self, base: LlamaAttention, prefix: nn.Module):
+        nn.Module.__init__(self)
+        self.n_heads, self.n_kv_heads, self.dropout, self.causal = base.n_heads, base.n_kv_heads, base.dropout, base.causal
+        self.window, self.rotates = base.window, base.rotates
+        self.q, self.k, self.v, self.out = base.q, base.k, base.v, base.out
+        self.q_norm, self.k_norm = base.q_norm, base.k_norm
+        self.prefix = prefix
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
+    ) -> torch.Tensor:
+        k, v, mask = put_in_front(self.prefix(), k, v, mask, is_causal)
+        return super().attend(q, k, v, mask, is_causal=False)
+
+
+PREFIXED = (PrefixAttention, LlamaPrefixAttention)
+
+
+def put_in_front(
+    prefix: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return the keys and values [B, K, S, d] with those of a prefix [2, P, K d] in front, and the mask that shows both."""
+    prefix_k, prefix_v = prefix.unflatten(-1, (k.shape[1], -1)).transpose(1, 2)  # [2, P, K d] -> 2 x [K, P, d]
+    if is_causal:  # that switch of the attention function would hide the prefix
+        mask = causal_mask(k.shape[2], 0, k.device)  # [T, T]
+    if mask is not None:
+        mask = F.pad(mask, (len(prefix_k[0]), 0), value=True)  # [..., T, S] -> [..., T, P + S]
+    k = torch.cat([prefix_k.to(k.dtype).expand(len(k), -1, -1, -1), k], dim=2)  # [B, K, P + S, d]
+    v = torch.cat([prefix_v.to(v.dtype).expand(len(v), -1, -1, -1), v], dim=2)
+    return k, v, mask
+
+
+def add_prefix(model: Transformer, number: int, prefix: nn.Module) -> None:
+    """Put a prefix on the attention of a block, in place."""
+    attention = model.blocks[number].attn
+    prefix = prefix.to(next(attention.parameters()).device)
+    is_llama = isinstance(attention, LlamaAttention)
+    prefixed = LlamaPrefixAttention(attention, prefix) if is_llama else PrefixAttention(attention, prefix)
+    replace_module(model, f"blocks.{number}.attn", prefixed)
 
 
 @method("prefix")
@@ -115,9 +153,9 @@ class PrefixTuning:
         trunk = Trunk(self.length, dim) if self.projection else None
         for number in numbers:
             attention = model.blocks[number].attn
-            if isinstance(attention, PrefixAttention):
+            if isinstance(attention, PREFIXED):
                 raise UserError(f"block {number} has a prefix already; attach to a fresh model")
-            prefix = Prefix(torch.randn(2, self.length, dim)) if trunk is None else ProjectedPrefix(trunk)
-            device = next(attention.parameters()).device
-            replace_module(model, f"blocks.{number}.attn", PrefixAttention(attention, prefix.to(device)))
+            width = attention.k.out_features  # K d
+            drawn = Prefix(torch.randn(2, self.length, width)) if trunk is None else ProjectedPrefix(trunk, width)
+            add_prefix(model, number, drawn)
         train_head(model, self.train_head)

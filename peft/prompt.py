@@ -1,10 +1,12 @@
 """Prompt tuning: trained vectors in front of every text, where token embeddings would be (Lester et al. 2021,
 arXiv:2104.08691).
 
-Unlike there, they don't count as positions: a text's own begin at 0 as without them, and its context stays as long.
+Unlike there, they don't count as positions: a text's own begin at 0 as without them, and its context stays as long. In a
+model that rotates, which knows only how far apart two positions are, the prompt's are -P, ..., -1.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,6 +40,11 @@ class Prompt(Added):
         """Return an attention mask [B, S] of texts behind the prompt, which is seen too: [B, P + S]."""
         return None if attention_mask is None else F.pad(attention_mask, (len(self.weight), 0), value=1)
 
+    def widen_positions(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return the positions of [prompt; x]: [B, T] -> [B, P + T]."""
+        own = torch.arange(-len(self.weight), 0, device=positions.device).expand(len(positions), -1)  # [B, P]
+        return torch.cat([own, positions], dim=1)
+
     def widen_block_mask(self, mask: torch.Tensor | None, causal: bool) -> torch.Tensor | None:
         """Return the mask that a block is called with, [B, 1, 1 or T, T], for [prompt; x]: [B, 1, 1 or P + T, P + T]."""
         if mask is None:
@@ -50,16 +57,27 @@ class Prompt(Added):
 
 @dataclass(frozen=True)
 class BeforeBlock:
-    """A forward pre-hook of a block: the mask covers the prompt and, before block 0, the prompt goes in front."""
+    """A forward pre-hook of a block: the mask covers the prompt and, before block 0, the prompt goes in front.
+
+    In a model that rotates, `own_rotation` is that of the prompt's positions, a pair of [1, 1, P, d/2].
+    """
 
     prompt: Prompt
     is_first: bool
     causal: bool
+    own_rotation: tuple[torch.Tensor, torch.Tensor] | None
 
-    def __call__(self, block: nn.Module, inputs: tuple) -> tuple:
-        hidden, mask = inputs if len(inputs) == 2 else (*inputs, None)
+    def __call__(self, block: nn.Module, inputs: Any) -> tuple:
+        padded: Any = (*inputs, None, None)
+        hidden, mask, rotation = padded[:3]
         hidden = self.prompt.prepend(hidden) if self.is_first else hidden
-        return hidden, self.prompt.widen_block_mask(mask, self.causal)
+        mask = self.prompt.widen_block_mask(mask, self.causal)
+        return (hidden, mask) if rotation is None else (hidden, mask, self.widen_rotation(rotation))
+
+    def widen_rotation(self, rotation: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Return the rotation of [prompt; x], from that of x: twice [B, 1, T, d/2] -> twice [B, 1, P + T, d/2]."""
+        pairs = zip(self.own_rotation or (), rotation, strict=True)
+        return tuple(torch.cat([own.to(of_x).expand(len(of_x), -1, -1, -1), of_x], dim=2) for own, of_x in pairs)
 
 
 @dataclass(frozen=True)
@@ -100,7 +118,9 @@ class PromptTuning:
             weight = model.eval().embed(tokens)[0].clone()  # [1, P] -> [P, D]
         model.train(was_training)
         model.prompt = Prompt(weight)
+        own_rotation = model.rotation(torch.arange(-self.length, 0, device=device)[None])
         for number, block in enumerate(model.blocks):
-            block.register_forward_pre_hook(BeforeBlock(model.prompt, number == 0, model.config.causal))
+            hook = BeforeBlock(model.prompt, number == 0, model.config.causal, own_rotation)
+            block.register_forward_pre_hook(hook)
         model.blocks[-1].register_forward_hook(AfterLastBlock(model.prompt))
         train_head(model, self.train_head)

@@ -88,11 +88,12 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
         with advice_when_out_of_memory(run), deterministic(run.deterministic):
             stages, measures = train_and_measure(job, setup, start, metrics, record_unfinished)
         metrics.close()
+        drawn = drawn_parts(setup.model, run.weights)
         result = {
             **about(job, argv),
             "tokenizer": str(job.inputs.tokenizer_folder),
             "notes": setup.notes,
-            "drawn": (drawn := drawn_parts(setup.model, run.weights)),
+            "drawn": drawn,
             "warnings": warnings_of(drawn, sum(stage["steps"] for stage in stages)),
             **measures,
             **totals(stages),

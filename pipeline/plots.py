@@ -97,6 +97,7 @@ def placed(records: list[dict], split: str):
 
 
 def main() -> int:
+    """Draw a run's curves, or print its metrics. Return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=user_path)
     parser.add_argument("--csv", action="store_true", help="print the metrics as CSV instead of drawing them")

@@ -166,7 +166,7 @@ def next_command(job: Job) -> str:
 
 
 def can_be_exported(job: Job) -> bool:
-    """Whether a published classifier can hold what the run trains, and reads the same position."""
+    """Return whether a published classifier can hold what the run trains, and reads the same position."""
     run, causal = job.run, job.inputs.model_config.causal
     same_position = not run.average_embeddings and (run.trainable_token_pos != "first") == causal
     whole = not run.depth and not run.disable_causal_mask

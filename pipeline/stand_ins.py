@@ -8,7 +8,7 @@ from config import Run, override
 from data.chat import training_dialogues
 from data.registry import get_task
 from data.task import size_of
-from model import canonical_name, config_of, hub
+from model import architecture, canonical_name, config_of, hub
 from pipeline.job import prepare, why_no_data
 from pipeline.unused import completed, without_unused
 from published.table import Row, Table
@@ -24,7 +24,7 @@ class Choice:
 
     @property
     def note(self) -> str:
-        """The notes as one line."""
+        """Return the notes as one line."""
         return "; ".join(self.notes)
 
 
@@ -37,13 +37,23 @@ def choose(table: Table, row: Row, overrides: Run) -> Choice:
     elif reason := why_left_out(row, overrides):
         return Choice(row.run, (reason,), is_run=False)
     else:
-        choice = Choice(row.with_flags(overrides))
+        choice = Choice(with_flags(row, overrides))
     return replace(choice, run=without_unused(choice.run, overrides))
+
+
+def with_flags(row: Row, overrides: Run) -> Run:
+    """Return the row's run with the flags. A model they name reads the token that the log's did, unless more is said."""
+    run = row.with_flags(overrides)
+    is_open = not run.trainable_token_pos and not run.average_embeddings
+    if not row.position or not is_open or not (overrides.model or overrides.checkpoint):
+        return run
+    reads_it = architecture(run.source).position == row.position
+    return run if reads_it else replace(run, trainable_token_pos=row.position)
 
 
 def choose_stand_ins(row: Row, overrides: Run) -> Choice:
     """Return the row's run, with the shipped model and data in the place of those that can't be had."""
-    run, notes = row.with_flags(overrides), []
+    run, notes = with_flags(row, overrides), []
     if not (overrides.checkpoint or overrides.model) and (reason := why_no_model(run.model)):
         run = replace(run, model=get_task(run.dataset).models[1], head_labels=None)
         notes.append(f"{run.model} stands in, {reason}")

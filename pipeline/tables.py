@@ -12,7 +12,7 @@ from pipeline.answers import evaluate_answers, why_no_scores
 from pipeline.execute import execute
 from pipeline.job import Job, finished, prepare, why_not_resumable
 from pipeline.result import read_json, write_json, write_text
-from pipeline.stand_ins import choose
+from pipeline.stand_ins import choose, with_flags
 from pipeline.table_text import digits_of, groups_of, key_of, markdown, scale_of
 from pipeline.unused import refuse_unused_in_rows
 from published.table import Row, Table
@@ -30,7 +30,7 @@ def run_table(table: Table, rows: list[Row], overrides: Run, n_seeds: int, shard
     """
     if n_seeds < 1:
         raise UserError(f"--seeds is {n_seeds}; it must be at least 1")
-    refuse_unused_in_rows(overrides, [row.with_flags(overrides) for row in rows])
+    refuse_unused_in_rows(overrides, [with_flags(row, overrides) for row in rows])
     folder = Path(overrides.output_dir or "runs")
     overrides = replace(overrides, output_dir=None)
     lines, rows = earlier_lines(table, overrides, folder), with_base(table, rows)
@@ -177,7 +177,7 @@ def earlier_lines(table: Table, overrides: Run, folder: Path) -> dict[int, dict]
 
 
 def is_line(line: object) -> bool:
-    """Whether `measure` can have made it, as far as it is read again."""
+    """Return whether `measure` can have made it, as far as it is read again."""
     kinds = {"row": int, "title": str, "published": dict, "seeds": list, "command": str, "note": str}
     if not isinstance(line, dict) or not all(isinstance(line.get(name), kind) for name, kind in kinds.items()):
         return False

@@ -79,7 +79,7 @@ def stages_that_keep(name: str, run: Run, stages: list[Run]) -> list[Run]:
 
 
 def reads(run: Run, name: str) -> bool:
-    """Whether a method of the run reads the setting."""
+    """Return whether a method of the run reads the setting."""
     readers = SETTINGS[name]["methods"]
     methods = run.trainable_layers.split("+")
     return not readers or any(method in readers or method not in METHODS for method in methods)

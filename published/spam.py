@@ -6,7 +6,7 @@ from published.table import Row, Table
 
 def _row(number: int, title: str, run: Run, train: float, validation: float, test: float, minutes: float, note: str = ""):
     published = {"train": train, "validation": validation, "test": test, "minutes": minutes}
-    return Row(number, title, run, published, note)
+    return Row(number, title, run, published, note, position="last")
 
 
 TABLE = Table(

@@ -18,6 +18,7 @@ class Row:
     note: str = ""
     series: tuple[float, ...] = ()  # validation accuracies in per cent, evaluation after evaluation, where the log has them
     published_std: dict[str, float] | None = None
+    position: str | None = None  # which token the log's model reads by itself, for models that by themselves read another
 
     def with_flags(self, overrides: Run) -> Run:
         """Return the row's run with everything that the flags give.

@@ -222,6 +222,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> int:
+    """Make one of the shipped models and write its files. Return the exit status."""
     args, started = parse_args(), time.perf_counter()
     documents = read_documents(args.data_dir)
     if args.name == "distilbert-pocket":

@@ -126,6 +126,7 @@ def render(text: str) -> str:
 
 
 def main() -> int:
+    """Write the page, or say whether it differs. Return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args()

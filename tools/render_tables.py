@@ -268,6 +268,7 @@ def benchmark_table(suite: str) -> list[str]:
 
 
 def read_benchmark(suite: str) -> list[dict]:
+    """Return the records of a suite of benchmarks. Raises UserError."""
     return measure.read_records(ROOT / "benchmarks" / "results" / f"{suite}.json")
 
 
@@ -316,6 +317,7 @@ TABLES: dict[str, Callable[[str, str], list[str]]] = {
 
 
 def main() -> int:
+    """Write the pages that differ from their logs, or only name them. Return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page differs from its logs")
     check, differs = parser.parse_args().check, False

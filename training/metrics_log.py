@@ -10,7 +10,7 @@ from utils.files import write_text
 
 
 def read_records(path: Path) -> list[dict]:
-    """The records of a run's log. What stands behind the last newline was cut off, and is none. Raises UserError."""
+    """Return the records of a run's log. What stands behind the last newline was cut off, and is none. Raises UserError."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     except (OSError, ValueError) as error:
@@ -23,7 +23,7 @@ def read_records(path: Path) -> list[dict]:
 
 
 def parse_record(line: str) -> dict | None:
-    """What a line says, or None where no run can have written it."""
+    """Return what a line says, or None where no run can have written it."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -86,7 +86,7 @@ class Metrics:
         self._open()
 
     def last(self, split: str) -> dict | None:
-        """The newest record of a split."""
+        """Return the newest record of a split, or None."""
         return next((record for record in reversed(self.records) if record["split"] == split), None)
 
     def close(self) -> None:

@@ -57,7 +57,7 @@ class Bypass(nn.Module):
 
 
 def make_model(args, kind: str, pad_id: int) -> nn.Module:
-    """The library's classifier from the checkpoint, with what `--method` says attached by the library of that method."""
+    """Return the library's classifier from the checkpoint, with what the library of `--method` attaches to it."""
     changes = dict.fromkeys(NO_DROPOUT[kind], 0.0) if args.no_dropout else {}
     config = AutoConfig.from_pretrained(args.checkpoint, pad_token_id=pad_id, **changes)
     model = MODELS[kind][0].from_pretrained(args.checkpoint, config=config)
@@ -88,17 +88,18 @@ def read_texts(args, tokenizer) -> dict[str, list[dict]]:
 
 
 def accuracy_of(prediction) -> dict[str, float]:
-    """What the Trainer reports of an evaluation."""
+    """Return what the Trainer reports of an evaluation."""
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
 def peak_bytes() -> int | None:
-    """The resident set's high-water mark; Linux says it."""
+    """Return the resident set's high-water mark, or None where the system isn't Linux."""
     status = Path("/proc/self/status")
     return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 if status.exists() else None
 
 
 def parse_args() -> argparse.Namespace:
+    """Return the settings on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
@@ -121,6 +122,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Train, evaluate, and print what was measured as a line of JSON."""
     args = parse_args()
     kind = json.loads((args.checkpoint / "config.json").read_text())["model_type"]
 

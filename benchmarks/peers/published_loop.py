@@ -47,13 +47,13 @@ class LastRealToken(nn.Module):
 
 
 def read_tokenizer(folder: Path) -> tiktoken.Encoding:
-    """GPT-2's, from local files instead of tiktoken's download."""
+    """Return GPT-2's tokenizer, from local files instead of tiktoken's download."""
     ranks = data_gym_to_mergeable_bpe_ranks(str(folder / "merges.txt"), str(folder / "vocab.json"))
     return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={ENDOFTEXT: PAD})
 
 
 def make_loaders(args, tokenizer: tiktoken.Encoding) -> dict[str, DataLoader]:
-    """Of the three splits, with the published batches: training shuffled, its last short batch left out."""
+    """Return the loaders of three splits with the published batches: training shuffled, without its last short batch."""
     kind = Unpadded if args.no_padding else ch06.SpamDataset
     train = kind(args.data / "train.csv", tokenizer, args.max_length or None, PAD)
     splits = {"train": train}
@@ -111,7 +111,7 @@ def make_model(args) -> nn.Module:
 
 
 def keep_first_loss(kept: list[float]) -> None:
-    """The loop prints rounded means only; this notes the loss of its first batch."""
+    """Note the loss of the first batch in `kept`: the loop prints rounded means only."""
     original = ch06.calc_loss_batch
 
     def noting(*args):
@@ -124,12 +124,13 @@ def keep_first_loss(kept: list[float]) -> None:
 
 
 def peak_bytes() -> int | None:
-    """The resident set's high-water mark; Linux says it."""
+    """Return the resident set's high-water mark, or None where the system isn't Linux."""
     status = Path("/proc/self/status")
     return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 if status.exists() else None
 
 
 def main() -> None:
+    """Train, evaluate, and print what was measured as a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from model.registry import Architecture
+from model.weights import name_of
 
 # Tensors of the layer that scores the classes, whole or added, with a row per class.
 WITH_ROWS = ("weight", "bias", "lora_B.weight", "lora_magnitude_vector", "lora_magnitude_vector.weight", "ia3_l")
@@ -12,8 +13,7 @@ WITH_ROWS = ("weight", "bias", "lora_B.weight", "lora_magnitude_vector", "lora_m
 
 def classifier_path(architecture: Architecture) -> str:
     """Return the published path of the layer that scores the classes: score, classifier, classifier.out_proj."""
-    names = ("head.classifier.weight",)
-    return next(entry.hf_name.removesuffix(".weight") for entry in architecture.names if entry.names == names)
+    return name_of("head.classifier.weight", architecture.names).removesuffix(".weight")
 
 
 def number_of_classes(tensors: dict[str, torch.Tensor], architecture: Architecture) -> int | None:

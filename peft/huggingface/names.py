@@ -46,5 +46,5 @@ def no_place(adapter: AdapterFiles, name: str) -> UserError:
 
 def tied_names(model: Transformer) -> tuple[str, str]:
     """Return the published names of the token embedding's tensor and of the language-model head's."""
-    architecture = architecture_of(model.config)
-    return name_of("token_embedding.weight", architecture), name_of("head.weight", architecture)
+    names = architecture_of(model.config).names
+    return name_of("token_embedding.weight", names), name_of("head.weight", names)

@@ -43,9 +43,9 @@ from peft.huggingface.promises import check_complete
 from peft.huggingface.settings import NAME_PREFIX, check_settings
 from peft.ia3 import IA3Linear
 from peft.lora import LoRA, LoRALinear
-from peft.prefix import Prefix, PrefixAttention
+from peft.prefix import Prefix, add_prefix
 from peft.registry import method
-from peft.targets import adapt, replace_module
+from peft.targets import adapt
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -264,10 +264,8 @@ def attach_prefix(model: Transformer, adapter: AdapterFiles) -> None:
                 f"{adapter.folder}/adapter_config.json has {name} = {adapter.config[name]}; the model has {size}"
             )
     pairs = embeddings.view(length, n_blocks, 2, dim).permute(1, 2, 0, 3)  # [P, L 2 D] -> [L, 2, P, D]
-    blocks: list[Any] = [*model.blocks]
-    for number, (block, pair) in enumerate(zip(blocks, pairs, strict=True)):
-        prefix = Prefix(pair.contiguous().to(model.token_embedding.weight.device))
-        replace_module(model, f"blocks.{number}.attn", PrefixAttention(block.attn, prefix))
+    for number, pair in enumerate(pairs):
+        add_prefix(model, number, Prefix(pair.contiguous()))
     table: Any = model.position_embedding  # an nn.Embedding
     first = getattr(model.config, "first_position", 0)
     table.weight = nn.Parameter(torch.cat([table.weight[:first], table.weight[first + length :]]), requires_grad=False)

@@ -18,7 +18,7 @@ from peft.huggingface.names import PublishedNames
 from peft.huggingface.settings import NAME_PREFIX
 from peft.ia3 import IA3Linear
 from peft.lora import LoRALinear, principal_parts
-from peft.prefix import PrefixAttention
+from peft.prefix import PREFIXED
 from peft.targets import AdaptedLinear, Added
 from utils.errors import UserError
 
@@ -95,8 +95,8 @@ def settings_of(model: Transformer, kind: type, added: dict[str, tuple], whole: 
 
 def kind_of(model: Transformer) -> type:
     """Return the one kind of what was added. Raises UserError where the library has none, or can't have both."""
-    kinds = {type(one) for one in model.modules() if isinstance(one, AdaptedLinear | PrefixAttention | Added)}
-    if PrefixAttention in kinds:
+    kinds = {type(one) for one in model.modules() if isinstance(one, (AdaptedLinear, Added, *PREFIXED))}
+    if kinds & {*PREFIXED}:
         raise UserError("a prefix can't be exported: the library moves a text's positions behind it, and ours stay")
     names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
     if len(kinds) != 1 or not kinds <= {LoRALinear, DoRALinear, IA3Linear}:

@@ -6,6 +6,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -246,21 +247,21 @@ def test_a_full_disk_is_said_and_nothing_stays(fail, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def both(server: ThreadingHTTPServer, folder: Path, *script: Answer) -> None:
-    """Two downloads of one file at once. A lock is of an open file, so that threads stand for processes."""
+def two_at_once(server: ThreadingHTTPServer, folder: Path, *script: Answer) -> list[Path | str]:
+    """Download one file twice at once. Return the file or the error of each.
+
+    A lock is of an open file, so that threads stand for processes.
+    """
     server.script[:] = script
-    arrived = []
 
-    def one():
-        arrived.append(download_file((url(server),), CHECK, folder / FILE).read_bytes() == CONTENT)
+    def one(_: int) -> Path | str:
+        try:
+            return download_file((url(server),), CHECK, folder / FILE)
+        except UserError as error:
+            return str(error)
 
-    threads = [threading.Thread(target=one) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert arrived == [True, True]
-    assert [path.name for path in folder.iterdir()] == [FILE]
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(one, range(2)))
 
 
 def test_two_at_once_download_once(server, tmp_path, capsys):
@@ -268,26 +269,15 @@ def test_two_at_once_download_once(server, tmp_path, capsys):
         time.sleep(0.3)
         whole(handler)
 
-    both(server, tmp_path, slow)
+    assert two_at_once(server, tmp_path, slow) == [tmp_path / FILE] * 2
+    assert (tmp_path / FILE).read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
     assert server.asked == [None]
     assert "waiting for another process" in capsys.readouterr().err
 
 
 def test_the_second_takes_over_where_the_first_fails(server, tmp_path):
-    server.script[:] = [stalled(1000), status(404), ranged]
-    results = []
-
-    def one():
-        try:
-            results.append(download_file((url(server),), CHECK, tmp_path / FILE))
-        except UserError as error:
-            results.append(str(error))
-
-    threads = [threading.Thread(target=one) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    results = two_at_once(server, tmp_path, stalled(1000), status(404), ranged)
     failed, found = sorted(results, key=lambda result: isinstance(result, Path))  # either may come first
     assert "404" in failed and found == tmp_path / FILE
     assert server.asked == [None, "bytes=1000-", "bytes=1000-"]

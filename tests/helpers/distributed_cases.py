@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import experiments
 import peft
 from data.batching import seeded_order
+from tests.helpers.interrupt import interrupt_model
 from tests.helpers.loop import make_batches, make_examples, make_model, settings
 from train import evaluate, fit
 from training import distributed
@@ -74,7 +75,7 @@ def learn(n=13, labels="class", pad_to=12, batch_size=8, method=None, kept=False
     compute_loss = distributed.shard_model(model, CPU) if is_sharded else None
     batches = cached(model, batches, "off")[0] if kept else batches
     if stop and distributed.rank() == distributed.size() - 1:
-        raise_later(model, stop)
+        interrupt_model(model, stop, signal.SIGTERM)
     metrics, norms = Metrics(), []
 
     def look(optimizer, args, kwargs) -> None:  # Adam would hide a gradient that is twice as large
@@ -99,17 +100,6 @@ def keeper_of(folder: Path | None, resume: bool | None) -> Checkpointer | None:
         return None
     distributed.first(lambda: folder.mkdir(exist_ok=True))  # and the first has written what is to be read
     return Checkpointer(folder, point=newest(folder) if resume else None)
-
-
-def raise_later(model, n: int) -> None:
-    calls = []
-
-    def look(module, args):
-        calls.append(0)
-        if len(calls) == n:
-            signal.raise_signal(signal.SIGTERM)
-
-    model.token_embedding.register_forward_pre_hook(look)
 
 
 RESUMED = {"dropout": 0.2, "batch_size": 4, "accumulation_steps": 2, "learning_rate": 1e-2, "early_stopping_patience": 9}

@@ -2,7 +2,8 @@
 
 import torch
 
-from tests.helpers.parity import VOCAB
+from model.generation import generate, left_padded
+from tests.helpers.parity import CONTEXT, VOCAB
 
 
 def texts(*lengths: int) -> list[list[int]]:
@@ -21,3 +22,12 @@ def plainly(model, text: list[int], n: int, eos_id: int | None = None) -> list[i
             break
         answer.append(token)
     return answer
+
+
+@torch.no_grad()
+def assert_cached_as_plain(model, bare) -> None:
+    """Assert that a batch with a cache gives what each text does token by token, and `bare`, the model without, doesn't."""
+    batch = texts(9, 1, 20, CONTEXT - 6)  # the last fills the context, of which a prefix or a prompt takes nothing
+    expected = [plainly(model, text, 12) for text in batch]
+    assert generate(model, *left_padded(batch), max_new_tokens=12) == expected
+    assert expected != generate(bare, *left_padded(batch), max_new_tokens=12)

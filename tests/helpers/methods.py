@@ -25,6 +25,7 @@ from peft import (
     PromptTuning,
     method_of,
 )
+from tests.helpers.architectures import small_config
 
 CONFIG = GPT2Config(vocab_size=50, context_length=16, dim=32, n_heads=4, n_layers=3)
 IDS = torch.randint(50, (6, 9), generator=torch.Generator().manual_seed(5))  # [B, T]
@@ -70,7 +71,7 @@ def tiny(seed: int = 1) -> nn.Module:
     """Make a small classifier of the current ARCHITECTURE."""
     torch.manual_seed(seed)
     entry = ARCHITECTURES[ARCHITECTURE]
-    config = entry.config(vocab_size=50, context_length=16, dim=32, n_heads=4, n_layers=3, dropout=0.0)
+    config = small_config(ARCHITECTURE)
     return entry.model(config, entry.classifier_head(config, 2, entry.position, False))
 
 

@@ -4,6 +4,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from model import weights
 
@@ -51,3 +52,24 @@ def padding_mask(side: str) -> torch.Tensor:
     """Return a mask [3, 20] of 20, 13 and 6 real tokens, with padding on the given side."""
     mask = (torch.arange(20) < torch.tensor([20, 13, 6])[:, None]).long()
     return mask.flip(1) if side == "left" else mask
+
+
+def assert_same_on_real_tokens(
+    ours: nn.Module, found: torch.Tensor, expected: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor
+) -> int:
+    """Assert that two ways to compute logits, and the gradients of what trains in `ours`, are equal.
+
+    found, expected    logits [B, T, V], both computed from the parameters of `ours`
+
+    Padding, where the mask [B, T] is 0, doesn't count. Returns the number of parameters that train.
+    """
+    real = mask.bool()
+    assert distance(found[real], expected[real]) <= TOLERANCE
+    gradients = []
+    for logits in (found, expected):
+        ours.zero_grad()
+        F.cross_entropy(logits[real], ids[real]).backward()
+        gradients.append([parameter.grad.clone() for parameter in ours.parameters() if parameter.requires_grad])
+    for one, other in zip(*gradients, strict=True):
+        assert distance(one, other) <= 10 * TOLERANCE
+    return len(gradients[0])

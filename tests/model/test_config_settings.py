@@ -113,6 +113,15 @@ def test_a_key_with_another_meaning_is_refused_by_name(base, name):
         hidden(change(base, **{name: REFUSED[name]}))
 
 
+@pytest.mark.parametrize(
+    "kind, name", [("gpt2", "scale_attn_weights"), ("bert", "hidden_act"), ("distilbert", "activation")]
+)
+def test_a_setting_of_the_architecture_needs_a_value(tmp_path, kind, name):
+    base = make_base(kind, tmp_path)
+    with pytest.raises(UserError, match=f"config.json sets {name} to None; {kind} has "):
+        hidden(change(base, **{name: None}))
+
+
 ALIASES = {
     "gpt2": {"n_head": "num_attention_heads", "n_layer": "num_hidden_layers", "n_positions": "max_position_embeddings"},
     "distilbert": {"n_heads": "num_attention_heads", "n_layers": "num_hidden_layers", "dim": "hidden_size"},

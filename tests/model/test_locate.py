@@ -18,7 +18,7 @@ def test_unknown_names_list_the_choices(monkeypatch, tmp_path, checkpoint):
     assert "my-pocket" not in str(caught.value)
     (tmp_path / "pocket").mkdir()
     checkpoint.rename(tmp_path / "pocket/my-pocket")
-    with pytest.raises(UserError, match="roberta-base, my-pocket"):
+    with pytest.raises(UserError, match=r"llama-3\.2-1b-instruct, my-pocket"):
         from_pretrained("gpt3")
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from model import from_pretrained
 from model.tokenizers.load import load_tokenizer
 from tests.helpers.parity import TOLERANCE, distance, gradients_by_their_names
-from tests.helpers.texts import sst2
+from tests.helpers.texts import rows_of
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.not_quick  # seconds
@@ -19,8 +19,14 @@ NO_DROPOUT = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob
 
 
 @pytest.fixture(scope="module")
-def sentences(shared) -> list[str]:
-    return sst2(shared / "data", "dev")[::40]
+def examples(shared) -> list[list[str]]:
+    """Return 22 sentences, each with its label."""
+    return rows_of(shared / "data/glue_sst2/dev.tsv")[::40]
+
+
+@pytest.fixture(scope="module")
+def sentences(examples) -> list[str]:
+    return [sentence for sentence, _ in examples]
 
 
 def batch_of(directory: Path, sentences: list[str], side: str) -> dict[str, torch.Tensor]:
@@ -52,11 +58,11 @@ def test_every_layer_equals_theirs(minilm, sentences, side):
     assert distance(ours.encode(**batch)[mask.bool()], expected[6][mask.bool()]) <= TOLERANCE
 
 
-def test_a_step_of_fine_tuning_equals_theirs(minilm, sentences, tmp_path):
+def test_a_step_of_fine_tuning_equals_theirs(minilm, sentences, examples, tmp_path):
     theirs = transformers.BertForSequenceClassification.from_pretrained(minilm, num_labels=2, **NO_DROPOUT)
     theirs.save_pretrained(tmp_path)
     ours = from_pretrained(tmp_path, head="classifier", num_labels=2)
-    batch, labels = batch_of(minilm, sentences, "right"), torch.arange(len(sentences)) % 2
+    batch, labels = batch_of(minilm, sentences, "right"), torch.tensor([int(label) for _, label in examples])
     before = copy.deepcopy(ours.state_dict())
     losses = {"theirs": [], "ours": []}
     for name, model in (("theirs", theirs), ("ours", ours)):

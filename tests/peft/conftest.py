@@ -2,12 +2,12 @@
 
 import pytest
 
-from model.registry import ARCHITECTURES
 from tests.helpers import methods
+from tests.helpers.architectures import DIFFERENT
 
 
-@pytest.fixture(params=list(ARCHITECTURES))
+@pytest.fixture(params=DIFFERENT)
 def architecture(request, monkeypatch) -> str:
-    """Let `tiny` make each architecture in turn."""
+    """Let `tiny` make each kind of architecture in turn."""
     monkeypatch.setattr(methods, "ARCHITECTURE", request.param)
     return request.param

@@ -2,7 +2,6 @@
 
 import copy
 import re
-import signal
 
 import pytest
 import torch
@@ -10,14 +9,13 @@ from torch.nn import functional as F
 
 import peft
 from config import Run, resolve
-from model import fast_path
 from model.bert import Bert, BertConfig
-from model.generation import generate, left_padded
 from model.gpt2 import GPT2, GPT2Config
 from peft import PrefixTuning, attach, export, merge, method_of, restore
-from tests.helpers.generation import plainly, texts
+from tests.helpers.generation import assert_cached_as_plain
+from tests.helpers.interrupt import interrupt_run
 from tests.helpers.methods import tiny_gpt2, trained_names
-from tests.helpers.parity import LAYERS, TOLERANCE, distance, padding_mask
+from tests.helpers.parity import LAYERS, TOLERANCE, assert_same_on_real_tokens, distance, padding_mask
 from training.activation_cache import n_frozen_blocks
 from utils.errors import UserError
 
@@ -51,7 +49,6 @@ def test_logits_loss_and_gradients_equal_theirs_with_past_keys_and_values(pair, 
     attach(ours, PrefixTuning(P, projection))
     ids = torch.randint(500, (3, 20))
     mask = torch.ones_like(ids) if side is None else padding_mask(side)
-    real = mask.bool()
     found = ours(ids, None if side is None else mask)
     expected = theirs(
         ids,
@@ -59,16 +56,9 @@ def test_logits_loss_and_gradients_equal_theirs_with_past_keys_and_values(pair, 
         position_ids=torch.arange(20)[None],  # a text's positions don't depend on the prefix
         past_key_values=their_past(ours, 3),
     ).logits
-    assert distance(found[real], expected[real]) <= TOLERANCE
+    assert assert_same_on_real_tokens(ours, found, expected, ids, mask) == (LAYERS * 2 + 3 if projection else LAYERS)
+    real = mask.bool()
     assert distance(found[real], pair[1](ids, None if side is None else mask)[real]) > 0.01  # it does something
-    gradients = []
-    for logits in (found, expected):
-        ours.zero_grad()
-        F.cross_entropy(logits[real], ids[real]).backward()
-        gradients.append([parameter.grad.clone() for parameter in ours.parameters() if parameter.requires_grad])
-    assert len(gradients[0]) == (LAYERS * 2 + 3 if projection else LAYERS)
-    for one, other in zip(*gradients, strict=True):
-        assert distance(one, other) <= 10 * TOLERANCE
 
 
 def by_hand(model, ids, mask, number: int) -> torch.Tensor:
@@ -227,14 +217,10 @@ def test_what_is_refused():
 # --- generation
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("chosen", METHODS.values(), ids=METHODS)
 def test_generation_with_a_cache_equals_without_token_by_token(pair, chosen):
     model = attach(copy.deepcopy(pair[1]), chosen)
-    batch = texts(9, 1, 20, 64 - 6)  # the last fills the context: the prefix takes nothing of it
-    expected = [plainly(model, text, 12) for text in batch]
-    assert generate(model, *left_padded(batch), max_new_tokens=12) == expected
-    assert expected != generate(pair[1], *left_padded(batch), max_new_tokens=12)
+    assert_cached_as_plain(model, pair[1])
 
 
 # --- through the command line
@@ -262,16 +248,8 @@ def test_frozen_blocks_below_the_prefix_are_computed_once(experiment):
 def test_an_interrupted_run_keeps_the_network_and_is_resumed(experiment, alone, monkeypatch):
     flags, settings = (*FLAGS, "--prefix_projection"), {"max_steps": 6, "num_epochs": 4}
     expected = experiment(*flags, **settings)
-    score, calls = fast_path.loss, []
-
-    def interrupt(*given):
-        calls.append(0)
-        if len(calls) == 3:
-            signal.raise_signal(signal.SIGINT)
-        return score(*given)
-
     with monkeypatch.context() as patch:
-        patch.setattr(fast_path, "loss", interrupt)
+        interrupt_run(patch, 3)
         interrupted = experiment(*flags, output_dir=alone / "halved", **settings)
     assert interrupted.result["interrupted"] and interrupted.result["steps"] == 3
     assert any(".trunk." in name for name in interrupted.tensors)

@@ -56,7 +56,9 @@ def test_an_adapter_of_the_library_leaves_the_base_as_it_is(tmp_path):
     save_file(
         {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}, tmp_path / "adapter_model.safetensors"
     )
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 3, "lora_alpha": 3}')
+    (tmp_path / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "r": 3, "lora_alpha": 3, "target_modules": ["h.0.attn.c_attn"]}'
+    )
     base = tiny()
     before, plain = snapshot(base), logits(base)
     adapted = Adapters(base).add("theirs", FromPeft(str(tmp_path)))

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 
@@ -13,10 +12,10 @@ import torch
 
 import experiments
 from config import Run
-from model import fast_path
 from model.generation import generate
 from pipeline import chat, execute
 from pipeline.reload import load_run
+from tests.helpers.interrupt import interrupt_run
 from tests.helpers.paths import ROOT
 from utils.errors import UserError
 
@@ -85,23 +84,9 @@ def test_the_model_of_a_run_computes_what_was_measured(method, train, monkeypatc
     assert saved.description.endswith(f"{method} on {found.result['dataset']}")
 
 
-def interrupt(patch, forward: int) -> None:
-    """Ctrl-C in the training's forward pass of this number."""
-
-    score, calls = fast_path.loss, []
-
-    def interrupted(*given):
-        calls.append(0)
-        if len(calls) == forward:
-            signal.raise_signal(signal.SIGINT)
-        return score(*given)
-
-    patch.setattr(fast_path, "loss", interrupted)
-
-
 def test_an_interrupted_run_has_a_model_too(train, monkeypatch):
     with monkeypatch.context() as patch:
-        interrupt(patch, 2)
+        interrupt_run(patch, 2)
         found = train("prefix", "--prefix_projection", max_steps=6, num_epochs=9)
     assert found.result["interrupted"] and any(".trunk." in name for name in found.tensors)
     prefix = load_run(found.directory).model.blocks[0].attn.prefix
@@ -111,7 +96,7 @@ def test_an_interrupted_run_has_a_model_too(train, monkeypatch):
 @pytest.mark.parametrize("forward, n_blocks", [(2, 1), (6, 2)])  # in the first stage, which has one block; in the second
 def test_a_run_interrupted_in_an_early_stage_has_the_model_of_that_stage(forward, n_blocks, experiment, monkeypatch):
     with monkeypatch.context() as patch:
-        interrupt(patch, forward)
+        interrupt_run(patch, forward)
         found = experiment("--stages", "layer_by_layer_then_lora", max_steps=3, num_epochs=1, learning_rate=0.05)
     assert found.result["interrupted"] and len(found.result["stages"]) == n_blocks
     model = load_run(found.directory).model

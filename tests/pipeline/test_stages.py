@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from config import Run
-from model import fast_path, from_pretrained
+from model import from_pretrained
 from pipeline import execute, stages
 from pipeline.stages import stages_of
 from published.plans import PLANS
+from tests.helpers.interrupt import interrupt_run
 from tests.helpers.loop import assert_equal
 from utils.errors import UserError
 
@@ -78,15 +79,7 @@ def test_interrupted_in_any_stage_it_goes_on_bit_for_bit(plan, forward, experime
     monkeypatch.setitem(PLANS, "mixed", lambda n_blocks: [lora, adapter, lora])
     flags = ["--stages", plan, "--dropout", 0.1]
     whole = experiment(*flags, **SETTINGS)
-    score, calls = fast_path.loss, []
-
-    def interrupted(model, *args):
-        calls.append(0)
-        if len(calls) == forward:
-            signal.raise_signal(signal.SIGINT)
-        return score(model, *args)
-
-    monkeypatch.setattr(fast_path, "loss", interrupted)
+    interrupt_run(monkeypatch, forward)
     half = experiment(*flags, **SETTINGS, output_dir=alone / "other")
     assert half.code == 130 and len(half.result["stages"]) == 1 + forward // 4
     resumed = experiment(*flags, "--resume", **SETTINGS, output_dir=alone / "other")

@@ -1,17 +1,16 @@
 """Running published rows as a table: what is run, what is skipped, and what is written."""
 
 import json
-import signal
 
 import pytest
 
 import experiments
 from config import Run, command
-from model import fast_path
 from pipeline import job, tables
 from pipeline.table_text import in_ranges
 from pipeline.tables import run_table
 from published import get_table
+from tests.helpers.interrupt import interrupt_run
 from utils.errors import UserError
 
 KEYS = {"row", "published", "measured", "std", "seeds", "seconds", "command", "note"}
@@ -117,15 +116,7 @@ def test_a_row_about_the_size_that_was_named_is_not_left_out(table, alone):
 
 
 def test_an_interrupted_table_goes_on_where_it_stopped(table, alone, monkeypatch):
-    score, calls = fast_path.loss, []
-
-    def interrupted(model, *args):
-        calls.append(0)
-        if model.training and len(calls) == 12:  # row 1 takes nine: four steps, five batches of evaluation
-            signal.raise_signal(signal.SIGINT)
-        return score(model, *args)
-
-    monkeypatch.setattr(fast_path, "loss", interrupted)
+    interrupt_run(monkeypatch, 12)  # row 1 takes nine: four steps, five batches of evaluation
     code, lines, _ = table("--rows", "1,3", max_steps=4)
     first = stamps(alone / "table")
     assert code == 130

@@ -11,6 +11,7 @@ import torch
 
 from data.batching import Batches, seeded_order
 from model import weights as model_weights
+from tests.helpers.interrupt import interrupt_model
 from tests.helpers.loop import (
     CONFIG,
     WIDTH,
@@ -28,19 +29,6 @@ from training.meter import Meter
 from training.metrics_log import Metrics
 from utils.errors import UserError
 
-
-def interrupt_at(model, forward):
-    """Ctrl-C as the model is about to run for the n-th time."""
-    calls = []
-
-    def look(module, args):
-        calls.append(0)
-        if len(calls) == forward:
-            signal.raise_signal(signal.SIGINT)
-
-    return model.token_embedding.register_forward_pre_hook(look)
-
-
 RESUMING = {"num_epochs": 2, "batch_size": 2, "accumulation_steps": 3, "learning_rate": 1e-2, "lr_scheduler_type": "cosine"}
 
 
@@ -48,7 +36,7 @@ def start(dropout, folder=None, resume=False, interrupt=None, layers="last_block
     """3 steps an epoch, of 6, 6 and 2 examples. `folder`: where it is saved."""
     model = make_model(dropout=dropout, layers=layers)
     if interrupt:
-        interrupt_at(model, interrupt)
+        interrupt_model(model, interrupt)
     batches = batches or make_batches(make_examples(14), 2, order=seeded_order(14, 1))
     keeper = Checkpointer(folder, point=newest(folder) if resume else None) if folder else None
     fitted = fit(model, batches, settings(resume=resume, **RESUMING | changes), Metrics(), None, keeper)
@@ -107,8 +95,8 @@ def test_sigterm_is_ctrl_c(tmp_path):
 
 def test_a_second_ctrl_c_stops_at_once():
     model = make_model()
-    interrupt_at(model, 2)
-    interrupt_at(model, 2)
+    interrupt_model(model, 2)
+    interrupt_model(model, 2)
     with pytest.raises(KeyboardInterrupt):
         fit(model, make_batches(make_examples(14), 2), settings(batch_size=2), Metrics())
 

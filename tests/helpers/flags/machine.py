@@ -2,14 +2,13 @@
 
 import os
 import re
-import signal
 
 import pytest
 import torch
 
 import train
-from model import fast_path
 from tests.helpers.flags.register import LORA, check, differ
+from tests.helpers.interrupt import interrupt_run
 from training.meter import Meter
 from utils.errors import UserError
 
@@ -56,15 +55,7 @@ def output_dir(experiment, fixtures):
 @check("resume")
 def resume(experiment, fixtures):
     whole = experiment("--dropout", 0.1, max_steps=5)
-    score, calls = fast_path.loss, []
-
-    def interrupted(*args):
-        calls.append(0)
-        if len(calls) == 3:
-            signal.raise_signal(signal.SIGINT)
-        return score(*args)
-
-    fixtures["monkeypatch"].setattr(fast_path, "loss", interrupted)
+    interrupt_run(fixtures["monkeypatch"], 3)
     half = experiment("--dropout", 0.1, max_steps=5)
     assert (half.code, half.result["interrupted"], half.result["steps"]) == (130, True, 3)
     assert half.result["test_accuracy"] is None and "--resume goes on from there" in half.out
