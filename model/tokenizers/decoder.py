@@ -43,12 +43,12 @@ class DecoderTokenizer(BytePairTokenizer):
 
         Raises UserError, also where a Qwen's file and class differ. SmolLM2's do, and it was trained as its file says.
         """
-        name = str(described.config.get("tokenizer_class")).removesuffix("Fast")
+        name = (described.config.get("tokenizer_class") or "").removesuffix("Fast")
         if not described.whole:
             if name not in BUILT:
                 raise UserError(
-                    f"{described.directory} has no tokenizer.json, and its tokenizer_class {name!r} doesn't say how a text "
-                    f"is cut into words; add tokenizer.json, or set it to {' or '.join(BUILT)} in tokenizer_config.json"
+                    f"{described.directory} has no tokenizer.json, and its tokenizer_class {name or None} doesn't say how a "
+                    f"text is cut into words; add tokenizer.json, or set it to {' or '.join(BUILT)} in tokenizer_config.json"
                 )
             normalizers, cut = BUILT[name]
             return in_sequence([make_normalizer(step) for step in normalizers]), cut

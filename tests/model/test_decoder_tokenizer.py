@@ -126,7 +126,7 @@ def test_qwen_without_a_tokenizer_json_is_cut_by_its_class(tmp_path):
     edit(folder / "tokenizer_config.json", lambda config: config.update(add_bos_token=True))
     assert "sets add_bos_token to True, which isn't supported; it must be False" in refused(folder)
     edit(folder / "tokenizer_config.json", lambda config: config.update(tokenizer_class="LlamaTokenizer"))
-    assert "tokenizer_class 'LlamaTokenizer' doesn't say how a text is cut into words" in refused(folder)
+    assert "tokenizer_class LlamaTokenizer doesn't say how a text is cut into words" in refused(folder)
 
 
 def test_a_qwen_whose_file_is_not_what_its_class_does(tmp_path):
