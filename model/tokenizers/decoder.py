@@ -47,8 +47,8 @@ class DecoderTokenizer(BytePairTokenizer):
         if not described.whole:
             if name not in BUILT:
                 raise UserError(
-                    f"{described.directory} has no tokenizer.json, and its tokenizer_class {name or None} doesn't say how a "
-                    f"text is cut into words; add tokenizer.json, or set it to {' or '.join(BUILT)} in tokenizer_config.json"
+                    f"{described.directory} has no tokenizer.json, and its tokenizer_class {name or None} doesn't say how "
+                    f"a text is cut into words; add it, or set tokenizer_class to {' or '.join(BUILT)}"
                 )
             normalizers, cut = BUILT[name]
             return in_sequence([make_normalizer(step) for step in normalizers]), cut

@@ -226,5 +226,5 @@ def test_a_sentencepiece_tokenizer_alone_is_refused_by_its_name(small_checkpoint
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / "other" / name).unlink()
     (tmp_path / "other" / "tokenizer.model").write_bytes(b"")
-    with pytest.raises(UserError, match="tokenizer.model is a SentencePiece tokenizer, which isn't supported"):
+    with pytest.raises(UserError, match=r"tokenizer\.model is a SentencePiece tokenizer, which isn't supported"):
         inputs.find_tokenizer_folder(Run(checkpoint=str(tmp_path / "other")), config_of(tmp_path / "other"))
