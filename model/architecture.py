@@ -23,9 +23,9 @@ class Architecture:
     settings: dict[str, str]  # fields of the configuration here -> settings in config.json
     written_settings: Callable[[Any], dict[str, Any]]  # settings of config.json that are written and not read
     fixed_settings: Callable[[Any], dict[str, tuple]]  # settings -> the values that are allowed, the one to write first
-    hf_classes: dict[str | None, str]  # kind of head -> the published library's class
+    hf_classes: dict[str | None, str | None]  # kind of head -> the published library's class; None: there is none
     lm_head: Callable[[Any], nn.Module]  # (model)
-    classifier_head: Callable[..., nn.Module]  # (config, num_labels, position, average)
+    classifier_head: Callable[..., nn.Module]  # (config, num_labels, position, average); not called where there is none
     position: str  # which token a classifier reads, unless --trainable_token_pos says otherwise
     tokenizer: type[Tokenizer]  # with its special tokens
     vocabulary_model: str  # the published model whose vocabulary a checkpoint without one gets

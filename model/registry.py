@@ -37,7 +37,6 @@ from model.tokenizers.bpe import GPT2Tokenizer, RobertaTokenizer
 from model.tokenizers.decoder import DecoderTokenizer
 from model.tokenizers.wordpiece import WordPieceTokenizer
 from model.transformer import Transformer
-from utils.errors import UserError
 
 
 def _gpt2_fixed(config: GPT2Config) -> dict[str, tuple]:
@@ -265,10 +264,6 @@ SMOLLM3_ENTRY = _llama_entry(
 )
 
 
-def _no_classifier(config: ChatGLMConfig, *options: Any) -> nn.Module:
-    raise UserError("a ChatGLM has no classifier, here as in the published code; train it on dialogues (--dataset persona)")
-
-
 CHATGLM_ENTRY = Architecture(
     model_type="chatglm",
     model=ChatGLM,
@@ -297,9 +292,9 @@ CHATGLM_ENTRY = Architecture(
         "prefix_projection": (False,),
         "quantization_bit": (0,),
     },
-    hf_classes={"lm": "ChatGLMForConditionalGeneration", "classifier": "", None: "ChatGLMModel"},
+    hf_classes={"lm": "ChatGLMForConditionalGeneration", "classifier": None, None: "ChatGLMModel"},
     lm_head=lambda model: LanguageModelHead(model.token_embedding, model.config.tied),
-    classifier_head=_no_classifier,
+    classifier_head=ClassifierHead,
     position="last",
     tokenizer=DecoderTokenizer,
     vocabulary_model="chatglm-6b",
