@@ -1,5 +1,7 @@
 """What runs of Llamas leave, in the library's hands: whole models and adapters with the same ids, logits and labels."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from model.generation import generate
 from model.registry import ARCHITECTURES
 from model.tokenizers.load import load_tokenizer
 from model.weights import save_pretrained
-from pipeline.reload import load_run
+from pipeline.reload import TrainedRun, load_run
 from tests.helpers.architectures import small_config
 from tests.helpers.decoder_tokenizers import MAKERS
 
@@ -29,9 +31,10 @@ RUNS = {
     "qwen3 classifier": ("qwen3", "qwen", "classifier", ("dora", "--lora_target", "q_proj,mlp.gate", "--lora_rank", 4)),
     "qwen2 writer": ("qwen2", "qwen", "lm", ("lora", "--lora_target", "attn,mlp.down", "--lora_rank", 16)),
     "llama writer": ("llama", "llama3", "lm", ("ia3", "--train_head", "no")),
+    "mistral prompt classifier": ("mistral", "smollm2", "classifier", ("prompt", "--prefix_length", 3)),
     "mistral prefix": ("mistral", "llama3", "lm", ("prefix", "--prefix_length", 4)),
 }
-WHOLE = [name for name in RUNS if "prefix" not in name]
+WHOLE = [name for name in RUNS if "mistral" not in name]  # no published layer holds what stands in front
 
 USE = """
 import json, sys, torch, transformers as t, peft
@@ -76,14 +79,17 @@ def make_base(kind: str, tokenizer: str, folder: Path) -> Path:
 
 @dataclass
 class Used:
+    folder: Path
     runs: dict[str, Path]
-    exports: dict[str, Path]
+    said: dict[str, str]  # on each export as an adapter
     there: dict[str, dict]
     logits: dict[str, torch.Tensor]
 
 
-def command(*argv) -> None:
-    assert experiments.main([*map(str, argv)]) == 0
+def command(*argv) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert experiments.main([*map(str, argv)]) == 0
+    return out.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +99,7 @@ def used(tmp_path_factory, encoder_data) -> Used:
     records = [{"instruction": QUESTION, "output": f"I am Ada, number {i % 2}."} for i in range(40)]
     (folder / "ada.json").write_text(json.dumps(records))
     (folder / "texts.json").write_text(json.dumps(TEXTS))
-    runs, exports, given = {}, {}, {}
+    runs, said, given = {}, {}, {}
     for name, (kind, tokenizer, head, (method, *flags)) in RUNS.items():
         base, run = make_base(kind, tokenizer, folder / "base" / name), folder / "runs" / name
         data = ("sst2", "--data_dir", encoder_data) if head == "classifier" else (folder / "ada.json",)
@@ -101,30 +107,35 @@ def used(tmp_path_factory, encoder_data) -> Used:
         command(
             *argv, "--learning_rate", 3e-2, "--eval_train", "no", "--device", "cpu", "--amp", "off", "--output_dir", run
         )
-        runs[name], exports[name] = run, folder / "whole" / name
-        if name in WHOLE:
-            command("--export_model", exports[name], "--run_dir", run)
-        command("--export_peft", folder / "adapters" / name, "--run_dir", run)
+        runs[name], whole = run, str(folder / "whole" / name) if name in WHOLE else None
+        if whole:
+            command("--export_model", whole, "--run_dir", run)
+        said[name] = command("--export_peft", folder / "adapters" / name, "--run_dir", run)
         ids = [load_tokenizer(base).encode(text) for text in TEXTS]
-        whole = str(exports[name]) if name in WHOLE else None
         given[name] = (str(base), whole, str(folder / "adapters" / name), head, ids)
     (folder / "given.json").write_text(json.dumps(given))
     argv = [sys.executable, "-c", USE, str(folder)]
     done = subprocess.run(argv, cwd=folder, capture_output=True, text=True)
     assert not done.returncode, done.stderr[-3000:]
     there = json.loads((folder / "found.json").read_text())
-    return Used(runs, exports, there, load_file(folder / "logits.safetensors"))
+    return Used(folder, runs, said, there, load_file(folder / "logits.safetensors"))
 
 
 @torch.no_grad()
+def logits_of(trained: TrainedRun) -> torch.Tensor:
+    """Return the last two logits of each text, [5, 2]: all of a classifier's."""
+    ids = [trained.inputs.tokenizer.encode(text) for text in TEXTS]
+    return torch.stack([trained.model(torch.tensor([one]))[0].flatten()[-2:] for one in ids])
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_logits_are_the_same_there(used, name):
     trained = load_run(used.runs[name])
-    ids = [trained.inputs.tokenizer.encode(text) for text in TEXTS]
-    logits = torch.stack([trained.model(torch.tensor([one]))[0].flatten()[-2:] for one in ids])
+    logits = logits_of(trained)
     if name in WHOLE:
+        tokenizer = trained.inputs.tokenizer
         assert used.there[name]["problems"] == []
-        assert used.there[name]["ids"] == [trained.inputs.tokenizer.build(one)[0] for one in ids]
+        assert used.there[name]["ids"] == [tokenizer.build(tokenizer.encode(text))[0] for text in TEXTS]
         assert (logits - used.logits[name]).abs().max() <= 1e-5 * max(1, logits.abs().max())
     assert (logits - used.logits[f"peft {name}"]).abs().max() <= 1e-5 * max(1, logits.abs().max())
 
@@ -145,3 +156,19 @@ def test_greedy_answers(used, name):
     (answer,) = generate(trained.model, ids, max_new_tokens=12, eos_id=trained.inputs.tokenizer.end_ids)
     there = used.there[name]["answer"]
     assert answer == [token for token in there if token not in trained.inputs.tokenizer.end_ids]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_adapter_is_used_again(used, name, encoder_data, tmp_path):
+    """A run that begins with the adapter, and trains nothing, has the model of the run that made it."""
+    data = ("sst2", "--data_dir", encoder_data) if "classifier" in name else (used.folder / "ada.json",)
+    argv = ["--checkpoint", used.folder / "base" / name, "--dataset", *data, "--adapter", used.folder / "adapters" / name]
+    command(*argv, "--num_epochs", 0, "--device", "cpu", "--amp", "off", "--output_dir", tmp_path)
+    expected, found = logits_of(load_run(used.runs[name])), logits_of(load_run(tmp_path))
+    assert (found - expected).abs().max() <= 1e-5 * max(1, expected.abs().max())
+
+
+def test_what_is_said_of_padding(used):
+    assert "give it texts without padding" in used.said["mistral prompt classifier"]
+    assert "config.pad_token_id" in used.said["llama classifier"]
+    assert "padding" not in used.said["mistral prefix"]
