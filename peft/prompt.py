@@ -2,7 +2,8 @@
 arXiv:2104.08691).
 
 Unlike there, they don't count as positions: a text's own begin at 0 as without them, and its context stays as long. In a
-model that rotates, which knows only how far apart two positions are, the prompt's are -P, ..., -1.
+model that rotates, which knows only how far apart two positions are, the prompt's are -P, ..., -1. A model with windows
+that would hide the prompt from the end of a long text is refused.
 """
 
 from dataclasses import dataclass
