@@ -145,13 +145,13 @@ def test_what_is_computed_twice_is_the_same_both_times(flags, experiment):
 def test_no_frozen_block_runs_twice(experiment, monkeypatch):
     calls, frozen, trained = [], GPT2.run_blocks, fast_path.run_blocks
 
-    def spy(model, hidden, attention_mask, start, stop):
+    def spy(model, hidden, attention_mask, start, stop, *positions):
         calls.append((start, stop, len(hidden)))
-        return frozen(model, hidden, attention_mask, start, stop)
+        return frozen(model, hidden, attention_mask, start, stop, *positions)
 
-    def other_spy(model, hidden, start, attention_mask, stop=None):
+    def other_spy(model, hidden, start, *inputs, stop=None):
         calls.append((start, stop, len(hidden)))
-        return trained(model, hidden, start, attention_mask, stop)
+        return trained(model, hidden, start, *inputs, stop=stop)
 
     monkeypatch.setattr(GPT2, "run_blocks", spy)
     monkeypatch.setattr(fast_path, "run_blocks", other_spy)
