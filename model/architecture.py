@@ -34,3 +34,8 @@ class Architecture:
     read_settings: Callable[[dict], dict[str, Any]] = lambda settings: {}  # -> fields that follow from several settings
     settings_read: tuple[str, ...] = ()  # what that function reads
     always_tied: bool = False  # whether a head in the files is left unread, as the published code does, equal or not
+
+    @property
+    def is_decoder(self) -> bool:
+        """Return whether the published models look at no later position; their classifiers read the last real token."""
+        return self.position != "first"
