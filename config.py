@@ -152,12 +152,9 @@ class Run:
         "zero: the branches add nothing at first; default: PyTorch's own", "zero", choices=BYPASS_INITS
     )
     prefix_length: int = flag(
-        "positions that prefix and prompt tuning put in front of a text",
-        16,
-        methods=("prefix", "prompt"),
-        least=1,
-        below=2**24,
+        "positions that prefix and prompt tuning put in front", 16, methods=("prefix", "prompt"), least=1, below=2**24
     )
+    prefix_dropout: float = flag("dropout on the prefix's keys and values", 0.0, methods=("prefix",), least=0, below=1)
     prefix_projection: bool = flag(
         "train the prefix through a small network, which is folded away afterwards", False, methods=("prefix",)
     )

@@ -11,7 +11,7 @@ from model.transformer import Transformer
 from utils.errors import UserError
 
 # Names for several modules of a block, of which a model has some.
-PARTS = {"qkv": ("q", "k", "v"), "norm": ("attn_norm", "mlp_norm", "q_norm", "k_norm")}
+PARTS = {"qkv": ("q", "k", "v", "qkv"), "norm": ("attn_norm", "mlp_norm", "q_norm", "k_norm")}
 
 
 class Added(nn.Module):
