@@ -102,7 +102,7 @@ class ActivationCache:
         hidden = self.model.embed(batch.input_ids, batch.token_type_ids, batch.positions)
         if self.head_only:
             return fast_path.states_read(self.model, hidden, batch.visible(), batch.lengths)
-        return self.model.run_blocks(hidden, batch.visible(), 0, self.n_blocks)
+        return self.model.run_blocks(hidden, batch.visible(), 0, self.n_blocks, batch.positions)
 
 
 class CachedBatches(Batches):
