@@ -1,16 +1,22 @@
 """The command line with decoders of Llama's family, from texts to result.json, answers and exports."""
 
 import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import experiments
 from config import Run
+from model.tokenizers.files import TOKENIZER_FILES
 from pipeline.job import prepare
 from tests.helpers.interrupt import interrupt_run
 from tests.helpers.outcome import THIRTY_STEPS, assert_same_losses
-from tests.helpers.small import make_llama, write_dialogues
+from tests.helpers.paths import ROOT
+from tests.helpers.small import make_checkpoint, make_encoder, make_llama, write_dialogues, write_sentences
 from utils.errors import UserError
 
 WINDOWS = {"window": 6, "window_layers": (0, 2)}
@@ -153,3 +159,57 @@ def test_dialogues_that_share_a_row_have_the_loss_of_single_ones(flags, run, dia
     assert together.sizes(True)[0] < alone.sizes(True)[0]
     assert together.logged("loss") == pytest.approx(alone.logged("loss"), rel=1e-5)
     assert together.logged("loss", "final test") == pytest.approx(alone.logged("loss", "final test"), rel=1e-5)
+
+
+# --- tokenizers that aren't the model's
+
+
+def other_files(folder: Path, what: str) -> Path:
+    """Return a directory with the tokenizer of another family, or with one that doesn't fit."""
+    if what == "another's merges":
+        return make_checkpoint(folder / "gpt2", "free prize now " * 30, 10)
+    (folder / "texts").mkdir()
+    wordpiece = make_encoder(folder / "bert", "bert", write_sentences(folder / "texts"))
+    if what == "WordPiece":
+        return wordpiece
+    tokens = {token: number for number, token in enumerate((wordpiece / "vocab.txt").read_text().splitlines())}
+    contents = {
+        "WordPiece in one file": {"type": "WordPiece", "vocab": tokens, "unk_token": "[UNK]"},
+        "Unigram": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]]},
+        "SentencePiece BPE": {"type": "BPE", "byte_fallback": True, "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": [], "model": contents[what]}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("WordPiece", "no byte-level BPE tokenizer files"),
+        ("WordPiece in one file", "can't read tokenizer.json: it holds a tokenizer of type 'WordPiece', not BPE"),
+        ("Unigram", "can't read tokenizer.json: it holds a tokenizer of type 'Unigram', not BPE"),
+        ("SentencePiece BPE", "is a SentencePiece BPE .*, as of Llama 2, which isn't supported; it must be byte-level BPE"),
+        ("another's merges", "has no tokenizer.json, and its tokenizer_class None doesn't say how a text is cut"),
+    ],
+)
+def test_a_tokenizer_of_another_family(what, said, experiment, members, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = other_files(tmp_path / "other", what)
+    checkpoint = shutil.copytree(members["llama"], tmp_path / "mixed")
+    for name in TOKENIZER_FILES:  # beside the weights, and named apart
+        (checkpoint / name).unlink(missing_ok=True)
+        if (other / name).exists():
+            shutil.copy(other / name, checkpoint)
+    for flags in ({"checkpoint": checkpoint}, {"checkpoint": members["llama"], "tokenizer": other}):
+        with pytest.raises(UserError, match=said):
+            experiment(**flags)
+
+
+def test_a_vocabulary_larger_than_the_models_is_one_line_and_exit_code_2(members, tmp_path):
+    checkpoint = shutil.copytree(members["llama"], tmp_path / "checkpoint")
+    path = checkpoint / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"extra_special_tokens": ["<one>"]}))
+    words = [sys.executable, ROOT / "experiments.py", "--checkpoint", checkpoint, "--dataset", "spam-pocket"]
+    found = subprocess.run([*map(str, words)], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr == f"error: the tokenizer in {checkpoint} has 423 tokens, the model only 422\n"
