@@ -43,11 +43,7 @@ class DecoderTokenizer(BytePairTokenizer):
 
     def set_up(self, described: Description, vocab: dict[str, int]) -> None:
         """Set the special tokens, and what stands around a text. Raises UserError."""
-        place = f"{described.directory}/tokenizer.json: its post_processor"
-        around = described.around()
-        if unknown := [token for tokens in around for token in tokens if token not in vocab]:
-            raise UserError(f"{place} puts {unknown[0]!r} around a text, which the vocabulary lacks")
-        self.start, self.between, self.end = (tuple(vocab[token] for token in tokens) for tokens in around)
+        self.start, self.between, self.end = described.around(vocab)
         self.between = self.between or tuple(self.encode_words("\n"))
         ids = {name: vocab.get(self.named.get(name, "")) for name in ("bos_token", "eos_token", "pad_token")}
         end = vocab.get(END_OF_TEXT) if ids["eos_token"] is None else ids["eos_token"]

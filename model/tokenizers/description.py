@@ -119,8 +119,11 @@ class Description:
         place = f"{self.directory}/tokenizer.json: its pre_tokenizer"
         return steps_of(place, self.json["pre_tokenizer"], PRE_TOKENIZERS, "pretokenizers")
 
-    def around(self) -> tuple[list[str], list[str], list[str]]:
-        """Return the special tokens in front of a text, between two, and behind. Raises UserError."""
+    def around(self, vocab: Mapping[str, int]) -> list[tuple[int, ...]]:
+        """Return the ids of the special tokens in front of a text, between two, and behind. Raises UserError.
+
+        vocab   token -> id, with added tokens
+        """
         for name in () if self.whole else ADDS:
             check_value(f"{self.directory}/tokenizer_config.json", name, self.config.get(name), (False,))
         place = f"{self.directory}/tokenizer.json: its post_processor"
@@ -130,7 +133,8 @@ class Description:
             a, b = pair.index("A"), pair.index("B")
             start, between, end = pair[:a], pair[a + 1 : b], pair[b + 1 :]
             if single == [*start, "A", *end]:
-                return start, between, end
+                check_ids(place, steps[0].get("special_tokens") if steps else {}, vocab, start + between + end)
+                return [tuple(vocab[token] for token in tokens) for tokens in (start, between, end)]
         raise UserError(f"{place} isn't supported; it must put the same tokens around two texts as around one")
 
     def refuse(self, section: str, value: object) -> UserError:
@@ -294,6 +298,17 @@ def shown(step: dict[str, Any], single: list[str], pair: list[str]) -> Any:
         names = [value[0] if isinstance(value, list) and value else None for value in (step.get("cls"), step.get("sep"))]
         return (single, pair) if names == [single[0], single[-1]] else names
     return template_of(step) if step.get("type") == "TemplateProcessing" else step.get("type")
+
+
+def check_ids(place: str, told: Any, vocab: Mapping[str, int], tokens: list[str]) -> None:
+    """Raise UserError unless a TemplateProcessing's special_tokens give these tokens the ids of the vocabulary."""
+    for token in tokens:
+        if token not in vocab:
+            raise UserError(f"{place} puts {token!r} around a text, which the vocabulary lacks")
+        entry = told.get(token) if isinstance(told, dict) else None
+        ids = entry.get("ids") if isinstance(entry, dict) else None
+        if ids != [vocab[token]]:
+            raise UserError(f"{place} gives {token!r} the ids {ids!r}; the vocabulary gives it {vocab[token]}")
 
 
 def template_of(step: dict[str, Any]) -> tuple[list[str], list[str]] | None:

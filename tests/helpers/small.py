@@ -14,7 +14,7 @@ from model.registry import ARCHITECTURES
 from model.tokenizers.load import load_tokenizer
 from model.weights import save_pretrained
 from tests.helpers.architectures import small_config
-from tests.helpers.decoder_tokenizers import make_smollm2
+from tests.helpers.decoder_tokenizers import MAKERS
 from tools.learn_vocabulary import learn_merges, learn_vocabulary, save_tokenizer, save_vocabulary
 
 HAM_WORDS = "home later see you tonight lunch ok sorry bus love mum work soon me"
@@ -120,9 +120,9 @@ def write_dialogues(path: Path, n: int = 40, word: str = "prize") -> Path:
     return path
 
 
-def make_llama(directory: Path, kind: str = "llama", **settings) -> Path:
-    """Save a random member of Llama's family, of width 32, and a byte-level tokenizer like SmolLM2's, for --checkpoint."""
-    make_smollm2(directory)
+def make_llama(directory: Path, kind: str = "llama", tokenizer: str = "smollm2", **settings) -> Path:
+    """Save a random member of Llama's family, of width 32, and a small tokenizer of that kind, for --checkpoint."""
+    MAKERS[tokenizer](directory)
     size = load_tokenizer(directory, "decoder").vocab_size
     sizes = {"vocab_size": size, "context_length": 256, "n_layers": 3, "start_id": 1, "end_ids": (2,), "pad_id": 2}
     torch.manual_seed(1)

@@ -40,9 +40,10 @@ def test_all_cases():
     assert taken + refused == 2000 and failed == 0 and shells == 20
 
 
+@pytest.mark.parametrize("kind", ["settings", "llama-settings"])
 @pytest.mark.parametrize("cases", [60, pytest.param(1000, marks=pytest.mark.slow)])
-def test_changed_settings_mean_what_they_mean_to_the_libraries(cases):
-    found = fuzz("--cases", cases, "--seed", 7, "--kinds", "settings", "--shells", 0)
+def test_changed_settings_mean_what_they_mean_to_the_libraries(cases, kind):
+    found = fuzz("--cases", cases, "--seed", 7, "--kinds", kind, "--shells", 0)
     assert found.returncode == 0, found.stdout + found.stderr
     taken, refused, failed, _ = totals(found.stdout)
     assert taken + refused == cases and min(taken, refused) > cases / 4 and failed == 0
@@ -65,6 +66,16 @@ WITHOUT = {
         "from model.tokenizers.description import Description\nsetting = Description.setting\n"
         "Description.setting = lambda self, name, default: name != 'add_prefix_space' and setting(self, name, default)",
         "settings",
+        "Failure: 'ids: theirs",
+    ),
+    "lists of what a Llama's settings may be": (
+        "from utils.settings import KnownSettings\nKnownSettings.check = lambda self, place, content: None",
+        "llama-settings",
+        "Failure: 'hidden: theirs",
+    ),
+    "a look at the ids around a text": (
+        "import model.tokenizers.description\nmodel.tokenizers.description.check_ids = lambda *given: None",
+        "llama-settings",
         "Failure: 'ids: theirs",
     ),
     "a limit to brackets within brackets": (
@@ -103,7 +114,7 @@ WITHOUT = {
 @pytest.mark.slow
 @pytest.mark.parametrize("before, kind, said", WITHOUT.values(), ids=WITHOUT)
 def test_a_missing_check_is_noticed(before, kind, said):
-    found = fuzz("--cases", 400 if kind == "settings" else 200, "--kinds", kind, "--shells", 0, before=before)
+    found = fuzz("--cases", 400 if "settings" in kind else 200, "--kinds", kind, "--shells", 0, before=before)
     assert found.returncode == 1 and said in found.stdout, found.stdout + found.stderr
 
 
