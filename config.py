@@ -182,7 +182,7 @@ class Run:
     no_padding: bool = classifier_flag("let padding have no influence; it is masked where a batch needs some", False)
     train_samples: int = flag("train on this many examples, drawn by the seed (0: on all)", 0, least=0)
     eval_train: str = flag("whether the training examples are measured too, at the end", "yes", choices=YES_NO)
-    template: str = dialogue_flag("how a dialogue becomes text: default (plain lines) or alpaca", "default")
+    template: str = dialogue_flag("how a dialogue becomes text: as the model's own template, plain, alpaca, ...", "default")
     source_prefix: str | None = dialogue_flag("a text in front of every dialogue that has none of its own")
     max_source_length: int = dialogue_flag(
         "tokens in front of a dialogue's last answer; the oldest turns are dropped (0: no limit)", 0, least=0

@@ -7,11 +7,12 @@ import numpy as np
 
 from config import DEFAULTS, Run
 from data.batching import Batches, Example
-from data.dialogue_encoder import DialogueEncoder, find_template
+from data.dialogue_encoder import DialogueEncoder
 from data.dialogues import Dialogue, read_records, split
 from data.encode import batches_of, draw_training, padded_length
 from data.packing import pack
 from data.task import GPT2_POCKET, Task
+from data.templates import find_template
 from model.tokenizers.base import Tokenizer
 from utils.errors import UserError
 
@@ -70,6 +71,7 @@ class ChatTask(Task):
         counts = [f"{name}: {file.counts}" for name, file in files.items()]
         reports = [report for file in files.values() if (report := file.report())]
         notes = ["; ".join([*counts, f"{encoder.n_cut} texts cut", *reports])]
+        notes += [encoder.note] if encoder.note else []
         notes += [f"too long: {n} dialogues lost {what}" for what, n in encoder.counts.items() if n]
         if "auxiliary" in examples:
             auxiliary = examples.pop("auxiliary")

@@ -134,7 +134,7 @@ def parse_message(message: dict, number: int) -> Message:
     """Return a message of either spelling. Raises Malformed."""
     who, what = who_and_what(message)
     said, weight, place = message.get(who), message.get(WEIGHT), f"{what} of message {number}"
-    role = ROLES.get(said, said) if isinstance(said, str) else said
+    role = ROLES.get(said.strip().lower(), said) if isinstance(said, str) else said
     unread = unread_keys(message, (who, what, WEIGHT))
     text = message.get(what)
     if isinstance(text, list):

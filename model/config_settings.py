@@ -42,9 +42,8 @@ HARMLESS = {
     "torch_dtype dtype use_bfloat16 _attn_implementation attn_implementation reorder_and_upcast_attn "
     "gradient_checkpointing torchscript chunk_size_feed_forward use_cache use_return_dict return_dict "
     "return_dict_in_generate output_past output_attentions output_hidden_states output_scores output_router_logits "
-    "tie_weights_ _flash_attn_2_enabled experts_implementation pretraining_tp": (
-        "how the library computes or returns it, not what"
-    ),
+    "tie_weights_ _flash_attn_2_enabled experts_implementation _attn_implementation_autoset xla_device "
+    "pretraining_tp": ("how the library computes or returns it, not what"),
     "initializer_range initializer_factor init_std sinusoidal_pos_embds": (
         "how the library draws weights; here they come from the file or, with `--weights random`, from PyTorch's default"
     ),
@@ -53,6 +52,7 @@ HARMLESS = {
     "pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type directionality": (
         "of heads that aren't built here, or read by nothing"
     ),
+    "eos_token_ids predict_special_tokens tf_legacy_loss": "of older versions of the library, and read by nothing",
     "sep_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id prefix": "the ids come from the tokenizer",
     "max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups temperature top_k top_p "
     "typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "

@@ -1,18 +1,20 @@
 """The names that a checkpoint gives to its classes, matched to those of a task."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
-NUMBER = re.compile(r"(?:(?:label|class)[\s_-]*)?(\d+)", re.IGNORECASE)  # LABEL_1, class 1, 1
+NUMBER = re.compile(r"(?:(?:label|class)[\s_-]*)?(\d+)(?:\.0)?", re.IGNORECASE)  # LABEL_1, class 1, 1, 1.0
 SHORTEST = 3  # letters that can stand for a longer name
+NOT = {"not", "no", "non"}
 
 
 def match_labels(names: Sequence[str], wanted: Sequence[str]) -> tuple[tuple[int, ...], str]:
     """Return for each wanted label the number of the class that is it, and what had to be assumed ("": nothing).
 
-    Case, spaces and punctuation don't count, and three letters or more may stand for a longer name (neg, POS). LABEL_1 and
-    1 are the second wanted label, or the first where they count from 1. A single name that isn't known is the label that is
-    left. Other names say nothing: they are taken in their order.
+    Case, spaces and punctuation don't count, three letters or more may stand for a longer name (neg, POS), and a name may
+    have more words (1: positive). LABEL_1 and 1 are the second wanted label, or the first where they count from 1. A single
+    name that isn't known is the label that is left. Other names say nothing: they are taken in their order.
     """
     found = _by_number(names) or _by_name(names, wanted)
     known = [one for one in found if one is not None]
@@ -30,7 +32,7 @@ def match_labels(names: Sequence[str], wanted: Sequence[str]) -> tuple[tuple[int
 
 def plain(name: str) -> str:
     """Return the letters and digits of a name, in lower case."""
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
+    return "".join(letter for letter in unicodedata.normalize("NFKC", name).casefold() if letter.isalnum())
 
 
 def _by_number(names: Sequence[str]) -> list[int | None]:
@@ -45,7 +47,10 @@ def _by_number(names: Sequence[str]) -> list[int | None]:
 def _by_name(names: Sequence[str], wanted: Sequence[str]) -> list[int | None]:
     """Return which of the wanted labels each name is, None for one that is none of them."""
     words = [plain(one) for one in wanted]
-    return [_place_of(plain(name), words) for name in names]
+    whole = [_place_of(plain(name), words) for name in names]
+    if None not in whole:
+        return whole
+    return [_place_among(name, words, whole) if place is None else place for name, place in zip(names, whole, strict=True)]
 
 
 def _place_of(name: str, words: list[str]) -> int | None:
@@ -54,3 +59,10 @@ def _place_of(name: str, words: list[str]) -> int | None:
         return words.index(name)
     longer = [number for number, word in enumerate(words) if word.startswith(name)]
     return longer[0] if len(name) >= SHORTEST and len(longer) == 1 else None
+
+
+def _place_among(name: str, words: list[str], taken: Sequence[int | None]) -> int | None:
+    """Return which label, that isn't taken, is the only one among the words of a name (0 NEGATIVE), else None."""
+    said = {plain(word) for word in re.split(r"[\W_]+", name)}
+    found = [number for number, word in enumerate(words) if word in said]
+    return found[0] if len(found) == 1 and found[0] not in taken and not said & NOT else None

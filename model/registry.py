@@ -62,6 +62,11 @@ class Architecture:
     read_settings: Callable[[dict], dict[str, Any]] = lambda settings: {}  # -> fields that follow from several settings
     settings_read: tuple[str, ...] = ()  # what that function reads
 
+    @property
+    def is_decoder(self) -> bool:
+        """Return whether the published models look at no later position; their classifiers read the last real token."""
+        return self.position != "first"
+
 
 def _gpt2_fixed(config: GPT2Config) -> dict[str, tuple]:
     return {

@@ -134,6 +134,8 @@ def match(model: Transformer, checkpoint: Checkpoint) -> list[tuple[Entry, str]]
     built = (entry for entry in entries if entry.head or all(name in parameters for name in entry.names))
     known = {entry.hf_name for entry in built}  # config.json may say that the body lacks something, such as its biases
     problems += [f"unread {name}" for hf_name, name in name_in_file.items() if hf_name not in known]
+    if problems and (wrapper := _wrapper(checkpoint, known)):
+        problems = [f"all names of its tensors begin with {wrapper!r}, which a wrapper adds; save the model inside it"]
     filled = {name for entry, _ in matched for name in entry.names}
     if "head.classifier.weight" in filled and "head.dense.weight" in parameters.keys() - filled:
         dense = name_of("head.dense.weight", entries)
@@ -160,6 +162,13 @@ def _names_in_file(checkpoint: Checkpoint, architecture: Architecture, entries: 
             hf_name = name.removesuffix(".beta") + ".bias"
         names[hf_name if has_prefix or hf_name in outside_body else prefix + hf_name] = name
     return names
+
+
+def _wrapper(checkpoint: Checkpoint, known: set[str]) -> str:
+    """Return what stands before the published name in all of a file's names ("module."), or ""."""
+    first = min(checkpoint.shapes, default="")
+    found = next((first.removesuffix(hf_name) for hf_name in known if first.endswith(f".{hf_name}")), "")
+    return found if all(name.startswith(found) for name in checkpoint.shapes) else ""
 
 
 def name_of(parameter: str, entries: list[Entry]) -> str:

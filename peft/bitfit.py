@@ -6,6 +6,7 @@ from config import Run
 from model.transformer import Transformer
 from peft.attach import train_head
 from peft.registry import method
+from peft.targets import block_of, own_modules
 from utils.errors import UserError
 
 
@@ -25,8 +26,8 @@ class BitFit:
         return cls(train_head=run.train_head == "yes")
 
     def attach(self, model: Transformer) -> None:
-        biases = [parameter for name, parameter in model.blocks.named_parameters() if name.split(".")[-1] == "bias"]
-        if not biases:
+        in_blocks = [module for path, module in own_modules(model) if block_of(path) is not None]
+        if not any(getattr(module, "bias", None) is not None for module in in_blocks):
             kind = type(model).__name__
             raise UserError(f"bitfit trains biases, and the blocks of this {kind} have none; choose lora or last_block")
         for name, parameter in model.named_parameters():

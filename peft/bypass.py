@@ -1,12 +1,12 @@
 """Bypass branches: hidden states from below the top reach the classifier through Linear layers of their own.
 
 h_k is the output of the k-th block, counted from 1, at the position that the head reads, and h what the head reads anyway:
-the last block's output, behind GPT-2's last LayerNorm. With branches fc_k, as in the DistilBERT log that this method comes
+the last block's output, behind a decoder's last norm. With branches fc_k, as in the DistilBERT log that this method comes
 from (head "linear"; "own" keeps the activation and the dropout that the head has behind its dense layer):
 
     into "classifier"   classifier(dense(h) + Σ fc_k(h_k))
     into "dense"        classifier(dense(h + Σ fc_k(h_k)))
-    without a dense layer (GPT-2)   classifier(h + Σ fc_k(h_k))
+    without a dense layer (decoders)   classifier(h + Σ fc_k(h_k))
 """
 
 import re
@@ -81,7 +81,7 @@ class BypassHead(ClassifierHead):
         self.position, self.average, self.labels, self.order = base.position, base.average, base.labels, base.order
         self.into, self.linear = settings.into, settings.head == "linear"
         self.classifier = base.classifier
-        self.dense = getattr(base, "dense", None)  # GPT-2's classifier has none
+        self.dense = getattr(base, "dense", None)  # a decoder's classifier has none
         self.dropout = getattr(base, "dropout", nn.Dropout(dropout))
         self.activation = getattr(base, "activation", nn.Identity())
         drops_first = getattr(base, "dropout_first", False) and not self.linear

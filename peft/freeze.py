@@ -18,7 +18,7 @@ BLOCKS = {"last_layer": 0, "last_block": 1, "last_two_blocks": 2, "all": None}  
 @method(*BLOCKS)
 @dataclass(frozen=True)
 class Freeze:
-    """last_layer: the head. last_block / last_two_blocks: the last LayerNorm and the top blocks too. all: everything.
+    """last_layer: the head. last_block / last_two_blocks: the last norm and the top blocks too. all: everything.
 
     These are the choices of the published spam script (rows 1-10).
     """
@@ -38,7 +38,7 @@ class Freeze:
         count = BLOCKS[self.layers]
         if count is None:
             modules = [module for name, module in model.named_children() if name != "head"]
-        else:  # a last LayerNorm is GPT-2's; each block of an encoder ends with its own
+        else:  # a last norm is a decoder's; each block of an encoder ends with its own
             norm = [model.final_norm] if count and getattr(model, "final_norm", None) else []
             modules = [*model.blocks[len(model.blocks) - count :], *norm]
         train_modules(modules)

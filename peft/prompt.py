@@ -2,7 +2,8 @@
 arXiv:2104.08691).
 
 Unlike there, they don't count as positions: a text's own begin at 0 as without them, and its context stays as long. In a
-model that rotates, which knows only how far apart two positions are, the prompt's are -P, ..., -1.
+model that rotates, which knows only how far apart two positions are, the prompt's are -P, ..., -1. A model with windows
+that would hide the prompt from the end of a long text is refused.
 """
 
 from dataclasses import dataclass
@@ -90,6 +91,31 @@ class AfterLastBlock:
         return output[:, len(self.prompt.weight) :]
 
 
+def add_prompt(model: Transformer, weight: torch.Tensor) -> None:
+    """Put a prompt [P, D] in front of every text, in place. Raises UserError."""
+    if model.prompt is not None:
+        raise UserError("the model has a prompt already; attach to a fresh model")
+    length, device = len(weight), model.token_embedding.weight.device
+    check_windows(model, length, "a prompt")
+    model.prompt = Prompt(weight)
+    own_rotation = model.rotation(torch.arange(-length, 0, device=device)[None])
+    for number, block in enumerate(model.blocks):
+        hook = BeforeBlock(model.prompt, number == 0, model.config.causal, own_rotation)
+        block.register_forward_pre_hook(hook)
+    model.blocks[-1].register_forward_hook(AfterLastBlock(model.prompt))
+
+
+def check_windows(model: Transformer, length: int, what: str) -> None:
+    """Raise UserError where a layer's window could hide some of the `length` positions in front of a text from its end."""
+    windows = [window for block in model.blocks if (window := getattr(block.attn, "window", None)) is not None]
+    limit = model.config.context_length + length
+    if windows and min(windows) < limit:
+        raise UserError(
+            f"{what}, of {length} positions, has to be seen by a whole text; some layers here have a window of "
+            f"{min(windows)} tokens, where {limit} are needed; train a prefix (--trainable_layers prefix) instead"
+        )
+
+
 @method("prompt")
 @dataclass(frozen=True)
 class PromptTuning:
@@ -106,8 +132,6 @@ class PromptTuning:
         return cls(run.prefix_length, train_head=run.train_head == "yes")
 
     def attach(self, model: Transformer) -> None:
-        if model.prompt is not None:
-            raise UserError("the model has a prompt already; attach to a fresh model")
         if self.length > model.config.context_length:
             limit = model.config.context_length
             raise UserError(f"--prefix_length is {self.length}; a prompt can be at most as long as the context, {limit}")
@@ -117,10 +141,5 @@ class PromptTuning:
         with torch.no_grad():
             weight = model.eval().embed(tokens)[0].clone()  # [1, P] -> [P, D]
         model.train(was_training)
-        model.prompt = Prompt(weight)
-        own_rotation = model.rotation(torch.arange(-self.length, 0, device=device)[None])
-        for number, block in enumerate(model.blocks):
-            hook = BeforeBlock(model.prompt, number == 0, model.config.causal, own_rotation)
-            block.register_forward_pre_hook(hook)
-        model.blocks[-1].register_forward_hook(AfterLastBlock(model.prompt))
+        add_prompt(model, weight)
         train_head(model, self.train_head)

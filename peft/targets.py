@@ -10,7 +10,8 @@ from model.registry import entries_of
 from model.transformer import Transformer
 from utils.errors import UserError
 
-PARTS = {"qkv": "q,k,v", "norm": "attn_norm,mlp_norm"}  # names for several modules of a block
+# Names for several modules of a block, of which a model has some.
+PARTS = {"qkv": ("q", "k", "v"), "norm": ("attn_norm", "mlp_norm", "q_norm", "k_norm")}
 
 
 class Added(nn.Module):
@@ -50,7 +51,7 @@ def find_sites(model: Transformer, targets: str, layers: str = "all") -> dict[st
     target that matches nothing, with what could match.
     """
     chosen = set(parse_layers(layers, len(model.blocks)))
-    linears = {path: module for path, module in _own_modules(model) if isinstance(module, nn.Linear)}
+    linears = {path: module for path, module in own_modules(model) if isinstance(module, nn.Linear)}
     sites = linears if targets == "all" else _matching(model, linears, targets, "Linear layer")
     inside = {path: linear for path, linear in sites.items() if (n := block_of(path)) is None or n in chosen}
     if not inside:
@@ -67,9 +68,11 @@ def find_parts(model: Transformer, layers: str, part: str) -> dict[str, nn.Modul
     chosen = set(parse_layers(layers, len(model.blocks)))
     if part == "all":
         return {f"blocks.{n}": model.blocks[n] for n in sorted(chosen)}
-    modules = {path: module for path, module in _own_modules(model) if block_of(path) in chosen}
+    modules = {path: module for path, module in own_modules(model) if block_of(path) in chosen}
     modules = {path: module for path, module in modules.items() if path.count(".") > 1 and list(module.parameters())}
-    return _matching(model, modules, PARTS.get(part, part), "part of a block", *PARTS)
+    if part in PARTS:
+        return {path: module for path, module in modules.items() if path.split(".")[-1] in PARTS[part]}
+    return _matching(model, modules, part, "part of a block", *PARTS)
 
 
 def block_of(path: str) -> int | None:
@@ -109,7 +112,8 @@ def hf_paths(model: nn.Module) -> dict[str, str]:
     return {name.rpartition(".")[0]: entry.hf_name.rpartition(".")[0] for entry in entries for name in entry.names}
 
 
-def _own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the path of each module, and the module, without those that a method added."""
     added = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, Added))
     return ((path, module) for path, module in model.named_modules() if not f"{path}.".startswith(added))
 

@@ -103,9 +103,13 @@ def answers(model: nn.Module, run: Run, dialogues: list[Dialogue], tokenizer: To
     room = min(run.max_target_length or LONGEST_ANSWER, max(1, length // 2))
     encoder = DialogueEncoder(tokenizer, run, length)
     prompts = [encoder.prompt_with_room(dialogue, room) for dialogue in dialogues]
-    written = generate_all(model, prompts, run.eval_batch_size, tokenizer.end_ids, room)
+    written = generate_all(model, prompts, run.eval_batch_size, encoder.end_ids, room)
+
+    def said(tokens: list[int]) -> str:
+        return encoder.template.answer(tokenizer.decode(tokens))  # without a thought in front
+
     return [
-        {"prompt": tokenizer.decode(ids), "reference": dialogue.turns[-1].answer, "answer": tokenizer.decode(tokens)}
+        {"prompt": tokenizer.decode(ids), "reference": dialogue.turns[-1].answer, "answer": said(tokens)}
         for ids, dialogue, tokens in zip(prompts, dialogues, written, strict=True)
     ]
 

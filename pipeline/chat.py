@@ -17,7 +17,7 @@ from model.registry import ARCHITECTURES
 from model.tokenizers.base import Tokenizer
 from pipeline.flags import typed
 from pipeline.inputs import find_tokenizer_folder, read_tokenizer
-from pipeline.job import choose_model
+from pipeline.job import check_adapter_is_named, choose_model
 from pipeline.reload import load_run
 from training.device import pick_device
 from utils.errors import UserError
@@ -37,7 +37,7 @@ class Speaker:
         self, model: nn.Module, tokenizer: Tokenizer, run: Run, description: str, sampling: Sampling, device: torch.device
     ):
         if getattr(model.head, "kind", None) != "lm" or not hasattr(tokenizer, "end_of_text"):
-            raise UserError(f"{description} doesn't write; choose a GPT-2, or a run that was trained on dialogues")
+            raise UserError(f"{description} doesn't write; choose a GPT-2, a Llama, or a run on dialogues")
         self.model, self.tokenizer = model.to(device), tokenizer
         self.description, self.sampling, self.seed = description, sampling, run.seed
         self.device, self.context_length = device, model.config.context_length
@@ -63,7 +63,7 @@ class Speaker:
         ids = torch.tensor([self.prompt(question)], device=self.device)  # [1, T]
         written, shown = [], ""
         seed = self.seed + len(self.turns)
-        for tokens in stream(self.model, ids, eos_id=self.tokenizer.end_ids, seed=seed, **asdict(self.sampling)):
+        for tokens in stream(self.model, ids, eos_id=self.encoder.end_ids, seed=seed, **asdict(self.sampling)):
             token = int(tokens[0])
             assert token != NOTHING, "the stream of one text ends with it"
             written.append(token)
@@ -96,6 +96,7 @@ def make_speaker(overrides: Run, directory: str | None, sampling: dict) -> Speak
 
 def untrained_speaker(overrides: Run, sampling: Sampling, device: torch.device) -> Speaker:
     """Return a speaker with a model as it comes. Raises UserError."""
+    check_adapter_is_named(overrides)
     run, reason = choose_model(overrides, get_task(ARCHITECTURES["gpt2"].default_dataset))
     run = resolve(run, {"seed": 123})
     model = from_pretrained(run.source, head="lm", random_weights=run.weights == "random", seed=run.seed)
@@ -116,6 +117,8 @@ def generate_once(question: str, overrides: Run, directory: str | None, sampling
         raise UserError("--generate is empty; write a question behind it")
     speaker = make_speaker(overrides, directory, sampling)
     print(f"model    {speaker.description}", file=sys.stderr, flush=True)
+    if speaker.encoder.note:
+        print(f"note     {speaker.encoder.note}", file=sys.stderr, flush=True)
     print_pieces(speaker.answer(question))
     return 0
 
@@ -124,6 +127,8 @@ def talk(overrides: Run, directory: str, sampling: dict) -> int:
     """Answer questions from standard input, until /quit, the end of the input, or Ctrl-C."""
     speaker = make_speaker(overrides, directory, sampling)
     print(f"model    {speaker.description}; /quit, Ctrl-D or Ctrl-C ends this", flush=True)
+    if speaker.encoder.note:
+        print(f"note     {speaker.encoder.note}", flush=True)
     while True:
         try:
             question = typed(input("> "), "the question").strip()

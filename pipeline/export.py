@@ -121,6 +121,8 @@ def advice(trained: TrainedRun, written: bool = False) -> str:
     """
     if not trained.model.config.causal or trained.model.head.kind != "classifier":
         return ""
+    if trained.model.prompt is not None:
+        return "; give it texts without padding: behind a prompt, its classifier reads the last position, whatever it is"
     if sees_padding(trained):
         return "; give it no padding and no pad_token_id: this run's classifier reads the last position, whatever it is"
     if written:

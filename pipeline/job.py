@@ -46,6 +46,7 @@ def prepare(run: Run) -> Job:
     """Choose what wasn't named, fill in the recipe, and name the run after its configuration. Raises UserError."""
     run = normalized(run)
     check_model_is_named_once(run)
+    check_adapter_is_named(run)
     run = with_adapter(run)
     task = get_task(run.dataset) if run.dataset else None
     model_config = config_of(run.source) if run.source else None
@@ -71,6 +72,16 @@ def check_model_is_named_once(run: Run) -> None:
         raise UserError(f"--model {run.model!r} and --checkpoint {run.checkpoint!r} both name a model; give one of them")
     if run.checkpoint and not Path(run.checkpoint).is_dir():
         raise UserError(f"--checkpoint {run.checkpoint!r} is no directory")
+
+
+def check_adapter_is_named(run: Run) -> None:
+    """Raise UserError where an adapter lies in the model's directory, and no flag names one: the library would load it."""
+    folder = hub.local(run.source) if run.source else None
+    if folder and not run.adapter and (folder / hub.ADAPTER_FILES[0]).is_file():
+        raise UserError(
+            f"{folder} holds {hub.ADAPTER_FILES[0]}, so the library would load that adapter on its base model: name both, "
+            f"the base with --checkpoint or --model and --adapter {folder}, or move that file away"
+        )
 
 
 def default_dataset(model_config: Any | None) -> str:

@@ -1,16 +1,17 @@
 """An earlier run's model, from the directory that the run filled."""
 
 import copy
-from dataclasses import dataclass, fields
+import os
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 import peft
-from config import Run, resolve
-from data.registry import get_task
-from model import config_of
+from config import DATASETS, PATHS, Run, resolve
+from data.registry import TASKS, get_task
+from model import config_of, hub
 from model.weights import read_safetensors
 from pipeline.build import build_model
 from pipeline.inputs import Inputs
@@ -65,12 +66,27 @@ def read_run(directory: Path) -> tuple[Run, Inputs, dict]:
         )
     if unknown := result["config"].keys() - {one.name for one in fields(Run)}:
         raise UserError(f"{directory}/result.json has settings that are unknown here: {', '.join(sorted(unknown))}")
-    run = Run(**result["config"])
+    run = seen_from_here(Run(**result["config"]), directory)
     if not run.source or not run.dataset:
         raise UserError(f"{directory}/result.json doesn't name the model and the dataset of the run")
     task, model_config = get_task(run.dataset), config_of(run.source)
     run = resolve(run, task.recipe_for(model_config))  # settings that are newer than the run are at their defaults
     return run, Inputs(run, task, model_config), result
+
+
+def seen_from_here(run: Run, directory: Path) -> Run:
+    """Return a run whose relative paths are those from here. It may have been made in another directory.
+
+    Where that is, --output_dir says: it is written as the user typed it, and `directory` is it.
+    """
+    there, typed = os.path.abspath(directory), os.path.normpath(run.output_dir or "")
+    if os.path.isabs(typed) or not there.endswith(os.sep + typed):
+        return run
+    base, names = there.removesuffix(typed), {"model": [*hub.REPOSITORIES, *hub.pocket_names()]}
+    names |= {name: [*TASKS] for name in DATASETS}
+    given = {name: value for name in PATHS if (value := getattr(run, name)) and value not in names.get(name, ())}
+    moved = {name: os.path.join(base, path) for name, path in given.items() if not os.path.exists(path)}
+    return replace(run, **{name: path for name, path in moved.items() if os.path.exists(path)})
 
 
 def check_inputs(inputs: Inputs, result: dict, directory: Path) -> None:

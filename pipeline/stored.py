@@ -110,16 +110,30 @@ def label_order(stored: StoredClassifier, task: Task, given: str | None) -> tupl
     """Return the numbers of the classes in the task's order, None where they are in it, and what there is to say.
 
     given   --head_labels, which goes before what the names say
+
+    Of a classifier with more labels than the task, those with the task's names are kept. Raises UserError where there are
+    none, or where it has fewer.
     """
-    if not stored.names or stored.n_labels != len(task.labels):
+    n, wanted = stored.n_labels, task.labels
+    order, assumed = None, "it names no labels"
+    if stored.names and n >= len(wanted):
+        order, assumed = match_labels(stored.names, wanted)
+    if n != len(wanted) and assumed and not given:
+        choice = "; choose among them with --head_labels" if n > len(wanted) else ""
+        raise UserError(
+            f"the {stored.owner} has a classifier for {n} labels ({', '.join(stored.names or map(str, range(n)))}), the "
+            f"task has {len(wanted)} ({', '.join(wanted)}){choice}"
+        )
+    if order is None or not stored.names:
         return None, []
-    order, assumed = match_labels(stored.names, task.labels)
     if given:
         chosen = tuple(number_of(label.strip(), stored.names) for label in given.split(","))
         names = ", ".join(stored.names)
         overridden = f"the {stored.owner} has its labels in the order {names}; overridden by --head_labels {given}"
         return None, [overridden] if chosen != order and not assumed else []
     said = [f"of the {stored.owner}: {assumed}"] if assumed else []
+    if n != len(wanted):
+        return order, [f"of the {stored.owner}'s labels {', '.join(stored.names)} those of the task are kept"]
     if order == tuple(range(len(order))):
         return None, said
     return order, [*said, f"the {stored.owner} has its labels in the order {', '.join(stored.names)}, which is followed"]

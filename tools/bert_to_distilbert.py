@@ -9,7 +9,10 @@ dense layer works differently in the two), with the tokenizer's files beside it.
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +20,7 @@ from model import from_pretrained, hub
 from model.bert import Bert, BertConfig
 from model.distilbert import DistilBert, DistilBertConfig
 from model.tokenizers.files import copy_tokenizer, has_tokenizer_files
+from model.transformer import Transformer
 from model.weights import save_pretrained
 from utils.errors import UserError, run_program
 from utils.files import user_path
@@ -41,16 +45,22 @@ def bert_to_distilbert(bert: Bert) -> DistilBert:
     return distilbert
 
 
-def main() -> int:
-    """Write the checkpoint that the command line asks for. Return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def convert(convert_model: Callable[[Any], Transformer], description: str) -> Path:
+    """Write the checkpoint that the command line asks for, its tokenizer's files too. Return its directory."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("bert", type=os.path.expanduser, help="a BERT's directory or name")
     parser.add_argument("out", type=user_path, help="the directory to write")
     args = parser.parse_args()
-    save_pretrained(bert_to_distilbert(from_pretrained(args.bert, head=None)), args.out)
+    save_pretrained(convert_model(from_pretrained(args.bert, head=None)), args.out)
     folder = hub.locate(args.bert)
     if has_tokenizer_files(folder):
         copy_tokenizer(folder, args.out)
+    return args.out
+
+
+def main() -> int:
+    """Write the checkpoint that the command line asks for. Return the exit status."""
+    convert(bert_to_distilbert, __doc__.splitlines()[0])
     return 0
 
 

@@ -91,7 +91,7 @@ def of_dialogues() -> list[str]:
         f"| message | used | {' or '.join(names(pair) for pair in WHO_AND_WHAT)}; `{WEIGHT}` |",
         f"| part of a content | used | {names(PART_KEYS)} |",
         "| any of them | harmless | any other key: it isn't read, and the header names it with its count |",
-        f"| role | refused, with the record | unless it is {names(ROLES)} |",
+        f"| role | refused, with the record | unless it is, in any case, {names(ROLES)} |",
         f"| `split` | refused, with the record | unless it is {names(SPLIT_OF)} |",
         f"| `{WEIGHT}` | refused, with the record | unless it is `0` or `1` |",
     ]

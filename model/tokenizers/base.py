@@ -13,6 +13,7 @@ class Tokenizer:
     pad_id: int
     mask_id: int | None = None
     special_ids: frozenset[int]
+    chat_template: str | None = None  # the model's own, a program in Jinja that isn't run; see data/chat_templates.py
     added: AddedTokens  # tokens that are found before a text is cut into words
 
     # Around a text A: start A end. Around a pair: start A between B end.

@@ -131,7 +131,7 @@ class BytePairTokenizer(Tokenizer):
         directory = Path(directory)
         file, vocab, tokens = read_byte_pairs(directory, cls.name)
         described = Description.read(directory, cls.kind)
-        added = described.added_tokens(vocab, len(vocab))
+        added = cls.as_named(described.added_tokens(vocab, len(vocab)), described.named())
         special = {token: number for token, number in vocab.items() if WHOLE_TOKEN.fullmatch(token)} | described.ids()
         vocab |= {token.content: token.id for token in added}
         missing = [token for token in cls.required if token not in vocab]
@@ -143,8 +143,14 @@ class BytePairTokenizer(Tokenizer):
         _check(file, vocab, tokens, cls.ids_follow_merges, {token.content for token in added})
         tokenizer = cls(tokens, vocab, added, *how)
         tokenizer.special_tokens, tokenizer.named = special, described.named()
+        tokenizer.chat_template = described.chat_template()
         tokenizer.set_up(described, vocab)
         return tokenizer
+
+    @classmethod
+    def as_named(cls, added: list[AddedToken], named: dict[str, str]) -> list[AddedToken]:
+        """Return the added tokens; `named`: those with a name, such as "eos_token"."""
+        return added
 
     @classmethod
     def how_to_cut(cls, described: Description) -> tuple[Step, ByteLevel]:

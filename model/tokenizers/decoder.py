@@ -3,15 +3,19 @@
 Their files say what is fixed for a GPT-2: how a text is cut, what the special tokens are called, what stands around a text.
 """
 
+from dataclasses import replace
+from typing import Any
+
+from model.tokenizers.added import AddedToken
 from model.tokenizers.bpe import END_OF_TEXT, BytePairTokenizer
 from model.tokenizers.description import Description
-from model.tokenizers.steps import QWEN_PATTERN, ByteLevel, Step, make_normalizer, unchanged
+from model.tokenizers.steps import QWEN_PATTERN, ByteLevel, Step, in_sequence, make_normalizer
 from utils.errors import UserError
 
-# What classes of the library do with a text where there is no tokenizer.json.
-BUILT = {
-    "Qwen2Tokenizer": (make_normalizer({"type": "NFC"}), ByteLevel(pattern=QWEN_PATTERN)),
-    "GPT2Tokenizer": (unchanged, ByteLevel()),
+# What classes of the library do with a text: their normalizer's steps, and how they cut.
+BUILT: dict[str, tuple[list[dict[str, Any]], ByteLevel]] = {
+    "Qwen2Tokenizer": ([{"type": "NFC"}], ByteLevel(pattern=QWEN_PATTERN)),
+    "GPT2Tokenizer": ([], ByteLevel()),
 }
 
 
@@ -29,21 +33,41 @@ class DecoderTokenizer(BytePairTokenizer):
     finds_special = False
 
     @classmethod
+    def as_named(cls, added: list[AddedToken], named: dict[str, str]) -> list[AddedToken]:
+        """Return the added tokens. One with a name is special, whatever the files say of it, as in the library."""
+        return [replace(token, special=token.special or token.content in named.values()) for token in added]
+
+    @classmethod
     def how_to_cut(cls, described: Description) -> tuple[Step, ByteLevel]:
-        """Return what is done to a text, and how it is cut: as tokenizer.json says, else as the library's class does it."""
-        if described.whole:
-            return super().how_to_cut(described)
-        name = described.config.get("tokenizer_class")
-        if name not in BUILT:
-            raise UserError(
-                f"{described.directory} has no tokenizer.json, and its tokenizer_class {name!r} doesn't say how a text is "
-                f"cut into words; add tokenizer.json, or set it to {' or '.join(BUILT)} in tokenizer_config.json"
-            )
-        return BUILT[name]
+        """Return what is done to a text, and how it is cut: as tokenizer.json says, else as the library's class does it.
+
+        Raises UserError, also where a Qwen's file and class differ. SmolLM2's do, and it was trained as its file says.
+        """
+        name = (described.config.get("tokenizer_class") or "").removesuffix("Fast")
+        if not described.whole:
+            if name not in BUILT:
+                raise UserError(
+                    f"{described.directory} has no tokenizer.json, and its tokenizer_class {name or None} doesn't say how "
+                    f"a text is cut into words; add it, or set tokenizer_class to {' or '.join(BUILT)}"
+                )
+            normalizers, cut = BUILT[name]
+            return in_sequence([make_normalizer(step) for step in normalizers]), cut
+        if described.json.get("pre_tokenizer") is None:
+            raise UserError(f"{described.directory}/tokenizer.json has no pre_tokenizer; a decoder's must be byte-level")
+        normalize, cut = super().how_to_cut(described)
+        if name == "Qwen2Tokenizer" and described.normalizers() != BUILT[name][0]:
+            raise described.refuse("normalizer", described.json.get("normalizer"))
+        if name == "Qwen2Tokenizer" and cut != BUILT[name][1]:
+            raise described.refuse("pre_tokenizer", described.json["pre_tokenizer"])
+        return normalize, cut
 
     def set_up(self, described: Description, vocab: dict[str, int]) -> None:
         """Set the special tokens, and what stands around a text. Raises UserError."""
-        self.start, self.between, self.end = described.around(vocab)
+        place, known = f"{described.directory}/tokenizer.json: its post_processor", set(vocab.values())
+        around = described.around()
+        if unknown := [number for part in around for number in part if type(number) is not int or number not in known]:
+            raise UserError(f"{place} puts the id {unknown[0]!r} around a text, which no token has")
+        self.start, self.between, self.end = (tuple(part) for part in around)
         self.between = self.between or tuple(self.encode_words("\n"))
         ids = {name: vocab.get(self.named.get(name, "")) for name in ("bos_token", "eos_token", "pad_token")}
         end = vocab.get(END_OF_TEXT) if ids["eos_token"] is None else ids["eos_token"]

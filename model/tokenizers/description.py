@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from model.tokenizers.added import AddedToken
+from model.tokenizers.files import CHAT_TEMPLATE
 from model.tokenizers.settings import (
     ADDED_TOKEN,
     ADDS,
@@ -119,23 +120,39 @@ class Description:
         place = f"{self.directory}/tokenizer.json: its pre_tokenizer"
         return steps_of(place, self.json["pre_tokenizer"], PRE_TOKENIZERS, "pretokenizers")
 
-    def around(self, vocab: Mapping[str, int]) -> list[tuple[int, ...]]:
-        """Return the ids of the special tokens in front of a text, between two, and behind. Raises UserError.
-
-        vocab   token -> id, with added tokens
-        """
+    def around(self) -> tuple[list[int], list[int], list[int]]:
+        """Return the ids that a decoder's files put in front of a text, between two, and behind. Raises UserError."""
         for name in () if self.whole else ADDS:
             check_value(f"{self.directory}/tokenizer_config.json", name, self.config.get(name), (False,))
         place = f"{self.directory}/tokenizer.json: its post_processor"
         steps = [step for step in processing(place, self.json.get("post_processor")) if step.get("type") != "ByteLevel"]
-        single, pair = (template_of(steps[0]) or ([], [])) if steps else (["A"], ["A", "B"])
-        if len(steps) < 2 and [token for token in pair if token in ("A", "B")] == ["A", "B"]:
+        if not steps:
+            return [], [], []
+        single, pair = template_of(steps[0]) or ([], [])
+        if len(steps) == 1 and [token for token in pair if token in ("A", "B")] == ["A", "B"]:
             a, b = pair.index("A"), pair.index("B")
-            start, between, end = pair[:a], pair[a + 1 : b], pair[b + 1 :]
-            if single == [*start, "A", *end]:
-                check_ids(place, steps[0].get("special_tokens") if steps else {}, vocab, start + between + end)
-                return [tuple(vocab[token] for token in tokens) for tokens in (start, between, end)]
+            parts = pair[:a], pair[a + 1 : b], pair[b + 1 :]
+            if single == [*parts[0], "A", *parts[2]]:
+                start, between, end = ([number for token in part for number in ids_of(steps[0], token)] for part in parts)
+                return start, between, end
         raise UserError(f"{place} isn't supported; it must put the same tokens around two texts as around one")
+
+    def chat_template(self) -> str | None:
+        """Return the model's own template for dialogues: in a file of its own, else in tokenizer_config.json.
+
+        Of several with names it is the default one. Raises UserError.
+        """
+        file, template = self.directory / CHAT_TEMPLATE, self.config.get("chat_template")
+        try:
+            template = file.read_text(encoding="utf-8") if file.is_file() else template
+        except (OSError, ValueError) as error:
+            raise UserError(f"can't read {file}: {error}") from None
+        if isinstance(template, list):
+            named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
+            template = named[0].get("template") if named else None
+        if template is not None and not isinstance(template, str):
+            raise UserError(f"{self.directory}/tokenizer_config.json sets chat_template to {template!r}; it must be a text")
+        return template
 
     def refuse(self, section: str, value: object) -> UserError:
         """Return the error for a section that the library's class doesn't use."""
@@ -300,21 +317,18 @@ def shown(step: dict[str, Any], single: list[str], pair: list[str]) -> Any:
     return template_of(step) if step.get("type") == "TemplateProcessing" else step.get("type")
 
 
-def check_ids(place: str, told: Any, vocab: Mapping[str, int], tokens: list[str]) -> None:
-    """Raise UserError unless a TemplateProcessing's special_tokens give these tokens the ids of the vocabulary."""
-    for token in tokens:
-        if token not in vocab:
-            raise UserError(f"{place} puts {token!r} around a text, which the vocabulary lacks")
-        entry = told.get(token) if isinstance(told, dict) else None
-        ids = entry.get("ids") if isinstance(entry, dict) else None
-        if ids != [vocab[token]]:
-            raise UserError(f"{place} gives {token!r} the ids {ids!r}; the vocabulary gives it {vocab[token]}")
-
-
 def template_of(step: dict[str, Any]) -> tuple[list[str], list[str]] | None:
     """Return what a TemplateProcessing puts around one text and around two, A and B, or None for another step."""
     try:
-        single, pair = ([next(iter(one.values()))["id"] for one in step[name]] for name in ("single", "pair"))
+        single, pair = [[next(iter(one.values()))["id"] for one in step[name]] for name in ("single", "pair")]
     except (KeyError, TypeError, AttributeError, StopIteration):
         return None
     return (single, pair) if all(isinstance(token, str) for token in single + pair) else None
+
+
+def ids_of(template: dict[str, Any], token: str) -> list[Any]:
+    """Return the ids that a TemplateProcessing has for one of its special tokens; [None] where it doesn't say."""
+    try:
+        return list(template["special_tokens"][token]["ids"])
+    except (KeyError, TypeError):
+        return [None]

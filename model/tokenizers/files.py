@@ -23,7 +23,13 @@ WORDPIECE_FILE_SETS = (ONE_FILE, ("vocab.txt",))
 FILE_SETS: tuple[FileSet, ...] = tuple(dict.fromkeys(BPE_FILE_SETS + WORDPIECE_FILE_SETS))
 LIBRARY_FILE_SETS = tuple(names for names in FILE_SETS if names != OPENAI_PAIR)
 SENTENCEPIECE = "tokenizer.model"  # isn't read
-SETTINGS_FILES = ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")  # any of them may be missing
+CHAT_TEMPLATE = "chat_template.jinja"
+SETTINGS_FILES = (
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    CHAT_TEMPLATE,
+)  # any of them may be missing
 TOKENIZER_FILES = [*(name for names in LIBRARY_FILE_SETS for name in names), *SETTINGS_FILES]
 
 

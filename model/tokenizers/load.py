@@ -7,6 +7,7 @@ from model.tokenizers.base import Tokenizer
 from model.tokenizers.bpe import END_OF_TEXT, START, GPT2Tokenizer, RobertaTokenizer, read_byte_pairs
 from model.tokenizers.decoder import DecoderTokenizer
 from model.tokenizers.files import FILE_SETS, choices, has_tokenizer_files
+from model.tokenizers.settings import CLASSES
 from model.tokenizers.wordpiece import WordPieceTokenizer
 from utils.errors import UserError
 from utils.files import read_json
@@ -32,9 +33,14 @@ def load_tokenizer(directory: str | Path, kind: str | None = None) -> Tokenizer:
 
 
 def _kind_of_files(directory: Path) -> type[Tokenizer]:
-    """Return the tokenizer of the model in config.json, else the one that can read the files."""
+    """Return the tokenizer that tokenizer_config.json names where it is an encoder's, else that of the model in
+    config.json, else the one that can read the files."""
     if not has_tokenizer_files(directory):
         raise UserError(f"{directory} has no tokenizer files ({choices(FILE_SETS)})")
+    named = _entry(directory / "tokenizer_config.json", "tokenizer_class")
+    for kind in ("wordpiece", "roberta"):  # an encoder may have the vocabulary of another
+        if named in CLASSES[kind]:
+            return KINDS[kind]
     model_type = _entry(directory / "config.json", "model_type")
     if isinstance(model_type, str) and model_type in ARCHITECTURES:
         return ARCHITECTURES[model_type].tokenizer

@@ -51,7 +51,7 @@ HARMLESS = {
     "model_max_length max_len max_length stride pad_to_multiple_of padding_side pad_token_type_id pad_token_type "
     "truncation padding truncation_strategy": "length and padding are the run's; the padding stands on the right",
     "errors trim_offsets clean_up_tokenization_spaces": "about text that is written, or places in a text",
-    "chat_template": "dialogues follow `--template`",
+    "chat_template": "dialogues follow `--template`; it is compared with known templates and never run",
 }
 REFUSED: dict[str, tuple] = {
     "truncation_side": ("right",),

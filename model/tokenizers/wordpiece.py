@@ -221,9 +221,12 @@ def _read_model(file: Path) -> dict[str, int]:
 
 def _cutting(described: Description) -> tuple[BasicTokenizer, Step | None]:
     """Return what cuts a text into words, and what is done to a text before where that isn't all. Raises UserError."""
+    place = f"{described.directory}/tokenizer.json: its"
     if described.pre_tokenizers() not in (None, [{"type": "BertPreTokenizer"}]):
+        if described.whole:
+            raise UserError(f"{place} pre_tokenizer is {described.json['pre_tokenizer']!r}; it must be BertPreTokenizer")
         raise described.refuse("pre_tokenizer", described.json["pre_tokenizer"])
-    steps, place = described.normalizers(), f"{described.directory}/tokenizer.json: its normalizer"
+    steps, place = described.normalizers(), f"{place} normalizer"
     for step in steps:
         check_value(place, "clean_text", step.get("clean_text"), (True,))
     if described.whole and "normalizer" in described.json:

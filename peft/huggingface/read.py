@@ -8,9 +8,9 @@ An adapter is a directory with two files. `adapter_config.json` says of which ki
                    single modules other values
     with use_dora  also PATH.lora_magnitude_vector [out]
     IA3            base_model.model.PATH.ia3_l, [out, 1] for what comes out of a module, [1, in] for what goes in
-    PREFIX_TUNING  prompt_embeddings [P, layers · 2 · D]: for each layer a key and a value
-    any of them    whole modules (`modules_to_save`), such as a new classifier: base_model.model.PATH.weight, beside a
-                   prefix base_model.PATH.weight
+    PREFIX_TUNING, PROMPT_TUNING  prompt_embeddings, see `in_front.py`
+    any of them    whole modules (`modules_to_save`), such as a new classifier: base_model.model.PATH.weight, beside
+                   prompt_embeddings base_model.PATH.weight
 
 The library ignores `target_modules` that aren't in the file, and tensors whose name lacks `base_model.model.`. So that
 neither goes unnoticed, the names of the tensors decide here, and what can't be placed is an error.
@@ -38,12 +38,12 @@ from peft.attach import train_head
 from peft.dora import DoRALinear
 from peft.huggingface.classifier import in_order
 from peft.huggingface.files import AdapterFiles
+from peft.huggingface.in_front import ATTACH_IN_FRONT
 from peft.huggingface.names import PublishedNames, no_place, tied_names
 from peft.huggingface.promises import check_complete
 from peft.huggingface.settings import NAME_PREFIX, check_settings
 from peft.ia3 import IA3Linear
 from peft.lora import LoRA, LoRALinear
-from peft.prefix import Prefix, add_prefix
 from peft.registry import method
 from peft.targets import adapt
 from utils.errors import UserError
@@ -129,7 +129,7 @@ class FromPeft:
             elif name != "prompt_embeddings":
                 replace_tensor(model, names, adapter, name)
         kind = adapter.config["peft_type"]
-        if not added and kind != "PREFIX_TUNING":
+        if not added and kind not in ATTACH_IN_FRONT:
             raise UserError(f"{adapter.folder} has no tensor of a {kind} adapter")
         for path, tensors in added.items():
             modules = {name: model.get_submodule(name) for name in names.modules[path]}
@@ -140,8 +140,8 @@ class FromPeft:
                 attach_lora(model, adapter, path, there[path], tensors, layers, self.plus_ratio)
             else:
                 attach_ia3(model, adapter, path, tensors, layers)
-        if kind == "PREFIX_TUNING":
-            attach_prefix(model, adapter)
+        if kind in ATTACH_IN_FRONT:
+            ATTACH_IN_FRONT[kind](model, adapter)
         check_complete(model, names, adapter, there)
         train_head(model, self.train_head)
 
@@ -162,8 +162,9 @@ def replace_tensor(model: Transformer, names: PublishedNames, adapter: AdapterFi
         parameter.data = value.to(parameter).clone(memory_format=torch.contiguous_format)
         parameter.requires_grad_(True)
     model.drawn = tuple(one for one in model.drawn if one != hf_name)
-    if hf_name == "score.weight" and "score.bias" not in adapter.tensors:  # the published classifier has no bias
-        model.head.classifier.bias.data = torch.zeros_like(model.head.classifier.bias)
+    bias = model.head.classifier.bias if hf_name == "score.weight" else None
+    if bias is not None and "score.bias" not in adapter.tensors:  # a published GPT-2 has none
+        bias.data = torch.zeros_like(bias)
 
 
 def untie_if_apart(model: Transformer, adapter: AdapterFiles) -> None:
@@ -240,34 +241,3 @@ def attach_ia3(
     for name, part in zip(layers, parts, strict=True):
         layer: Any = model.get_submodule(name)  # an IA3Linear by now
         layer.ia3.copy_(part)
-
-
-def attach_prefix(model: Transformer, adapter: AdapterFiles) -> None:
-    """Put a prefix on every block. Raises UserError.
-
-    The library counts a text's first token as position P, behind the prefix; here it counts from 0. So the table of
-    positions loses its first P rows, and the context P tokens.
-    """
-    n_blocks, dim = len(model.blocks), model.config.dim
-    if "prompt_embeddings" not in adapter.tensors:
-        raise UserError(f"{adapter.folder} has no prompt_embeddings")
-    length, embeddings = adapter.setting("num_virtual_tokens", int), adapter.tensors["prompt_embeddings"]
-    adapter.check_shape("prompt_embeddings", embeddings, (length, n_blocks * 2 * dim))
-    if not 0 < length < model.config.context_length:
-        raise UserError(
-            f"{adapter.folder} has {length} virtual tokens; the context is {model.config.context_length} tokens"
-        )
-    sizes = {"num_layers": n_blocks, "token_dim": dim, "num_attention_heads": model.config.n_heads}
-    for name, size in sizes.items():
-        if adapter.setting(name, int, size) != size:
-            raise UserError(
-                f"{adapter.folder}/adapter_config.json has {name} = {adapter.config[name]}; the model has {size}"
-            )
-    pairs = embeddings.view(length, n_blocks, 2, dim).permute(1, 2, 0, 3)  # [P, L 2 D] -> [L, 2, P, D]
-    for number, pair in enumerate(pairs):
-        add_prefix(model, number, Prefix(pair.contiguous()))
-    table: Any = model.position_embedding  # an nn.Embedding
-    first = getattr(model.config, "first_position", 0)
-    table.weight = nn.Parameter(torch.cat([table.weight[:first], table.weight[first + length :]]), requires_grad=False)
-    table.num_embeddings -= length
-    model.config = replace(model.config, context_length=model.config.context_length - length)

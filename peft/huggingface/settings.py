@@ -6,7 +6,8 @@ from utils.errors import UserError
 from utils.settings import KnownSettings
 
 # What the names of the tensors begin with, by the kind of adapter.
-NAME_PREFIX = {"LORA": "base_model.model.", "IA3": "base_model.model.", "PREFIX_TUNING": "base_model."}
+NAME_PREFIX = {"LORA": "base_model.model.", "IA3": "base_model.model."}
+NAME_PREFIX |= {"PREFIX_TUNING": "base_model.", "PROMPT_TUNING": "base_model."}
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations (`init_lora_weights`)
 
 HARMLESS = {
@@ -35,6 +36,12 @@ SELECTION = (
     *("modules_to_save", "task_type", "ensure_weight_tying"),
 )
 
+# Of what stands in front of a text.
+IN_FRONT = (
+    *("peft_type", "num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers"),
+    *("modules_to_save", "task_type", "ensure_weight_tying"),
+)
+
 ADAPTER: dict[str, KnownSettings] = {
     "LORA": KnownSettings(
         (
@@ -46,11 +53,18 @@ ADAPTER: dict[str, KnownSettings] = {
     ),
     "IA3": KnownSettings(("peft_type", *SELECTION), HARMLESS | DRAWN, {}),
     "PREFIX_TUNING": KnownSettings(
-        (
-            *("peft_type", "num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers"),
-            *("modules_to_save", "task_type", "ensure_weight_tying"),
-        ),
+        IN_FRONT,
         HARMLESS | {"encoder_hidden_size init_weights prefix_projection": "how it was trained; the file has the result"},
+        {"num_transformer_submodules": (1,)},
+    ),
+    "PROMPT_TUNING": KnownSettings(
+        IN_FRONT,
+        HARMLESS
+        | {
+            "prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs": (
+                "how it was drawn; the file has the values"
+            )
+        },
         {"num_transformer_submodules": (1,)},
     ),
 }
@@ -59,7 +73,7 @@ ADAPTER: dict[str, KnownSettings] = {
 def check_settings(place: str, config: dict[str, Any]) -> None:
     """Raise UserError for a setting that would change what is computed and has no counterpart here, or isn't known."""
     ADAPTER[config["peft_type"]].check(place, config)
-    if config["peft_type"] != "PREFIX_TUNING" and not config.get("target_modules"):
+    if "target_modules" in ADAPTER[config["peft_type"]].used and not config.get("target_modules"):
         raise UserError(f"{place} has no target_modules, and the library then takes its own choice; name the modules there")
     if empty := [name for name in ("rank_pattern", "alpha_pattern") if name in config and config[name] is None]:
         raise UserError(f"{place} has {empty[0]} = None; it must be an object of patterns and numbers")

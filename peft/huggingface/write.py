@@ -10,17 +10,22 @@ import torch
 from torch import nn
 
 from model.gpt2 import GPT2
+from model.registry import architecture_of
 from model.transformer import Transformer
 from model.weights import write_safetensors
 from peft.attach import merge
 from peft.dora import DoRALinear
-from peft.huggingface.names import PublishedNames
+from peft.huggingface.in_front import check_writable, embeddings_of, settings_in_front
+from peft.huggingface.names import PublishedNames, tied_names
 from peft.huggingface.settings import NAME_PREFIX
 from peft.ia3 import IA3Linear
 from peft.lora import LoRALinear, principal_parts
-from peft.prefix import PREFIXED
+from peft.prefix import Prefix, ProjectedPrefix
+from peft.prompt import Prompt
 from peft.targets import AdaptedLinear, Added
 from utils.errors import UserError
+
+IN_FRONT = (Prefix, Prompt)  # kinds of what stands in front of a text
 
 
 @torch.no_grad()
@@ -35,20 +40,26 @@ def write_adapter(model: Transformer, base: Transformer, directory: Path, about:
     """
     kind = kind_of(model)
     check_expressible(model)
+    if kind in IN_FRONT:
+        check_writable(model)
     names = PublishedNames.of(model)
     added, whole = what_differs(model, base, names, kind)
-    if not added:
+    if not added and kind not in IN_FRONT:
         raise UserError("the adapter would be empty: what was trained is whole modules; use --export_model")
     merge(model)
     if fold_bias(model):
         whole.add("transformer.ln_f")
-    if "transformer.wte" in whole and model.head.kind == "lm" and model.config.tied:
+    embedding = tied_names(model)[0].removesuffix(".weight")
+    if embedding in whole and model.head.kind == "lm" and model.config.tied:
         raise UserError("the token embedding was trained, which the head shares, as no adapter can say; use --export_model")
     config = about | settings_of(model, kind, added, whole, names)
     tensors = {f"{path}.{name}": tensor for path, (_, parts) in added.items() for name, tensor in parts.items()}
     tensors |= whole_tensors(model, names, whole)
     prefix = NAME_PREFIX[config["peft_type"]]
-    tensors = {prefix + name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    tensors = {prefix + name: tensor for name, tensor in tensors.items()}
+    if kind in IN_FRONT:
+        tensors["prompt_embeddings"] = embeddings_of(model)
+    tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dict(sorted(config.items())), indent=2) + "\n"
     (directory / "adapter_config.json").write_text(text, encoding="utf-8")
@@ -84,9 +95,11 @@ def settings_of(model: Transformer, kind: type, added: dict[str, tuple], whole: 
     settings = {
         "inference_mode": True,
         "task_type": "SEQ_CLS" if model.head.kind == "classifier" else "CAUSAL_LM",
-        "fan_in_fan_out": isinstance(model, GPT2),  # whose Conv1D holds its weight as (in, out)
         "modules_to_save": sorted(replaced) or None,
     }
+    if kind in IN_FRONT:
+        return settings | settings_in_front(model)
+    settings["fan_in_fan_out"] = any(entry.transposed for entry in names.tensors.values())  # GPT-2's Conv1D: (in, out)
     if kind is IA3Linear:
         return settings | {"peft_type": "IA3"} | ia3_settings(added, names.modules)
     lora = {"peft_type": "LORA", "use_dora": kind is DoRALinear, "bias": "none"}
@@ -95,22 +108,23 @@ def settings_of(model: Transformer, kind: type, added: dict[str, tuple], whole: 
 
 def kind_of(model: Transformer) -> type:
     """Return the one kind of what was added. Raises UserError where the library has none, or can't have both."""
-    kinds = {type(one) for one in model.modules() if isinstance(one, (AdaptedLinear, Added, *PREFIXED))}
-    if kinds & {*PREFIXED}:
-        raise UserError("a prefix can't be exported: the library moves a text's positions behind it, and ours stay")
+    kinds = {type(one) for one in model.modules() if isinstance(one, (AdaptedLinear, Added))}
+    kinds = {Prefix if kind is ProjectedPrefix else kind for kind in kinds}
     names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
-    if len(kinds) != 1 or not kinds <= {LoRALinear, DoRALinear, IA3Linear}:
-        raise UserError(f"the run has added {names}; an adapter of the library is either LoRA, DoRA or IA3")
+    if len(kinds) != 1 or not kinds <= {LoRALinear, DoRALinear, IA3Linear, *IN_FRONT}:
+        raise UserError(f"the run has added {names}; an adapter of the library is LoRA, DoRA, IA3, a prefix or a prompt")
     return kinds.pop()
 
 
 def check_expressible(model: Transformer) -> None:
     """Raise UserError unless the published library reads the model's hidden states as this one does."""
-    head, reads_last = model.head, isinstance(model, GPT2)
+    head, architecture = model.head, architecture_of(model.config)
+    reads_last = architecture.is_decoder
     if len(model.blocks) != model.config.n_layers:
         raise UserError(f"the model has {len(model.blocks)} blocks of {model.config.n_layers} (--depth); theirs has all")
-    if isinstance(model, GPT2) and not model.config.causal:
-        raise UserError("the model was trained with --disable_causal_mask; the published GPT-2 always has that mask")
+    if reads_last and not model.config.causal:
+        name = architecture.hf_classes[head.kind]
+        raise UserError(f"the model was trained with --disable_causal_mask; the published {name} always has that mask")
     if head.kind == "lm" and not reads_last:
         raise UserError("a masked language model's head can't be exported; choose a run with a classifier")
     if head.kind == "classifier" and (head.average or (head.position != "first") is not reads_last):

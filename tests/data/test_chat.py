@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 import train
 from config import DEFAULTS, Run
 from data.batching import IGNORED
-from data.dialogue_encoder import TEMPLATES, DialogueEncoder
+from data.dialogue_encoder import DialogueEncoder
 from data.dialogues import Dialogue, Turn
 from data.registry import get_task
+from data.templates import TEMPLATES
 from model import fast_path
 from model.tokenizers.bpe import GPT2Tokenizer
 from utils.errors import UserError
@@ -309,7 +310,7 @@ def test_a_killed_run_goes_on_from_where_it_last_saved(chat, monkeypatch, at):
 @pytest.mark.parametrize(
     "flags, what",
     [
-        (("--template", "chatml"), "--template is 'chatml'; choose default, alpaca"),
+        (("--template", "x"), "--template is 'x'; choose default, plain, alpaca, chatml, smollm2"),
         (("--auxiliary_samples", 3), "--auxiliary_samples is 3, but no --auxiliary_dataset is named"),
         (("--auxiliary_dataset", "spam"), "--auxiliary_dataset is 'spam', which has no dialogues; choose persona, general"),
         (

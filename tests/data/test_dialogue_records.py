@@ -45,6 +45,8 @@ READ = {
     "ShareGPT, a system message": (sharegpt(("system", PIRATE.system), ("human", "Hi"), ("gpt", "Hello.")), PIRATE),
     "ShareGPT, a system column": (sharegpt(("human", "Hi"), ("gpt", "Hello."), system=PIRATE.system), PIRATE),
     "ShareGPT, other names": (sharegpt(("user", "Hi"), ("chatgpt", "Hello.")), HI),
+    "ShareGPT, capital letters": (sharegpt(("Human", "Hi"), ("GPT", "Hello.")), HI),
+    "messages, capital letters": (messages(("System", PIRATE.system), ("User", "Hi"), ("ASSISTANT", "Hello.")), PIRATE),
     "conversations with roles": (messages(("user", "Hi"), ("assistant", "Hello."), name="conversations"), HI),
     "messages with from": (messages(("human", "Hi"), ("gpt", "Hello."), who="from", what="value"), HI),
     "parts": (messages(("user", parts("Hi")), ("assistant", parts("Hello."))), HI),

@@ -8,9 +8,11 @@ from torch import nn
 
 from model import from_pretrained, make_head
 from model.gpt2 import GPT2, GPT2Config
+from model.llama import LlamaConfig
 from model.registry import ARCHITECTURES
 from model.weights import save_pretrained
 from peft import attach
+from tests.helpers.architectures import small_config
 
 PAD, LABELS, LAYERS = 0, 3, 2
 
@@ -51,6 +53,11 @@ def make_base(kind: str, folder: Path) -> Path:
     sizes = {"vocab_size": 40, "context_length": 32, "dim": 16, "n_heads": 2, "n_layers": LAYERS}
     if kind == "gpt2":
         model = GPT2(GPT2Config(**sizes))
+    elif issubclass(ARCHITECTURES[kind].config, LlamaConfig):  # H d isn't D
+        sizes |= {"n_heads": 4, "head_dim": 8, "tied": "qwen" in kind}
+        sizes |= {"layers_without_rotation": (1,)} if kind == "smollm3" else {}
+        model = ARCHITECTURES[kind].model(small_config(kind, **sizes))
+        model.head = make_head(model, "lm")
     else:
         sizes |= {"mlp_dim": 24, "dropout": 0.0, "head_dropout": 0.0}
         model = ARCHITECTURES[kind].model(ARCHITECTURES[kind].config(**sizes, pad_id=1 if kind == "roberta" else PAD))

@@ -126,7 +126,19 @@ def test_qwen_without_a_tokenizer_json_is_cut_by_its_class(tmp_path):
     edit(folder / "tokenizer_config.json", lambda config: config.update(add_bos_token=True))
     assert "sets add_bos_token to True, which isn't supported; it must be False" in refused(folder)
     edit(folder / "tokenizer_config.json", lambda config: config.update(tokenizer_class="LlamaTokenizer"))
-    assert "tokenizer_class 'LlamaTokenizer' doesn't say how a text is cut into words" in refused(folder)
+    assert "tokenizer_class LlamaTokenizer doesn't say how a text is cut into words" in refused(folder)
+
+
+def test_a_qwen_whose_file_is_not_what_its_class_does(tmp_path):
+    folder = made(tmp_path, "qwen")
+    edit(folder / "tokenizer.json", lambda content: content.update(normalizer={"type": "NFKC"}))
+    assert "has the normalizer {'type': 'NFKC'}, which the library's Qwen2Tokenizer doesn't use" in refused(folder)
+    edit(folder / "tokenizer.json", lambda content: content.update(normalizer={"type": "NFC"}))
+    edit(folder / "tokenizer.json", lambda content: content.update(pre_tokenizer=split(LLAMA3_PATTERN)))
+    assert "has the pre_tokenizer {" in refused(folder)
+    edit(folder / "tokenizer_config.json", lambda config: config.update(tokenizer_class="PreTrainedTokenizerFast"))
+    edit(folder / "config.json", lambda config: config.update(model_type="llama"))  # the library takes no other for a Qwen2
+    assert different(DecoderTokenizer.from_directory(folder), library(folder), TEXTS) == []
 
 
 def test_smollm2_as_published_is_cut_by_its_tokenizer_json(tmp_path):
@@ -197,13 +209,16 @@ REFUSED = {
         lambda content: content.update(pre_tokenizer={"type": "Metaspace"}),
         "is 'Metaspace', which isn't supported",
     ),
-    "no pre-tokenizer": (lambda content: content.update(pre_tokenizer=None), "it must be ByteLevel"),
+    "no pre-tokenizer": (
+        lambda content: content.update(pre_tokenizer=None),
+        "has no pre_tokenizer; a decoder's must be byte-level",
+    ),
     "sentencepiece": (model(byte_fallback=True), "is a SentencePiece BPE .* as of Llama 2, which isn't supported"),
     "an unknown token": (model(unk_token="<unk>"), "unk_token to '<unk>'"),
     "wordpiece": (model(type="WordPiece"), "holds a tokenizer of type 'WordPiece', not BPE"),
     "unigram": (model(type="Unigram", vocab=[["a", 0.1]]), "holds a tokenizer of type 'Unigram', not BPE"),
     "other tokens around": (
-        lambda content: content.update(post_processor={"type": "TemplateProcessing", "single": [], "pair": []}),
+        lambda content: content.update(post_processor={"type": "TemplateProcessing", "single": [{}], "pair": []}),
         "post_processor isn't supported",
     ),
     "a step behind": (
@@ -233,7 +248,10 @@ def test_a_token_around_a_text_that_nobody_has(tmp_path):
     (folder / "tokenizer.json").write_text(
         text.replace('{"id": "<|begin_of_text|>", "type_id"', '{"id": "<|x|>", "type_id"')
     )
-    assert "puts '<|x|>' around a text, which the vocabulary lacks" in refused(folder)
+    assert "puts the id None around a text, which no token has" in refused(folder)
+    text = text.replace("<|x|>", "<|begin_of_text|>").replace('"ids": [', '"ids": [99')
+    (folder / "tokenizer.json").write_text(text)
+    assert "puts the id 99" in refused(folder)
 
 
 def test_nothing_that_ends_a_text(tmp_path):

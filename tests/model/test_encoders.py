@@ -14,6 +14,7 @@ from model.weights import save_pretrained
 from tests.helpers.encoder_parity import KINDS, MASK, MASKS, SUFFIXES, TYPES
 from tests.helpers.parity import TOLERANCE, distance
 from tools.bert_to_distilbert import bert_to_distilbert
+from tools.bert_to_roberta import bert_to_roberta
 from utils.errors import UserError
 
 transformers = pytest.importorskip("transformers")
@@ -170,12 +171,18 @@ def test_parameter_counts_of_the_published_sizes(name, head):
 def test_convert_refuses_what_is_no_bert(tmp_path):
     with pytest.raises(UserError, match="this is a Roberta"):
         bert_to_distilbert(Roberta(RobertaConfig(**TINY)))
+    with pytest.raises(UserError, match="this is a Roberta"):
+        bert_to_roberta(Roberta(RobertaConfig(**TINY)))
     with pytest.raises(UserError, match=r"1e-12.*1e-05"):
         bert_to_distilbert(Bert(BertConfig(**TINY, layer_norm_eps=1e-5)))
     bert = Bert(BertConfig(**TINY)).eval()
     ids = torch.randint(2, 60, (3, 20))
     distil = bert_to_distilbert(bert).eval()
     assert distance(distil.encode(ids, MASK), bert.encode(ids, MASK)) <= TOLERANCE
+    roberta = bert_to_roberta(bert).eval()
+    real = MASK.bool()
+    ids = ids.masked_fill(~real, 0)  # the padding, which RoBERTa tells by its id
+    assert distance(roberta.encode(ids, MASK)[real], bert.encode(ids, MASK)[real]) <= TOLERANCE
 
 
 def test_a_bert_config_from_before_types_were_written_down(tmp_path):

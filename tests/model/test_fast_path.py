@@ -11,6 +11,8 @@ from model import fast_path, make_head, vocabulary_loss
 from model.bert import Bert, BertConfig, Roberta, RobertaConfig
 from model.distilbert import DistilBert, DistilBertConfig
 from model.gpt2 import GPT2, GPT2Config
+from model.llama import Llama
+from tests.helpers.architectures import small_config
 from train import plain_loss
 
 SIZES = {"vocab_size": 60, "context_length": 24, "dim": 32, "n_heads": 4, "n_layers": 3}
@@ -21,6 +23,8 @@ MODELS = {
     "bert": (Bert, BertConfig(**SIZES, mlp_dim=64, dropout=0.0)),
     "roberta": (Roberta, RobertaConfig(**SIZES, mlp_dim=64, dropout=0.0)),
     "distilbert": (DistilBert, DistilBertConfig(**SIZES, mlp_dim=64, dropout=0.0)),
+    "llama": (Llama, small_config("llama", **SIZES)),
+    "qwen3 with windows": (Llama, small_config("qwen3", **SIZES, window=5, window_layers=(0, 2))),
 }
 HEADS = {
     "lm": ("lm", {}),
@@ -96,19 +100,23 @@ def test_every_architecture_and_head(name: str, head: str, padded: bool):
     assert_equal(make(name, head, "all"), batch_for(head, 14 if padded else None))
 
 
+TRIED = [(name, method) for name in ("gpt2", "bert", "llama") for method in METHODS]
+TRIED += [("qwen3 with windows", method) for method in METHODS if "prompt" not in method]  # whose place is refused there
+
+
 @pytest.mark.parametrize("padded", [True, False], ids=["padding seen", "padding masked"])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["gpt2", "bert"])
+@pytest.mark.parametrize(("name", "method"), TRIED)
 def test_every_method(name: str, method: str, padded: bool):
     assert_equal(make(name, "last", method), batch_for("last", 14 if padded else None))
 
 
 @pytest.mark.parametrize("method", ["all", "LoRA", "bypass", "prompt", "prefix"])
 @pytest.mark.parametrize("head", ["lm", "last"])
-def test_gradient_checkpointing(method: str, head: str):
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_gradient_checkpointing(name: str, head: str, method: str):
     if method == "bypass" and head == "lm":
         pytest.skip("bypass needs a classifier")
-    model, batch = make("gpt2", head, method), batch_for(head)
+    model, batch = make(name, head, method), batch_for(head)
     plain = results(fast_path.loss, model, batch)
     model.gradient_checkpointing = True
     twice = results(fast_path.loss, model, batch)

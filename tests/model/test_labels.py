@@ -26,9 +26,17 @@ MATCHED = [
     (("neg", "neu", "pos"), POLARITIES, (2, 0, 1)),
     (("sci_tech", "WORLD", "business", "sports"), TOPICS, (1, 3, 2, 0)),
     (("4", "1", "3", "2"), TOPICS, (1, 3, 2, 0)),
+    (("1.0", "0.0"), SENTIMENTS, (1, 0)),
+    (("1 POSITIVE", "0 NEGATIVE"), SENTIMENTS, (1, 0)),
+    (("label_positive", "negative"), SENTIMENTS, (1, 0)),
+    (("Neutral tone", "positive tone", "negative tone"), POLARITIES, (1, 2, 0)),
+    (("ｐｏｓｉｔｉｖｅ", "ｎｅｇａｔｉｖｅ"), SENTIMENTS, (1, 0)),
 ]
 ASSUMED = [
     (("spam", "not spam"), ("ham", "spam"), (1, 0), "label 'not spam' is taken to be 'ham', the only one that is left"),
+    (("spam", "it is not spam"), ("ham", "spam"), (1, 0), "label 'it is not spam' is taken to be 'ham', the only one"),
+    (("not spam", "not ham"), ("ham", "spam"), (0, 1), "the labels not spam, not ham aren't"),
+    (("ham or spam", "ham, not spam"), ("ham", "spam"), (0, 1), "the labels ham or spam, ham, not spam aren't"),
     (("ham", "junk"), ("ham", "spam"), (0, 1), "label 'junk' is taken to be 'spam', the only one that is left"),
     (("good", "bad"), SENTIMENTS, (0, 1), "the labels good, bad aren't those of the task (negative, positive)"),
     (("-1", "0"), SENTIMENTS, (0, 1), "the labels -1, 0 aren't"),

@@ -260,6 +260,7 @@ REFUSED = [
     ("distilbert", None, {"cls_token": "[SEP]"}, r"sets cls_token to '\[SEP\]', .*; it must be '\[CLS\]'"),
     ("distilbert", None, {"never_split": ["x"]}, "never_split"),
     ("distilbert", section("normalizer", {"type": "Lowercase"}), {}, "normalizer .*'Lowercase'.* doesn't use"),
+    ("distilbert", section("pre_tokenizer", None), whole, "its pre_tokenizer is None; it must be BertPreTokenizer"),
     ("distilbert", section("post_processor", None), whole, r"must put \[CLS\] A \[SEP\] around a text"),
     ("distilbert", lambda content: content["model"].update(max_input_chars_per_word=50), {}, "max_input_chars_per_word"),
 ]

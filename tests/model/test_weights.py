@@ -172,6 +172,13 @@ def test_a_long_list_of_problems_is_cut(directory):
     assert "and 15 more" in line  # 27 = 2 layers x 12 tensors, the position embedding and two of the last norm
 
 
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "base_model.model.", "module._orig_mod."])
+def test_names_that_a_wrapper_made_longer_are_told_so(directory, wrapper):
+    rewrite_tensors(directory, lambda tensors: {wrapper + name: tensor for name, tensor in tensors.items()})
+    for head in ("lm", "classifier"):
+        assert f"all names of its tensors begin with '{wrapper}'" in refused(directory, head=head)
+
+
 def test_another_number_of_labels_is_refused(directory):
     rewrite_tensors(directory, lambda tensors: tensors.update({"score.weight": torch.ones(3, 32)}))
     assert from_pretrained(directory, head="classifier").head.classifier.out_features == 3

@@ -19,16 +19,19 @@ from model.weights import save_pretrained
 from peft import attach, merge
 from peft.huggingface.read import FromPeft
 from peft.huggingface.write import write_adapter
+from tests.helpers.architectures import small_config
 from utils.errors import UserError
 
 pytestmark = pytest.mark.not_quick  # the library runs in a process of its own
 
-KINDS = ("gpt2", "distilbert", "bert", "roberta")
+DECODERS = ("gpt2", "llama", "qwen2")
+KINDS = (*DECODERS, "distilbert", "bert", "roberta")
 IDS = torch.arange(5, 25)[None]
 LORA = {"r": 4, "lora_alpha": 6}
-QUERY = {"gpt2": "c_attn", "distilbert": "q_lin", "bert": "query", "roberta": "query"}
-EMBEDDING = {"gpt2": "wte"} | dict.fromkeys(KINDS[1:], "word_embeddings")
-HEAD = {"gpt2": "lm_head", "distilbert": "vocab_projector", "bert": "decoder", "roberta": "decoder"}
+QUERY = {"gpt2": "c_attn", "distilbert": "q_lin"} | dict.fromkeys(("llama", "qwen2"), "q_proj")
+QUERY |= dict.fromkeys(("bert", "roberta"), "query")
+EMBEDDING = dict.fromkeys(KINDS, "word_embeddings") | {"gpt2": "wte", "llama": "embed_tokens", "qwen2": "embed_tokens"}
+HEAD = dict.fromkeys(DECODERS, "lm_head") | {"distilbert": "vocab_projector", "bert": "decoder", "roberta": "decoder"}
 
 # What the library makes: name -> (kind, task, settings). Whole modules, with and without the order to tie them.
 MADE: dict[str, tuple[str, str, dict]] = {}
@@ -55,6 +58,12 @@ MADE |= {
         "body",
         {**LORA, "target_modules": r"h\.\d+\.attn\.c_attn", "alpha_pattern": {r"^h\.0\..*": 32}},
     ),
+    "llama whole classifier": (
+        "llama",
+        "classifier",
+        {**LORA, "target_modules": ["gate_proj"], "layers_to_transform": [1], "modules_to_save": ["input_layernorm"]},
+    ),
+    "qwen2 body": ("qwen2", "body", {**LORA, "target_modules": ["k_proj", "down_proj"], "alpha_pattern": {"k_proj": 9}}),
     "bert pattern": (
         "bert",
         "classifier",
@@ -82,7 +91,7 @@ def base_of(kind, task, path):
         return transformers.AutoModel.from_pretrained(path)
     if task == "classifier":
         return transformers.AutoModelForSequenceClassification.from_pretrained(path, num_labels=3)
-    auto = transformers.AutoModelForCausalLM if kind == "gpt2" else transformers.AutoModelForMaskedLM
+    auto = transformers.AutoModelForCausalLM if kind in ("gpt2", "llama", "qwen2") else transformers.AutoModelForMaskedLM
     return auto.from_pretrained(path)
 
 for name, (kind, task, settings, path, out) in json.load(open(f"{folder}/plan.json")).items():
@@ -110,6 +119,8 @@ def base(kind: str, folder: Path) -> Path:
     sizes = {"vocab_size": 40, "context_length": 32, "dim": 16, "n_heads": 2, "n_layers": 2}
     if kind == "gpt2":
         model = GPT2(GPT2Config(**sizes))
+    elif kind in DECODERS:  # a Llama with a head of its own, a Qwen2 with the embedding's
+        model = ARCHITECTURES[kind].model(small_config(kind, **sizes, tied=kind == "qwen2"))
     else:
         more = {"mlp_dim": 24, "dropout": 0.0, "head_dropout": 0.0, "pad_id": 1 if kind == "roberta" else 0}
         model = ARCHITECTURES[kind].model(ARCHITECTURES[kind].config(**sizes, **more))
@@ -183,20 +194,21 @@ def test_an_adapter_gives_the_same_as_in_the_library(made, name):
 def test_a_trained_embedding_leaves_the_head_and_goes_out_again(made, tmp_path):
     """As an adapter and as a whole model; neither ties what was apart."""
     load = {}
-    for what in ("embedding", "head", "both"):
-        model = made.read(f"gpt2 {what}")
-        old = made.base("gpt2 embedding").token_embedding.weight
-        assert not model.config.tied
-        assert torch.equal(model.token_embedding.weight, old) == (what == "head")
-        assert torch.equal(model.head.weight, old) == (what == "embedding")
+    for name in (f"{kind} {what}" for kind in DECODERS for what in ("embedding", "head", "both")):
+        model, base, (kind, what) = made.read(name), made.base(name), name.split()
+        assert not model.config.tied and base.config.tied == (kind != "llama")
+        assert torch.equal(model.token_embedding.weight, base.token_embedding.weight) == (what == "head")
+        assert torch.equal(model.head.weight, base.head.weight) == (what == "embedding")
         assert model.token_embedding.weight.requires_grad == (what != "head")
-        write_adapter(model, made.base("gpt2 embedding"), tmp_path / what, {})
-        load[what] = ("gpt2", str(made.folder / "gpt2"), str(tmp_path / what))
-        save_pretrained(model, tmp_path / f"whole {what}")
-        assert_same(output(from_pretrained(tmp_path / f"whole {what}").eval()), made.there[f"gpt2 {what}"])
+        write_adapter(model, base, tmp_path / name, {})
+        saved = json.loads((tmp_path / name / "adapter_config.json").read_text())["modules_to_save"]
+        assert len(saved) == (2 if what == "both" else 1)  # what wasn't trained isn't in the file
+        load[name] = (kind, str(made.folder / kind), str(tmp_path / name))
+        save_pretrained(model, tmp_path / f"whole {name}")
+        assert_same(output(from_pretrained(tmp_path / f"whole {name}").eval()), made.there[name])
     found = run_library(tmp_path, {}, load)
-    for what in load:
-        assert_same(found[f"load {what}"], made.there[f"gpt2 {what}"])
+    for name in load:
+        assert_same(found[f"load {name}"], made.there[name])
 
 
 def changed(made: Made, name: str, out: Path, keep=lambda name: True, **settings) -> FromPeft:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import experiments
 from model import from_pretrained
-from peft import Adapter, BitFit, DoRA, FreezeBlocks, Joined, LoRA, PrefixTuning, attach
+from peft import Adapter, BitFit, DoRA, FreezeBlocks, Joined, LoRA, PrefixTuning, PromptTuning, attach
 from peft.huggingface.read import FromPeft, read_adapter
 from peft.huggingface.settings import ADAPTER
 from peft.huggingface.write import check_expressible, fold_bias, write_adapter
@@ -32,7 +32,10 @@ def an_adapter(folder: Path, **changes) -> Path:
 
 OTHER = {"r": "left out", "lora_alpha": "left out"}  # settings that another kind of adapter doesn't have
 MALFORMED = {
-    "of an unknown kind": ({"peft_type": "VERA"}, "peft_type = 'VERA'; what can be read: LORA, IA3, PREFIX_TUNING"),
+    "of an unknown kind": (
+        {"peft_type": "VERA"},
+        "peft_type = 'VERA'; what can be read: LORA, IA3, PREFIX_TUNING, PROMPT_TUNING",
+    ),
     "without a kind": ({"peft_type": "left out"}, "peft_type = None"),
     "without a rank": ({"r": "left out"}, "r = None; it must be int"),
     "with a rank that is none": ({"r": True}, "r = True; it must be int"),
@@ -106,7 +109,10 @@ def test_an_adapter_by_its_name_comes_from_the_cache(alone):
 
 
 REFUSED = {
-    "a prefix": ("distilbert", PrefixTuning(3), "a prefix can't be exported"),
+    "a prefix": ("distilbert", PrefixTuning(3), "a prefix or prompt can't be exported"),
+    "a prompt before a table of positions": ("gpt2 lm", PromptTuning(3), "a prefix or prompt can't be exported"),
+    "a prefix on a few blocks": ("llama lm", PrefixTuning(3, layers="1"), "block 0 has no prefix .*on every block"),
+    "a prefix and LoRA": ("llama lm", Joined((PrefixTuning(3), LoRA())), "has added LoRALinear, Prefix"),
     "bottlenecks": ("distilbert", Adapter(reduction_factor=4), "has added AdapterLinear, Bottleneck"),
     "two kinds": ("gpt2 lm", Joined((LoRA(targets="attn.q"), DoRA(targets="attn.v"))), "added DoRALinear, LoRALinear"),
     "nothing added": ("distilbert", BitFit(), "has added nothing"),
@@ -129,6 +135,8 @@ def test_a_classifier_that_reads_elsewhere_is_refused(tmp_path):
         ("gpt2", {"position": "first"}, "reads the position 'first', theirs the last real token"),
         ("gpt2", {"average": True}, "reads the mean of all positions"),
         ("gpt2", {"causal": False}, "--disable_causal_mask"),
+        ("llama", {"position": "first"}, "reads the position 'first', theirs the last real token"),
+        ("llama", {"causal": False}, "--disable_causal_mask; the published LlamaForSequenceClassification"),
     ):
         model = from_pretrained(make_base(kind, tmp_path / kind), head="classifier", **how)
         with pytest.raises(UserError, match=message):
@@ -157,3 +165,49 @@ def test_every_harmless_key_of_a_lora_is_taken(tmp_path):
         for name, changes in (("plain", {}), ("more", keys))
     )
     assert torch.equal(logits(first, "distilbert"), logits(second, "distilbert"))
+
+
+def in_front(folder: Path, kind: str, width: int, **changes) -> FromPeft:
+    """An adapter of 3 virtual tokens."""
+    folder.mkdir()
+    settings = {"peft_type": kind, "num_virtual_tokens": 3, "task_type": "CAUSAL_LM", **changes}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    save_file({"prompt_embeddings": torch.ones(3, width)}, folder / "adapter_model.safetensors")
+    return FromPeft(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("kind", "what", "changes", "message"),
+    [
+        ("gpt2", ("PROMPT_TUNING", 16), {}, "is a prompt, which can be read for models that rotate positions"),
+        ("llama", ("PROMPT_TUNING", 8), {}, r"prompt_embeddings has shape \[3, 8\], expected \[3, 16\]"),
+        ("llama", ("PROMPT_TUNING", 16), {"token_dim": 32}, "token_dim = 32; the model has 16"),
+        ("llama", ("PREFIX_TUNING", 128), {}, r"prompt_embeddings has shape \[3, 128\], expected \[3, 64\]"),
+        ("llama", ("PREFIX_TUNING", 64), {"num_attention_heads": 4}, "num_attention_heads = 4; the model has 2"),
+        ("llama", ("PREFIX_TUNING", 64), {"num_transformer_submodules": 2}, "num_transformer_submodules to 2"),
+    ],
+)
+def test_what_stands_in_front_and_does_not_fit_is_refused(kind, what, changes, message, tmp_path):
+    model = fresh(make_base(kind, tmp_path / "base"), f"{kind} lm")
+    with pytest.raises(UserError, match=message):
+        attach(model, in_front(tmp_path / "adapter", *what, **changes))
+
+
+@pytest.mark.parametrize("window", [31, 32])
+def test_a_window_that_hides_what_stands_in_front_is_refused(window, tmp_path):
+    """Of 32 positions in the library, the last sees the first where a window is as long."""
+    base = make_base("mistral", tmp_path / "base")
+    for what in (("PREFIX_TUNING", 64), ("PROMPT_TUNING", 16)):
+        model = from_pretrained(base, window=window, window_layers=(1,))
+        adapter = in_front(tmp_path / f"adapter {what[0]}", *what)
+        if window == 32:
+            attach(model, adapter)
+            continue
+        with pytest.raises(UserError, match="some layers here have a window of 31 tokens, where 32 are needed"):
+            attach(model, adapter)
+    model = from_pretrained(base, window=window, window_layers=(1,))
+    with pytest.raises(UserError, match=rf"a window of {window} tokens, where 35 are needed; train a prefix"):
+        attach(model, PromptTuning(3))
+    attach(model, PrefixTuning(3))  # which every token sees here
+    with pytest.raises(UserError, match=rf"a window of {window} tokens, where 35 are needed"):
+        write_adapter(model, model, tmp_path / "out", {})

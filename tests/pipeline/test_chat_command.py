@@ -111,7 +111,7 @@ def test_a_classifier_of_several_stages_is_had_again_and_does_not_write(experime
     saved = load_run(directory)
     ids = torch.randint(100, (2, 9))
     torch.testing.assert_close(saved.model(ids), measured[-1].eval()(ids), atol=1e-5, rtol=1e-5)
-    with pytest.raises(UserError, match="doesn't write; choose a GPT-2, or a run that was trained on dialogues"):
+    with pytest.raises(UserError, match="doesn't write; choose a GPT-2, a Llama, or a run on dialogues"):
         chat.make_speaker(Run(), str(directory), {})
 
 
@@ -198,7 +198,7 @@ BAD = {
         ["--generate", "Hi", "--temperature", "-1"],
         "--temperature is -1.0; it must be 0 (the likeliest",
     ),
-    "an unknown template": (["--generate", "Hi", "--template", "x"], "--template is 'x'; choose default, alpaca"),
+    "an unknown template": (["--generate", "Hi", "--template", "x"], "--template is 'x'; choose default, plain, alpaca"),
 }
 
 
@@ -277,3 +277,28 @@ def test_an_answer_comes_piece_by_piece_and_no_character_is_cut(small_checkpoint
     monkeypatch.setattr(chat, "stream", lambda *given, **how: (torch.tensor([token]) for token in ids[:-2]))
     assert "".join(one.answer("see you")) == "now 海\ufffd"  # what never became a character comes at the end
     assert [turn.question for turn in one.turns] == ["see you", "see you"]
+
+
+# Real weights
+
+
+def golden_answers(smollm2, shared, questions: slice) -> list[tuple[str, str]]:
+    """Return what SmolLM2 answers to some of the golden questions, and what transformers made it answer."""
+    golden = json.loads((shared / "golden/smollm2/golden_smollm2.json").read_text())["chat"][questions]
+    speaker = chat.make_speaker(Run(checkpoint=str(smollm2), device="cpu"), None, {"max_new_tokens": 40})
+    answers = []
+    for one in golden:
+        speaker.turns = ()
+        answers.append(("".join(speaker.answer(one["question"])), one["answer"].removesuffix("<|im_end|>")))
+    return answers
+
+
+def test_a_real_chat_model_answers_and_ends_as_in_transformers(smollm2, shared):
+    ((ours, theirs),) = golden_answers(smollm2, shared, slice(1))
+    assert ours == theirs == "The capital of France is Paris."
+
+
+@pytest.mark.slow
+def test_a_real_chat_model_answers_all_golden_questions(smollm2, shared):
+    pairs = golden_answers(smollm2, shared, slice(None))
+    assert len(pairs) == 5 and all(ours == theirs for ours, theirs in pairs)

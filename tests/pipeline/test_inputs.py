@@ -219,3 +219,12 @@ def test_resolving_reads_nothing(monkeypatch):
     assert resolved.learning_rate == 5e-5 and resolved.trainable_token_pos == "last"
     assert run_name(resolved, 1).startswith("spam-nowhere-last_block-seed123-")
     assert run_name(resolved, 2) != run_name(resolved, 1)
+
+
+def test_a_sentencepiece_tokenizer_alone_is_refused_by_its_name(small_checkpoint, tmp_path):
+    shutil.copytree(small_checkpoint, tmp_path / "other")
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / "other" / name).unlink()
+    (tmp_path / "other" / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(UserError, match=r"tokenizer\.model is a SentencePiece tokenizer, which isn't supported"):
+        inputs.find_tokenizer_folder(Run(checkpoint=str(tmp_path / "other")), config_of(tmp_path / "other"))

@@ -161,3 +161,32 @@ def test_a_typed_text_is_read_as_utf8():
         parse(["--generate", "caf\udce9"])
     with pytest.raises(UserError, match=r"--source_prefix is .* no text in UTF-8"):
         parse(["--source_prefix", "caf\udce9"])
+
+
+# --- a run of another directory
+
+
+@pytest.mark.parametrize("out", ["out", "runs/a b", "./runs/../runs/c"])
+@pytest.mark.parametrize("at", ["absolute", "relative"])
+def test_a_run_is_found_with_its_inputs_from_another_directory(home, experiment, small_checkpoint, out, at, monkeypatch):
+    """A run that was given relative paths, used from beside the directory in which it was made."""
+    shutil.copytree(small_checkpoint, "model é")
+    shutil.copytree(small_checkpoint, "persona")  # a directory of the name of a data set, which stays one
+    write_dialogues(Path("some.json"))
+    experiment(checkpoint="model é", tokenizer="persona", dataset="some.json", data_dir=None, output_dir=out)
+    (home / "elsewhere").mkdir()
+    made = Path.cwd() / out
+    monkeypatch.chdir(home / "elsewhere")
+    found = made if at == "absolute" else os.path.relpath(made)
+    assert experiments.main(["--generate", "Hi", "--run_dir", str(found), "--max_new_tokens", "2"]) == 0
+    assert experiments.main(["--export_model", "exported", "--run_dir", str(found)]) == 0
+    assert Path("exported/model.safetensors").is_file() and not (made.parent / "exported").exists()
+
+
+def test_a_run_whose_model_is_gone_names_it_as_it_was_typed(home, experiment, small_checkpoint, monkeypatch):
+    shutil.copytree(small_checkpoint, "model")
+    made = Path.cwd() / experiment(checkpoint="model", output_dir="out").directory
+    shutil.rmtree("model")
+    monkeypatch.chdir(home)
+    with pytest.raises(UserError, match="unknown model 'model'"):
+        experiments.main(["--generate", "Hi", "--run_dir", str(made)])

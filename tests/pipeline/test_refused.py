@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import experiments
 import model.weights
 from tests.helpers.outcome import left_in
 from tests.helpers.paths import ROOT
@@ -168,3 +169,18 @@ def test_files_that_the_system_refuses_to_write(room, code, alone, small_checkpo
     assert json.loads((alone / "out" / "result.json").read_text())["interrupted"] is (code == 2)
     left = {path.name for path in (alone / "out").rglob("*")}
     assert left == {"result.json", "metrics.jsonl", "states" if code else "trained.safetensors"}
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["beside a model", "alone"])
+@pytest.mark.parametrize("flags", [["--dataset", "persona"], ["--generate", "Hi"]], ids=["training", "answering"])
+def test_an_adapter_that_no_flag_names_is_not_passed_over(alone, small_checkpoint, whole, flags):
+    """The library loads it with the model whose directory it lies in."""
+    shutil.copytree(small_checkpoint, "model") if whole else Path("model").mkdir()
+    Path("model/adapter_config.json").write_text('{"peft_type": "LORA"}')
+    message = "^model holds adapter_config.json, so the library would load that adapter.* and --adapter model, or move"
+    for flag in ("--checkpoint", "--model"):
+        with pytest.raises(UserError, match=message):
+            experiments.main([flag, "model", *flags])
+    if whole:  # named, it is read
+        with pytest.raises(UserError, match=r"--adapter model has no adapter_model\.safetensors"):
+            experiments.main(["--checkpoint", "model", "--adapter", "model", "--dataset", "persona"])

@@ -133,13 +133,13 @@ def test_what_is_computed_twice_is_the_same_both_times(flags, experiment):
 def test_no_frozen_block_runs_twice(experiment, monkeypatch):
     calls, frozen, trained = [], GPT2.run_blocks, fast_path.run_blocks
 
-    def spy(model, hidden, attention_mask, start, stop, positions=None):
+    def spy(model, hidden, attention_mask, start, stop, *positions):
         calls.append((start, stop, len(hidden)))
-        return frozen(model, hidden, attention_mask, start, stop, positions)
+        return frozen(model, hidden, attention_mask, start, stop, *positions)
 
-    def other_spy(model, hidden, start, attention_mask, positions=None, stop=None):
+    def other_spy(model, hidden, start, *inputs, stop=None):
         calls.append((start, stop, len(hidden)))
-        return trained(model, hidden, start, attention_mask, positions, stop)
+        return trained(model, hidden, start, *inputs, stop=stop)
 
     monkeypatch.setattr(GPT2, "run_blocks", spy)
     monkeypatch.setattr(fast_path, "run_blocks", other_spy)

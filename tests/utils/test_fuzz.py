@@ -73,11 +73,6 @@ WITHOUT = {
         "llama-settings",
         "Failure: 'hidden: theirs",
     ),
-    "a look at the ids around a text": (
-        "import model.tokenizers.description\nmodel.tokenizers.description.check_ids = lambda *given: None",
-        "llama-settings",
-        "Failure: 'ids: theirs",
-    ),
     "a limit to brackets within brackets": (
         "import json, model.config_file\nmodel.config_file.read_json = lambda file: json.loads(file.read_text())",
         "config",

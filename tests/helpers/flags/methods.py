@@ -15,7 +15,9 @@ from utils.errors import UserError
 def adapter_of_the_library(experiment, fixtures):
     folder, path = fixtures["alone"] / "adapter", "base_model.model.transformer.h.0.attn.c_attn"
     folder.mkdir()
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 3, "lora_alpha": 3}')
+    (folder / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "r": 3, "lora_alpha": 3, "target_modules": ["h.0.attn.c_attn"]}'
+    )
     a, b = torch.randn(3, 32), torch.randn(96, 3)
     save_file({f"{path}.lora_A.weight": a, f"{path}.lora_B.weight": b}, folder / "adapter_model.safetensors")
     found = experiment(adapter=folder, learning_rate=0)

@@ -66,7 +66,9 @@ def head_labels(experiment, fixtures):
     save_pretrained(three, folder)
     found = experiment("--head_labels", "2,0", checkpoint=folder, learning_rate=0, weight_decay=0)
     assert torch.equal(found.tensors["head.classifier.weight"], three.head.classifier.weight[[2, 0]])
-    with pytest.raises(UserError, match=r"has a classifier for 3 labels, but num_labels says 2"):
+    with pytest.raises(
+        UserError, match=r"a classifier for 3 labels \(LABEL_0, LABEL_1, LABEL_2\), the task has 2 .*--head_"
+    ):
         experiment(checkpoint=folder)
 
 
