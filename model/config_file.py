@@ -26,6 +26,11 @@ def read_config(directory: Path) -> tuple[Any, tuple[str, ...] | None]:
     path = directory / "config.json"
     settings = _read_settings(path)
     architecture = _architecture_in(path, settings)
+    if (how := settings.get("quantization_config")) is not None:
+        raise UserError(
+            f"{path} sets quantization_config to {how!s:.80}: weights in few bits aren't read; take the model's files "
+            "in bfloat16, float16 or float32"
+        )
     settings, problem = by_their_own_names(settings, architecture)
     if problem:
         raise UserError(f"{path} {problem}")

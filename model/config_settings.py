@@ -44,9 +44,8 @@ HARMLESS = {
     "torch_dtype dtype use_bfloat16 _attn_implementation attn_implementation reorder_and_upcast_attn "
     "gradient_checkpointing torchscript chunk_size_feed_forward use_cache use_return_dict return_dict "
     "return_dict_in_generate output_past output_attentions output_hidden_states output_scores output_router_logits "
-    "tie_weights_ _flash_attn_2_enabled experts_implementation _attn_implementation_autoset xla_device": (
-        "how the library computes or returns it, not what"
-    ),
+    "tie_weights_ _flash_attn_2_enabled experts_implementation _attn_implementation_autoset xla_device "
+    "pretraining_tp": ("how the library computes or returns it, not what"),
     "initializer_range initializer_factor init_std sinusoidal_pos_embds": (
         "how the library draws weights; here they come from the file or, with `--weights random`, from PyTorch's default"
     ),

@@ -35,11 +35,6 @@ class Rope:
     high_freq_factor: float = 4.0  # ... and those of which more than this fit not at all; in between, in part
     original_context: int = 8192
 
-    def __post_init__(self):
-        if self.factor is not None and self.low_freq_factor >= self.high_freq_factor:
-            low, high = self.low_freq_factor, self.high_freq_factor
-            raise UserError(f"the rotation's low_freq_factor is {low}; it must be below high_freq_factor, {high}")
-
 
 @dataclass(frozen=True)
 class LlamaConfig:

@@ -10,6 +10,7 @@ from model.llama import LlamaConfig, Rope
 from utils.errors import UserError
 
 Settings = Mapping[str, Any]
+SLIDING = "sliding_attention"  # a layer with a window
 
 # What the library takes for a setting that config.json lacks.
 _DEFAULTS = {
@@ -20,12 +21,11 @@ _DEFAULTS = {
     "num_attention_heads": 32,
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
     "tie_word_embeddings": False,
 }
 _QWEN = _DEFAULTS | {"vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768}
 _SMOLLM3 = {"vocab_size": 128256, "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16}
-_SMOLLM3 |= {"num_key_value_heads": 4, "max_position_embeddings": 32768, "rope_theta": 2e6, "tie_word_embeddings": True}
+_SMOLLM3 |= {"num_key_value_heads": 4, "max_position_embeddings": 32768, "tie_word_embeddings": True}
 LLAMA_LIBRARY_DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": _DEFAULTS | {"bos_token_id": 1, "eos_token_id": 2},
     "mistral": _DEFAULTS
@@ -35,6 +35,8 @@ LLAMA_LIBRARY_DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen3": _QWEN | {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096},
     "smollm3": _DEFAULTS | _SMOLLM3 | {"bos_token_id": 128000, "eos_token_id": 128001, "pad_token_id": 128004},
 }
+
+_THETA = {"smollm3": 2e6}  # the others have 1e4
 
 # Read by `read_llama` beside the entry's own `settings`.
 LLAMA_SETTINGS_READ = (
@@ -70,7 +72,7 @@ def read_llama(settings: Settings) -> dict[str, Any]:
 
 def read_mistral(settings: Settings) -> dict[str, Any]:
     """Return the fields of a Mistral: every layer has the window, where there is one."""
-    return read_llama(settings) | _windows(settings, lambda layer: True)
+    return read_llama(settings) | _windows(settings, True, lambda layer: True)
 
 
 def read_qwen2(settings: Settings) -> dict[str, Any]:
@@ -90,10 +92,10 @@ def read_smollm3(settings: Settings) -> dict[str, Any]:
     turns = [int((layer + 1) % interval != 0) for layer in range(n_layers)] if turns is None else turns
     if not isinstance(turns, list) or len(turns) != n_layers or any(one not in (0, 1) for one in turns):
         raise UserError(
-            f"sets no_rope_layers to {turns!r}; it must be {n_layers} numbers, 1 for a layer that rotates, else 0"
+            f"sets no_rope_layers to {_shown(turns)}; it must be {n_layers} numbers, 1 for a layer that rotates, else 0"
         )
     still = tuple(layer for layer, turn in enumerate(turns) if not turn)
-    windows = _windows(settings, lambda layer: layer in still) if _yes_or_no(settings, "use_sliding_window") else {}
+    windows = _windows(settings, _yes_or_no(settings, "use_sliding_window"), lambda layer: layer in still)
     return read_llama(settings) | {"layers_without_rotation": still} | windows
 
 
@@ -101,25 +103,33 @@ def _read_qwen(settings: Settings) -> dict[str, Any]:
     first = settings.get("max_window_layers", 28)
     if type(first) is not int:
         raise UserError(f"sets max_window_layers to {first!r}; it must be the number of layers below the first window")
-    used = _yes_or_no(settings, "use_sliding_window")
-    if not used and "sliding_attention" in (settings.get("layer_types") or ()):
-        raise UserError("sets use_sliding_window to False and has sliding_attention in layer_types; one must go")
-    return read_llama(settings) | (_windows(settings, lambda layer: layer >= first) if used else {})
+    return read_llama(settings) | _windows(
+        settings, _yes_or_no(settings, "use_sliding_window"), lambda layer: layer >= first
+    )
 
 
-def _windows(settings: Settings, has_window: Callable[[int], bool]) -> dict[str, Any]:
+def _windows(settings: Settings, used: bool, has_window: Callable[[int], bool]) -> dict[str, Any]:
     """Return the window and the layers that have it: those of layer_types, else those of which `has_window` says so."""
-    n_layers, kinds = _whole(settings, "num_hidden_layers"), settings.get("layer_types")
-    if settings.get("sliding_window") is None:
+    kinds = _layer_types(settings)
+    if not used or settings.get("sliding_window") is None:
+        if SLIDING in (kinds or ()):
+            why = "sets no sliding_window" if used else "sets use_sliding_window to False"
+            raise UserError(f"{why} and has {SLIDING} in layer_types; one must go")
         return {}
     if kinds is not None:
-        known = ("sliding_attention", "full_attention")
-        if not isinstance(kinds, list) or len(kinds) != n_layers or any(one not in known for one in kinds):
-            raise UserError(f"sets layer_types to {kinds!r}; it must be {n_layers} of {' and '.join(known)}")
-        layers = [layer for layer, kind in enumerate(kinds) if kind == "sliding_attention"]
+        layers = [layer for layer, kind in enumerate(kinds) if kind == SLIDING]
     else:
-        layers = [layer for layer in range(n_layers) if has_window(layer)]
+        layers = [layer for layer in range(_whole(settings, "num_hidden_layers")) if has_window(layer)]
     return {"window": _whole(settings, "sliding_window"), "window_layers": tuple(layers)}
+
+
+def _layer_types(settings: Settings) -> list[str] | None:
+    """Return which layers have a window, where the settings name each one's kind. Raises UserError."""
+    n_layers, kinds = _whole(settings, "num_hidden_layers"), settings.get("layer_types")
+    known = (SLIDING, "full_attention")
+    if kinds is None or (isinstance(kinds, list) and len(kinds) == n_layers and all(one in known for one in kinds)):
+        return kinds
+    raise UserError(f"sets layer_types to {_shown(kinds)}; it must be {n_layers} of {' and '.join(known)}")
 
 
 def read_rope(settings: Settings) -> Rope:
@@ -129,17 +139,30 @@ def read_rope(settings: Settings) -> Rope:
     if not isinstance(rope, dict):
         raise UserError(f"sets {name} to {rope!r}; it must be an object")
     kind = rope.get("rope_type", rope.get("type", "default"))
+    if rope.get("type", kind) != kind:
+        raise UserError(f"sets the rope type to {kind!r} and to {rope['type']!r} in {name}; one must go")
     if kind not in ("default", "llama3"):
         raise UserError(f"sets the rope type {kind!r} in {name}; the types that are known: default, llama3")
     if unknown := rope.keys() - {"rope_type", "type", "rope_theta", *_ROPE_FIELDS}:
         raise UserError(f"sets {', '.join(sorted(unknown))} in {name}, and what that means isn't known here")
-    theta = _number(rope, "rope_theta", settings["rope_theta"])
+    if settings.get("rope_parameters") not in (None, {}, rope):
+        raise UserError("has rope_scaling and rope_parameters, which differ; one must go")
+    theta = _number(rope, "rope_theta", settings.get("rope_theta", _THETA.get(settings["model_type"], 10000.0)))
+    if settings.get("rope_theta", theta) != theta:
+        raise UserError(f"sets rope_theta to {settings['rope_theta']!r} and to {theta} in {name}; one must go")
+    if kind == "default" and (without_use := [one for one in _ROPE_FIELDS if one in rope]):
+        raise UserError(f"sets {', '.join(without_use)} in {name}, of which the rope type 'default' makes no use")
     if kind == "default":
         return Rope(theta)
     if missing := [one for one in _ROPE_FIELDS if one not in rope]:
         raise UserError(f"sets the rope type 'llama3' in {name} without {', '.join(missing)}")
-    values: dict[str, Any] = {field: _number(rope, one) for one, field in _ROPE_FIELDS.items()}
-    return Rope(theta, **values | {"original_context": int(values["original_context"])})
+    factor, low, high = (_number(rope, one) for one in ("factor", "low_freq_factor", "high_freq_factor"))
+    if factor < 1 or low >= high:
+        raise UserError(
+            f"sets factor to {factor}, low_freq_factor to {low} and high_freq_factor to {high} in {name}; "
+            "the first must be at least 1, the second below the third"
+        )
+    return Rope(theta, factor, low, high, _whole(rope, "original_max_position_embeddings"))
 
 
 def write_llama(config: LlamaConfig) -> dict[str, Any]:
@@ -167,7 +190,7 @@ def write_mistral(config: LlamaConfig) -> dict[str, Any]:
 
 def write_qwen(config: LlamaConfig) -> dict[str, Any]:
     """Return the settings of a Qwen2 or Qwen3."""
-    kinds = ["sliding_attention" if n in config.window_layers else "full_attention" for n in range(config.n_layers)]
+    kinds = [SLIDING if n in config.window_layers else "full_attention" for n in range(config.n_layers)]
     windows = {"use_sliding_window": config.window is not None, "sliding_window": config.window, "layer_types": kinds}
     return write_llama(config) | windows
 
@@ -198,3 +221,9 @@ def _yes_or_no(settings: Settings, name: str) -> bool:
     if type(value) is not bool:
         raise UserError(f"sets {name} to {value!r}; it must be true or false")
     return value
+
+
+def _shown(value: Any, most: int = 100) -> str:
+    """Return a value as an error names it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."

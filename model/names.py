@@ -132,7 +132,8 @@ LLAMA_NAMES = [
     *_layer("model.layers.{}.mlp.down_proj", "blocks.{}.mlp.down"),
     Entry("model.norm.weight", ("final_norm.weight",)),
     Entry("score.weight", ("head.classifier.weight",), head="classifier", optional=True),
-    *_not_read("model.layers.{}.self_attn.rotary_emb.inv_freq"),  # in old files; it follows from config.json
+    # In old files; it follows from config.json.
+    *_not_read("model.layers.{}.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"),
     Entry("lm_head.weight", ("head.weight",), head="lm"),  # no parameter of its own where it is tied
 ]
 

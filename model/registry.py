@@ -226,13 +226,13 @@ def _llama_entry(model_type: str, config: type, hf_name: str, **own: Any) -> Arc
     )
 
 
-_SILU = {"hidden_act": ("silu",)}
+_SILU = {"hidden_act": ("silu", "swish")}
 LLAMA_ENTRY = _llama_entry(
     *("llama", LlamaConfig, "Llama"),
     read_settings=read_llama,
     settings_read=LLAMA_SETTINGS_READ,
     written_settings=lambda config: write_llama(config) | write_biases(config),
-    fixed_settings=lambda config: _SILU | {"pretraining_tp": (1,), "rope_interleaved": (False,)},
+    fixed_settings=lambda config: _SILU | {"rope_interleaved": (False,)},
 )
 MISTRAL_ENTRY = _llama_entry(
     *("mistral", MistralConfig, "Mistral"),
@@ -260,7 +260,7 @@ SMOLLM3_ENTRY = _llama_entry(
     read_settings=read_smollm3,
     settings_read=(*LLAMA_SETTINGS_READ, *WINDOW_SETTINGS_READ, *ROTATION_SETTINGS_READ),
     written_settings=write_smollm3,
-    fixed_settings=lambda config: _SILU | {"pretraining_tp": (1,)},
+    fixed_settings=lambda config: _SILU,
 )
 
 

@@ -52,5 +52,6 @@ def keep_labels(head: nn.Module, labels: list[str], n_labels: int, names: tuple[
             f"{', '.join(names) or f'0 to {n_own - 1}'}"
         )
     head.classifier.weight = nn.Parameter(head.classifier.weight[numbers].clone())  # [C, D]
-    head.classifier.bias = nn.Parameter(head.classifier.bias[numbers].clone())  # [C]
+    if head.classifier.bias is not None:
+        head.classifier.bias = nn.Parameter(head.classifier.bias[numbers].clone())  # [C]
     head.classifier.out_features, head.labels, head.order = n_labels, None, tuple(numbers)

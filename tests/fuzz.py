@@ -7,8 +7,8 @@ Each case must be taken, or refused with a UserError whose message is one printa
 and little memory and disk, opens no file outside the directory that was named, and unpickles nothing. Some of the refused
 cases are read again by the command line in a process of its own: exit code 2 and one line `error: ...`.
 
-The kind "settings" leaves files whole and changes what they say: each case must mean here what it means to transformers
-and peft, or be refused. It runs only where it is named (--kinds settings), as it needs those libraries.
+The kinds "settings" and "llama-settings" leave files whole and change what they say: each case must mean here what it
+means to transformers and peft, or be refused. They run only where they are named, as they need those libraries.
 """
 
 import argparse
@@ -50,7 +50,7 @@ from tests.helpers import mutations as m  # noqa: E402
 from tests.helpers import setting_mutations as settings  # noqa: E402
 from tests.helpers.library import Library  # noqa: E402
 from tests.helpers.paths import ROOT  # noqa: E402
-from tests.helpers.same_as_library import TEMPLATES, Comparison  # noqa: E402
+from tests.helpers.same_as_library import LLAMAS, TEMPLATES, Comparison  # noqa: E402
 from tests.helpers.same_as_library import make_templates as make_settings  # noqa: E402
 from tests.helpers.templates import interrupted_runs, make_templates  # noqa: E402
 from tests.helpers.watch import Failure, Watch, limit_resources  # noqa: E402
@@ -163,6 +163,9 @@ SETTINGS = {
     "adapter_config.json": (settings.adapter_config,),
 }
 
+LLAMA_SETTINGS = SETTINGS | {"config.json": (settings.llama_config,), "tokenizer.json": (settings.decoder_json,)}
+COMPARING = {"settings", "llama-settings"}  # kinds that are compared with the libraries
+
 KINDS = {
     "safetensors": Kind(MODELS, {"model.safetensors": SAFETENSORS}, read_model, BY_CHECKPOINT),
     "index": Kind(("sharded",), {"*.index.json": (m.escape, *JSON), "model-*": SAFETENSORS}, read_model, BY_CHECKPOINT),
@@ -185,6 +188,7 @@ KINDS = {
     "chat": Kind(RUNS, RUN_FILES, answer, ("--max_new_tokens", "2", "--chat", "{}")),
     "adapter": Kind(ADAPTERS, {"*.json": JSON, "*.safetensors": SAFETENSORS}, attach_adapter, BY_ADAPTER),
     "settings": Kind((*TEMPLATES, *TEMPLATES, *ADAPTERS), SETTINGS, compare),
+    "llama-settings": Kind((*LLAMAS,), LLAMA_SETTINGS, compare),
     "resume": Kind(tuple(interrupted_runs(Path())), RUN_FILES | STATE_FILES, go_on),
     "score": Kind(RUNS, RUN_FILES, partial(evaluate_answers, count=2), ("--eval_generate", "2", "--score", "{}")),
 }  # fmt: skip
@@ -209,12 +213,12 @@ class Case:
         shutil.copytree(EMPTY / "templates" / name, folder)
         shutil.copytree(EMPTY / "templates" / "outside", EMPTY / "case" / "outside")
         done = []
-        for _ in range(1 if self.kind == "settings" else draw.choice((1, 1, 1, 1, 2))):
+        for _ in range(1 if self.kind in COMPARING else draw.choice((1, 1, 1, 1, 2))):
             found = {file: how for glob, how in kind.files.items() for file in sorted(folder.glob(glob)) if file.is_file()}
             if not found:
                 break
             file = draw.choice(list(found))
-            how = m.misplace if self.kind != "settings" and draw.random() < 0.05 else draw.choice(found[file])
+            how = m.misplace if self.kind not in COMPARING and draw.random() < 0.05 else draw.choice(found[file])
             done.append(f"{file.relative_to(folder)}: {how.__name__}")
             if how is m.misplace:
                 m.misplace(draw, file)
@@ -303,7 +307,7 @@ def main(argv: list[str]) -> int:
         "--kinds",
         nargs="+",
         choices=KINDS,
-        default=[kind for kind in KINDS if kind != "settings"],
+        default=[kind for kind in KINDS if kind not in COMPARING],
         metavar="KIND",
         help=", ".join(KINDS),
     )
@@ -316,7 +320,7 @@ def main(argv: list[str]) -> int:
     print(f"seed {args.seed}", flush=True)
     try:
         make_templates(EMPTY / "templates")
-        if "settings" in args.kinds:
+        if COMPARING & {*args.kinds}:
             library = Library(EMPTY / "library")
             make_settings(EMPTY / "templates", library)
             COMPARED.append(Comparison(library, EMPTY / "templates"))

@@ -121,6 +121,12 @@ COMMANDS = {
     "no padding, by length": ["--no_padding", "--data_order", "bucketed", "--trainable_layers", "all"],
     "as published": ["--data_order", "published", "--reuse_frozen", "no"],
 }
+# The same on a Llama; without padding, as a block gets the rotation beside the mask.
+LLAMA_COMMANDS = {
+    "Llama, LoRA": ["--trainable_layers", "lora", "--lora_alpha", 2, "--no_padding"],
+    "Llama, all layers, sharded": ["--trainable_layers", "all", "--no_padding", "--fsdp"],
+    "Llama, last block, sharded": ["--fsdp", "--gradient_checkpointing"],
+}
 BASE = {"max_steps": 12, "logging_steps": 1, "learning_rate": 1e-3, "amp": "off", "device": "cpu"}
 
 
@@ -143,10 +149,14 @@ def table(folder: Path, where: list[str]) -> list[int]:
     return ran
 
 
-def main(folder: Path, *where: str) -> None:
+def main(folder: Path, *given: str) -> None:
+    """Do all that the pair does. `given`: a small checkpoint, a directory with data, and the checkpoint of a Llama."""
+    where, of_llama = given[:2], (*given[2:], *given[1:2])
     with distributed.joined():
         for name, flags in COMMANDS.items() if where else ():
             command(folder / name, where, *flags)
+        for name, flags in LLAMA_COMMANDS.items() if where else ():
+            command(folder / name, of_llama, *flags)
         found = {name: learn(**case) for name, case in CASES.items()}
         found["resume"] = resume(folder)
         found["resume, sharded"] = resume(folder, fsdp=True)

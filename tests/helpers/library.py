@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Reads a request a line: {"do": "save" or "result", "folder": ..., "base": ...}; answers each with a line.
+# Reads a request a line: {"do": "save" or "result", "folder": ..., "base": ...}; answers each with a line. `plain`:
+# tokenizer.json counts as it stands, and special tokens in a text are text.
 SERVER = r"""
 import json, sys, warnings
 import torch, transformers, peft
@@ -14,9 +15,10 @@ logging.set_verbosity_error(); logging.disable_progress_bar(); torch.set_num_thr
 IDS = torch.tensor([[7, 9, 11, 8, 20, 7]])
 
 
-def ids_of(folder, texts):
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    return [tokenizer(text)["input_ids"] for text in texts] + [tokenizer(texts[0], texts[1])["input_ids"]]
+def ids_of(folder, texts, plain):
+    kind = transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
+    tokenizer, how = kind.from_pretrained(folder), {"split_special_tokens": True} if plain else {}
+    return [tokenizer(*one, **how)["input_ids"] for one in [*([text] for text in texts), texts[:2]]]
 
 
 def hidden_of(model):
@@ -46,7 +48,7 @@ def answer(request):
     if request["do"] == "save":
         return transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder) and None
     if request["do"] == "ids":
-        return ids_of(folder, request["texts"])
+        return ids_of(folder, request["texts"], request["plain"])
     return hidden_of(adapted(folder, request["base"]) if request["base"] else model_of(folder))
 
 

@@ -5,7 +5,9 @@ import json
 from model.config_settings import ALIASES, known_settings
 from model.registry import ARCHITECTURES
 from model.tokenizers import settings as tokenizers
+from model.tokenizers.steps import LLAMA3_PATTERN, QWEN_PATTERN
 from peft.huggingface.settings import ADAPTER
+from tests.helpers.decoder_tokenizers import begins_with, digits, split
 from tests.helpers.mutations import Draw
 from utils.settings import KnownSettings
 
@@ -42,6 +44,8 @@ PROCESSORS = (
 )
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 VALUES = (True, False, None, 0, 1, 2, 4, 0.25, 1e-3, "x", "gelu", "relu", "gelu_new", [], {}, [1], {"a": 1}, "all", "none")
+INSIDE = ("rope_scaling", "rope_parameters", "layer_types", "no_rope_layers")  # settings that hold several
+ROPE = ("rope_type", "type", "rope_theta", "factor", "low_freq_factor", "original_max_position_embeddings", "beta_fast")
 NOBODYS = ("rotary", "bias_free", "attn_scale", "embedding_multiplier", "hidden_act", "logit_scale", "sliding_window")
 
 
@@ -89,6 +93,22 @@ def config(draw: Draw, raw: bytes) -> bytes:
         content[alias] = draw.choice((value, new_value(draw, value)))
     else:
         change(draw, content, of_list(known_settings(entry, entry.config())))
+    return json.dumps(content).encode()
+
+
+def llama_config(draw: Draw, raw: bytes) -> bytes:
+    """Change config.json as `config` does, or one of the values inside: of the rotation, of what is said of each layer."""
+    content = json.loads(raw)
+    inside = [value for name, value in content.items() if name in INSIDE and value]
+    if not inside or draw.random() < 0.7:
+        return config(draw, raw)
+    value = draw.choice(inside)
+    if isinstance(value, dict):
+        change(draw, value, (ROPE, NOBODYS))
+    elif draw.random() < 0.3:
+        value.pop()
+    else:
+        value[draw.randrange(len(value))] = draw.choice((0, 1, 2, True, "full_attention", "sliding_attention", "chunked"))
     return json.dumps(content).encode()
 
 
@@ -145,6 +165,19 @@ def tokenizer_json(draw: Draw, raw: bytes) -> bytes:
         content["added_tokens"].append(
             {"id": number, "content": draw.choice(("ilm", "<u>", "FILM", "a film", "is ")), **flags}
         )
+    return json.dumps(content).encode()
+
+
+def decoder_json(draw: Draw, raw: bytes) -> bytes:
+    """Change tokenizer.json as `tokenizer_json` does, or put in how another decoder cuts a text or what it puts around."""
+    content, what = json.loads(raw), draw.random()
+    if what < 0.1:
+        content["pre_tokenizer"] = draw.choice((split(QWEN_PATTERN), split(LLAMA3_PATTERN), split(r"\s+|\S+"), digits()))
+    elif what < 0.2:
+        token = draw.choice(content["added_tokens"])
+        content["post_processor"] = begins_with(token["content"], token["id"] + draw.choice((0, 0, 0, 1)))
+    else:
+        return tokenizer_json(draw, raw)
     return json.dumps(content).encode()
 
 

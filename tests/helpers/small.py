@@ -8,8 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.gpt2 import GPT2, GPT2Config
+from model.heads import LanguageModelHead
+from model.llama import Llama
 from model.registry import ARCHITECTURES
+from model.tokenizers.load import load_tokenizer
 from model.weights import save_pretrained
+from tests.helpers.architectures import small_config
+from tests.helpers.decoder_tokenizers import MAKERS
 from tools.learn_vocabulary import learn_merges, learn_vocabulary, save_tokenizer, save_vocabulary
 
 HAM_WORDS = "home later see you tonight lunch ok sorry bus love mum work soon me"
@@ -113,3 +118,17 @@ def write_dialogues(path: Path, n: int = 40, word: str = "prize") -> Path:
     records = [{"instruction": q, "input": "home", "output": a, "history": [["ok", "later"]]} for q, a in turns]
     path.write_text(json.dumps(records), encoding="utf-8")
     return path
+
+
+def make_llama(directory: Path, kind: str = "llama", tokenizer: str = "smollm2", **settings) -> Path:
+    """Save a random member of Llama's family, of width 32, and a small tokenizer of that kind, for --checkpoint."""
+    MAKERS[tokenizer](directory)
+    size = load_tokenizer(directory, "decoder").vocab_size
+    sizes = {"vocab_size": size, "context_length": 256, "n_layers": 3, "start_id": 1, "end_ids": (2,), "pad_id": 2}
+    torch.manual_seed(1)
+    model = Llama(small_config(kind, **sizes | settings))
+    for parameter in model.parameters():  # far from where models start: a part that is missing shows
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.2)
+    model.head = LanguageModelHead(model.token_embedding, model.config.tied)
+    save_pretrained(model, directory)
+    return directory

@@ -239,9 +239,9 @@ def test_the_hash_is_checked_where_the_cache_has_no_links(fake_hub, attempt, tmp
 
 
 def test_a_model_that_cannot_be_read_is_refused_before_its_weights_come(fake_hub, run):
-    fake_hub.files["config.json"] = b'{"model_type": "llama"}'
+    fake_hub.files["config.json"] = b'{"model_type": "t5"}'
     code = 'from model import architecture\ntry: architecture("owner/tiny")\nexcept ValueError as error: print(error)'
-    assert "describes a model of type 'llama'" in run(code, fake_hub.endpoint)
+    assert "describes a model of type 't5'" in run(code, fake_hub.endpoint)
     assert not any("safetensors" in request for request in fake_hub.requests)
 
 

@@ -7,14 +7,21 @@ import peft
 from model import fast_path
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead
+from model.llama import Llama, LlamaConfig, Rope
+from model.transformer import Transformer
 from pipeline import memory
 from pipeline.memory import Budget
+from tests.helpers.architectures import small_config
 
 CONFIG = GPT2Config(vocab_size=40, context_length=16, dim=32, n_heads=4, n_layers=3, dropout=0.1)
 
 
 def build() -> GPT2:
     return GPT2(CONFIG, ClassifierHead(CONFIG.dim, 2))
+
+
+def build_llama(config: LlamaConfig) -> Llama:
+    return Llama(config, ClassifierHead(config.dim, 2, bias=False))
 
 
 def test_three_billion_parameters_in_full():
@@ -24,7 +31,7 @@ def test_three_billion_parameters_in_full():
     assert Budget(3_000_000_000, 0).total == 12e9
 
 
-def saved_for_real(model: GPT2, batch_size: int, length: int) -> int:
+def saved_for_real(model: Transformer, batch_size: int, length: int) -> int:
     own = {parameter.data_ptr() for parameter in model.parameters()}
     kept = []  # the tensors themselves, so that no memory is used twice
 
@@ -44,6 +51,34 @@ def test_activations_are_those_that_autograd_keeps(layers):
     with torch.device("meta"):
         counted = memory.budget(peft.attach(build(), peft.Freeze(layers)), 4, 10).activations
     assert counted == saved_for_real(model.train(), 4, 10) > 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("layers", ["all", "last_block", "last_layer"])
+def test_activations_of_llamas(kind, layers):
+    config = small_config(kind, dropout=0.1)
+    model = peft.attach(build_llama(config), peft.Freeze(layers))
+    with torch.device("meta"):
+        counted = memory.budget(peft.attach(build_llama(config), peft.Freeze(layers)), 4, 10).activations
+    assert counted == saved_for_real(model.train(), 4, 10) > 0
+
+
+SMOLLM2 = LlamaConfig()
+LLAMA3 = LlamaConfig(
+    vocab_size=128256, dim=2048, n_heads=32, n_kv_heads=8, n_layers=16, mlp_dim=8192, rope=Rope(500000.0, 32.0)
+)
+
+
+@pytest.mark.parametrize(("config", "parameters"), [(SMOLLM2, 134_515_008), (LLAMA3, 1_235_814_400)])
+def test_models_of_true_size_need_no_memory_to_be_counted(config, parameters):
+    text = memory.report(lambda: build_llama(config), peft.LoRA(rank=16, targets="attn.q,attn.v"), 8, 120)
+    cells = [[float(cell.replace(",", "")) for cell in line.split()[1:]] for line in text.splitlines()[1:]]
+    full, lora = zip(*cells, strict=True)
+    weights = 4e-6 * (parameters + 2 * config.dim)  # MB; with the classifier
+    added = 16 * config.n_layers * (3 * config.dim + config.n_kv_heads * config.head_dim)
+    assert full[:3] == pytest.approx([weights, weights, 2 * weights], abs=0.1)
+    assert lora[:2] == pytest.approx([weights + 4e-6 * added, 4e-6 * (added + 2 * config.dim)], abs=0.1)
+    assert lora[3] < full[3] and lora[4] == pytest.approx(sum(lora[:4]), abs=0.3)
 
 
 def test_a_method_needs_less_than_everything():

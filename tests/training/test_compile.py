@@ -6,6 +6,9 @@ import pytest
 import torch
 
 import peft
+from model import make_head
+from model.llama import Llama
+from tests.helpers.architectures import small_config
 from tests.helpers.loop import make_batches, make_examples, make_model, settings
 from train import evaluate, fit
 from training.metrics_log import Metrics
@@ -13,12 +16,21 @@ from training.metrics_log import Metrics
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")]
 
 
+def make(kind: str):
+    if kind == "gpt2":
+        return make_model()
+    model = Llama(small_config(kind, vocab_size=40, n_layers=2))
+    model.head = make_head(model, "classifier")
+    return model
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
 @pytest.mark.parametrize("method", [None, peft.LoRA(rank=4, alpha=8, targets="all"), peft.Freeze("last_block")])
-def test_compiled_blocks_train_alike(method):
+def test_compiled_blocks_train_alike(method, kind):
     results = []
     for compiled in (False, True):
         torch.manual_seed(1)
-        model, metrics = make_model(), Metrics()
+        model, metrics = make(kind), Metrics()
         if method:
             peft.attach(model, method)
         for block in model.blocks if compiled else ():

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 import experiments
 from config import Run
 from data.batching import Batches, Example
-from tests.helpers.distributed_cases import BASE, CASES, COMMANDS, learn
+from tests.helpers.distributed_cases import BASE, CASES, COMMANDS, LLAMA_COMMANDS, learn
 from tests.helpers.paths import ROOT
+from tests.helpers.small import make_llama
 from training import distributed
 from utils.errors import UserError
 
@@ -29,9 +30,14 @@ def environment(**more) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory, small_checkpoint, small_data) -> list[dict]:
+def llama(tmp_path_factory) -> Path:
+    return make_llama(tmp_path_factory.mktemp("llama") / "llama")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, small_checkpoint, small_data, llama) -> list[dict]:
     """What each of two processes made of all cases. They are started once, as torchrun would start them."""
-    folder, given = tmp_path_factory.mktemp("pair"), [str(small_checkpoint), str(small_data)]
+    folder, given = tmp_path_factory.mktemp("pair"), [str(small_checkpoint), str(small_data), str(llama)]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": probe.getsockname()[1], "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
@@ -148,6 +154,12 @@ def assert_same_results(folder: Path, one) -> None:
 def test_commands_leave_the_same(name, pair, experiment):
     flags = [flag for flag in COMMANDS[name] if flag != "--fsdp"]
     assert_same_results(pair[0]["folder"] / name, experiment(*flags, **BASE, batch_size=8))
+
+
+@pytest.mark.parametrize("name", LLAMA_COMMANDS)
+def test_commands_on_a_llama_leave_the_same(name, pair, experiment, llama):
+    flags = [flag for flag in LLAMA_COMMANDS[name] if flag != "--fsdp"]
+    assert_same_results(pair[0]["folder"] / name, experiment(*flags, **BASE, checkpoint=llama, batch_size=8))
 
 
 def test_a_table_of_a_pair(pair):

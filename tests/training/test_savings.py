@@ -9,6 +9,7 @@ from model import fast_path
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead
 from pipeline import job
+from tests.helpers.outcome import THIRTY_STEPS, assert_same_losses
 from training import activation_cache, device
 from training.activation_cache import n_frozen_blocks
 
@@ -65,19 +66,6 @@ CASES = {
     "equal texts": ["--context_length", 2],
     "freeze": ["--trainable_layers", "freeze", "--layers", "1", "--part", "mlp"],
 }
-THIRTY_STEPS = {"max_steps": 30, "num_epochs": 40, "eval_steps": 7}
-
-
-def assert_same_losses(one, other, tolerance: float = 1e-5) -> None:
-    """Training and validation losses of two runs within a part of their size, and the same accuracies everywhere."""
-    for split in ("train", "validation"):
-        ours, theirs = (torch.tensor(found.logged("loss", split)) for found in (one, other))
-        assert len(ours) >= 5 and torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance / 10)
-    if tolerance == 1e-5:
-        for split in ("train", "validation"):
-            assert one.logged("accuracy", split) == other.logged("accuracy", split)
-    for split in ("train", "validation", "test"):
-        assert one.result[f"{split}_accuracy"] == other.result[f"{split}_accuracy"]
 
 
 @pytest.mark.parametrize("flags", CASES.values(), ids=CASES)

@@ -40,9 +40,10 @@ def test_all_cases():
     assert taken + refused == 2000 and failed == 0 and shells == 20
 
 
+@pytest.mark.parametrize("kind", ["settings", "llama-settings"])
 @pytest.mark.parametrize("cases", [60, pytest.param(1000, marks=pytest.mark.slow)])
-def test_changed_settings_mean_what_they_mean_to_the_libraries(cases):
-    found = fuzz("--cases", cases, "--seed", 7, "--kinds", "settings", "--shells", 0)
+def test_changed_settings_mean_what_they_mean_to_the_libraries(cases, kind):
+    found = fuzz("--cases", cases, "--seed", 7, "--kinds", kind, "--shells", 0)
     assert found.returncode == 0, found.stdout + found.stderr
     taken, refused, failed, _ = totals(found.stdout)
     assert taken + refused == cases and min(taken, refused) > cases / 4 and failed == 0
@@ -66,6 +67,11 @@ WITHOUT = {
         "Description.setting = lambda self, name, default: name != 'add_prefix_space' and setting(self, name, default)",
         "settings",
         "Failure: 'ids: theirs",
+    ),
+    "lists of what a Llama's settings may be": (
+        "from utils.settings import KnownSettings\nKnownSettings.check = lambda self, place, content: None",
+        "llama-settings",
+        "Failure: 'hidden: theirs",
     ),
     "a limit to brackets within brackets": (
         "import json, model.config_file\nmodel.config_file.read_json = lambda file: json.loads(file.read_text())",
@@ -103,7 +109,7 @@ WITHOUT = {
 @pytest.mark.slow
 @pytest.mark.parametrize("before, kind, said", WITHOUT.values(), ids=WITHOUT)
 def test_a_missing_check_is_noticed(before, kind, said):
-    found = fuzz("--cases", 400 if kind == "settings" else 200, "--kinds", kind, "--shells", 0, before=before)
+    found = fuzz("--cases", 400 if "settings" in kind else 200, "--kinds", kind, "--shells", 0, before=before)
     assert found.returncode == 1 and said in found.stdout, found.stdout + found.stderr
 
 
