@@ -106,6 +106,25 @@ def test_batches_are_padded_on_the_left(published):
         assert left_padded(rows, tokenizer.pad_id)[0].tolist() == one["input_ids"]
 
 
+@pytest.mark.parametrize(
+    ("text", "last"),
+    [
+        ("abc||||", ["|", "|||"]),
+        ("<n>||||", ["|||", "|"]),
+        ("<|blank_20|>=||||", ["|", "|||"]),
+        ("greek||||", ["|", "|||"]),
+    ],
+)
+def test_equally_good_ways_are_decided_as_in_sentencepiece(text, last):
+    """The scores before them decide, by how the sums are rounded; `last` is what sentencepiece 0.2.3 makes of them."""
+    folder, _ = FILES["published"]
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder}")
+    tokenizer = load_tokenizer(folder)
+    assert isinstance(tokenizer, ChatGLMTokenizer)
+    assert tokenizer.unigram.segment(tokenizer.unigram.normalize(text))[-2:] == last
+
+
 @pytest.mark.slow
 def test_speed(shared, capsys):
     """Print the speed on one core: python -m pytest -m slow -k speed tests/model/test_chatglm_tokenizer.py"""
