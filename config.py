@@ -185,6 +185,7 @@ class Run:
         "tokens in front of a dialogue's last answer; the oldest turns are dropped (0: no limit)", 0, least=0
     )
     max_target_length: int = dialogue_flag("tokens of an answer; the rest is cut off (0: no limit)", 0, least=0)
+    train_on_sop: str = dialogue_flag("whether ChatGLM learns to write <sop> too, as in the log", "yes", choices=YES_NO)
     packing: bool = dialogue_flag("let several short dialogues share a row; none sees another", False)
     auxiliary_dataset: str | None = dialogue_flag("dialogues that are mixed into the training data, by name or path")
     auxiliary_samples: int = dialogue_flag("the number of auxiliary dialogues, drawn by the seed (0: all)", 0, least=0)

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 
 from config import Run
 from data.batching import IGNORED, Example
+from data.dialogue_encoder import DialogueEncoder
 from data.dialogues import Dialogue, Turn
 from model.tokenizers.base import Tokenizer
+from model.tokenizers.chatglm import ChatGLMTokenizer
 from utils.errors import UserError
 
 ROUND = "[Round {number}]\n问：{question}\n答："
@@ -19,14 +21,16 @@ ROUND = "[Round {number}]\n问：{question}\n答："
 class ChatGLMEncoder:
     """Turns dialogues into examples, as `DialogueEncoder` does for other models.
 
-    A prompt keeps its first `max_source_length` - 1 tokens, an answer its first `max_target_length` - 2, as in that tool:
-    an answer that is cut ends all the same. What is still too long for `length` tokens loses the beginning of its prompt.
+    A prompt keeps its first `max_source_length` - 1 tokens (one less where it is to be answered), an answer its first
+    `max_target_length` - 2, as in that tool; an answer that is cut ends all the same. What is still too long for `length` tokens loses the beginning of its prompt.
     `counts` says how many dialogues lost what, `n_cut` how many lost anything.
     """
 
     note = "the template is ChatGLM's own: a question as it is, earlier turns in rounds"
 
-    def __init__(self, tokenizer: Tokenizer, run: Run, length: int):
+    def __init__(self, tokenizer: ChatGLMTokenizer, run: Run, length: int):
+        if run.packing:
+            raise UserError("--packing can't be used with a ChatGLM: a row has one context, which all of it sees")
         self.tokenizer, self.length = tokenizer, length
         self.prefix = run.source_prefix or ""
         self.max_source, self.max_target = run.max_source_length or length, run.max_target_length or length
@@ -37,8 +41,8 @@ class ChatGLMEncoder:
         self.n_cut = 0
         if min(self.max_source, length) < 4 or self.max_target < 3:
             raise UserError(
-                f"--max_source_length {run.max_source_length} and --max_target_length {run.max_target_length} leave no room: "
-                "ChatGLM's marks alone take 3 tokens"
+                f"--max_source_length {run.max_source_length} or --max_target_length {run.max_target_length} leaves no room: "
+                "ChatGLM's marks take 3 tokens"
             )
 
     def text(self, dialogue: Dialogue) -> str:
@@ -56,8 +60,12 @@ class ChatGLMEncoder:
 
     def prompt_with_room(self, dialogue: Dialogue, room: int) -> list[int]:
         """Return the same, cut so that an answer of `room` tokens fits."""
-        source = self.tokenizer.encode(self.text(dialogue))[: self.max_source - 1]
+        source = self.tokenizer.encode(self.text(dialogue))[: self.max_source - 2]
         return source[-max(1, self.length - room - len(self.between)) :] + self.between
+
+    def said(self, tokens: list[int]) -> str:
+        """Return the text of an answer that was written."""
+        return self.tokenizer.decode(tokens)
 
     def encode(self, dialogue: Dialogue) -> Example:
         """Return the example of a dialogue: ids [T], and targets [T], which are IGNORED before <sop>."""
@@ -72,6 +80,11 @@ class ChatGLMEncoder:
         n_ignored = len(source) + len(self.between) - self.train_on_sop
         targets = [IGNORED] * n_ignored + ids[n_ignored:]
         return Example(ids[:-1], targets[1:])  # each position predicts the next token
+
+
+def make_encoder(tokenizer: Tokenizer, run: Run, length: int) -> DialogueEncoder | ChatGLMEncoder:
+    """Return what turns dialogues into token ids for the model of a tokenizer."""
+    return (ChatGLMEncoder if isinstance(tokenizer, ChatGLMTokenizer) else DialogueEncoder)(tokenizer, run, length)
 
 
 def question_of(turn: Turn) -> str:

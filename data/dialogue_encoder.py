@@ -106,6 +106,10 @@ class DialogueEncoder:
         turns = self.cut(len(opening), turns)
         return opening + self.joined(turns[:-1]) + turns[-1].prompt()
 
+    def said(self, tokens: list[int]) -> str:
+        """Return the text of an answer that was written, without a thought in front."""
+        return self.template.answer(self.tokenizer.decode(tokens))
+
     def joined(self, turns: list[EncodedTurn]) -> list[int]:
         """Return whole turns one after the other, each with its end."""
         return [token for turn in turns for token in (*turn.prompt(), *turn.answer, *turn.end)]

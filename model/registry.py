@@ -34,6 +34,7 @@ from model.llama_settings import (
 )
 from model.names import BERT_NAMES, CHATGLM_NAMES, DISTILBERT_NAMES, GPT2_NAMES, LLAMA_NAMES, ROBERTA_NAMES, Entry, expand
 from model.tokenizers.bpe import GPT2Tokenizer, RobertaTokenizer
+from model.tokenizers.chatglm import ChatGLMTokenizer
 from model.tokenizers.decoder import DecoderTokenizer
 from model.tokenizers.wordpiece import WordPieceTokenizer
 from model.transformer import Transformer
@@ -296,7 +297,7 @@ CHATGLM_ENTRY = Architecture(
     lm_head=lambda model: LanguageModelHead(model.token_embedding, model.config.tied),
     classifier_head=ClassifierHead,
     position="last",
-    tokenizer=DecoderTokenizer,
+    tokenizer=ChatGLMTokenizer,
     vocabulary_model="chatglm-6b",
     vocabulary_folder="chatglm-6b",
     default_dataset="persona",

@@ -138,7 +138,7 @@ def test_the_names_of_the_log():
     assert [*find_sites(model, "25.attention.query_key_value")] == ["blocks.25.attn.qkv"]
     assert [*find_sites(model, "transformer.layers.2.mlp.dense_h_to_4h")] == ["blocks.2.mlp.up"]
     assert [*find_sites(model, "2.attention.dense")] == ["blocks.2.attn.out"]  # not of block 12 or 22
-    assert [*find_parts(model, "27", "mlp")][0] == "blocks.27.mlp"
+    assert next(iter(find_parts(model, "27", "mlp"))) == "blocks.27.mlp"
     assert [*find_parts(model, "27", "qkv")] == ["blocks.27.attn.qkv"]
 
 
