@@ -4,6 +4,7 @@ The whole prompt is one text, cut and encoded as such: earlier turns, in rounds,
 the answer and <eop>. Only the last answer is learnt, and <sop> before it.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 
@@ -22,7 +23,8 @@ class ChatGLMEncoder:
     """Turns dialogues into examples, as `DialogueEncoder` does for other models.
 
     A prompt keeps its first `max_source_length` - 1 tokens (one less where it is to be answered), an answer its first
-    `max_target_length` - 2, as in that tool; an answer that is cut ends all the same. What is still too long for `length` tokens loses the beginning of its prompt.
+    `max_target_length` - 2, as in that tool; an answer that is cut ends all the same. What is still too long for `length`
+    tokens loses the beginning of its prompt.
     `counts` says how many dialogues lost what, `n_cut` how many lost anything.
     """
 
@@ -33,7 +35,7 @@ class ChatGLMEncoder:
             raise UserError("--packing can't be used with a ChatGLM: a row has one context, which all of it sees")
         self.tokenizer, self.length = tokenizer, length
         self.prefix = run.source_prefix or ""
-        self.max_source, self.max_target = run.max_source_length or length, run.max_target_length or length
+        self.max_source, self.max_target = run.max_source_length or sys.maxsize, run.max_target_length or sys.maxsize
         self.train_on_sop = run.train_on_sop == "yes"
         self.between = [*tokenizer.end]  # [gMASK] <sop>, which the tokenizer puts behind a text
         self.end_ids: Sequence[int] = tokenizer.end_ids
@@ -41,8 +43,8 @@ class ChatGLMEncoder:
         self.n_cut = 0
         if min(self.max_source, length) < 4 or self.max_target < 3:
             raise UserError(
-                f"--max_source_length {run.max_source_length} or --max_target_length {run.max_target_length} leaves no room: "
-                "ChatGLM's marks take 3 tokens"
+                f"--max_source_length {run.max_source_length} or --max_target_length {run.max_target_length} leaves no "
+                "room: ChatGLM's marks take 3 tokens"
             )
 
     def text(self, dialogue: Dialogue) -> str:

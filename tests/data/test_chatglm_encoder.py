@@ -37,12 +37,12 @@ def encoder(tokenizer, case: dict, **flags) -> ChatGLMEncoder:
 
 def dialogues(published: dict) -> list[Dialogue]:
     """Return the dialogues of the rows that the tool doesn't skip."""
-    rows = [row for row in published["rows"] if row["prompt"] and row["response"]]
-    turns = [
-        (*(Turn(q, "", a) for q, a in row["history"] or []), Turn(row["prompt"], row["query"], row["response"]))
-        for row in rows
-    ]
-    return [Dialogue(one) for one in turns]
+    found = []
+    for row in published["rows"]:
+        earlier = [Turn(question, "", answer) for question, answer in row["history"] or []]
+        if row["prompt"] and row["response"]:
+            found.append(Dialogue((*earlier, Turn(row["prompt"], row["query"], row["response"]))))
+    return found
 
 
 @pytest.mark.parametrize("name", RUNS)

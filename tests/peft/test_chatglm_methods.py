@@ -11,7 +11,7 @@ from model.generation import generate
 from model.registry import CHATGLM_ENTRY, PUBLISHED
 from peft import Freeze, FreezeBlocks, LoRA, PrefixTuning, PromptTuning, attach, export, merge, restore
 from peft.targets import find_parts, find_sites
-from tests.model.test_chatglm import checkpoint, close, figures, golden, loss_of, tensors, untied  # noqa: F401 (fixtures)
+from tests.helpers.chatglm import checkpoint, close, figures, golden, loss_of, tensors, untied
 from utils.errors import UserError
 
 P, L, D = 4, 3, 64
@@ -19,11 +19,11 @@ ENCODER = "transformer.prefix_encoder."
 
 
 @pytest.fixture(scope="module")
-def prefixes(golden):  # noqa: F811
+def prefixes(golden):
     return load_file(golden / "ptuning_tiny.safetensors"), json.loads((golden / "ptuning_tiny.json").read_text())
 
 
-def with_prefix(checkpoint, prefixes, kind: str):  # noqa: F811
+def with_prefix(checkpoint, prefixes, kind: str):
     """Return the untied model with the published encoder's values, where one tensor holds those of all layers."""
     model = attach(untied(checkpoint), PrefixTuning(P, projection=kind == "proj"))
     state = {name.split(ENCODER)[-1]: one for name, one in prefixes[0].items() if name.startswith(f"{kind}.state.")}
@@ -44,7 +44,7 @@ def with_prefix(checkpoint, prefixes, kind: str):  # noqa: F811
 
 
 @pytest.mark.parametrize("kind", ["noproj", "proj"])
-def test_a_prefix_as_published(kind, checkpoint, tensors, prefixes):  # noqa: F811
+def test_a_prefix_as_published(kind, checkpoint, tensors, prefixes):
     (published, numbers), model = prefixes, with_prefix(checkpoint, prefixes, kind)
     for number, block in enumerate(model.blocks):
         keys, values = block.attn.prefix().detach().unflatten(-1, (4, -1))  # [P, H, d] each
@@ -74,7 +74,7 @@ def test_a_prefix_as_published(kind, checkpoint, tensors, prefixes):  # noqa: F8
 
 @pytest.mark.parametrize("rate", ["0.001", "0.01"])
 @pytest.mark.parametrize("kind", ["noproj", "proj"])
-def test_ten_steps_of_a_prefix(kind, rate, checkpoint, tensors, prefixes):  # noqa: F811
+def test_ten_steps_of_a_prefix(kind, rate, checkpoint, tensors, prefixes):
     model = with_prefix(checkpoint, prefixes, kind)  # without dropout, as published for these figures
     trained = [one for name, one in model.named_parameters() if one.requires_grad and not name.startswith("head")]
     optimizer = torch.optim.AdamW(trained, lr=float(rate), weight_decay=0.0)
@@ -89,13 +89,13 @@ def test_ten_steps_of_a_prefix(kind, rate, checkpoint, tensors, prefixes):  # no
 
 
 @pytest.mark.parametrize("kind", ["noproj", "proj"])
-def test_answers_with_a_prefix(kind, checkpoint, prefixes):  # noqa: F811
+def test_answers_with_a_prefix(kind, checkpoint, prefixes):
     model = with_prefix(checkpoint, prefixes, kind)
     for case in prefixes[1][kind]["generation"]:
         assert generate(model, torch.tensor([case["prompt"]]), max_new_tokens=20) == [case["out_cache1_auto"]]
 
 
-def test_a_prefix_is_dropped_out_in_training_alone(checkpoint, tensors):  # noqa: F811
+def test_a_prefix_is_dropped_out_in_training_alone(checkpoint, tensors):
     model = attach(from_pretrained(checkpoint), PrefixTuning(P, dropout=0.5))
     ids = tensors["A.input_ids"]
     with torch.no_grad():
@@ -143,7 +143,7 @@ def test_the_names_of_the_log():
 
 
 @pytest.mark.parametrize("method", [LoRA(4, targets="all"), PrefixTuning(P), FreezeBlocks("last1", "qkv")], ids=str)
-def test_a_method_trains_and_comes_back(method, checkpoint, tensors):  # noqa: F811
+def test_a_method_trains_and_comes_back(method, checkpoint, tensors):
     model = attach(from_pretrained(checkpoint), method).train()
     optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-2)
     before = loss_of(model, tensors).item()
@@ -159,6 +159,6 @@ def test_a_method_trains_and_comes_back(method, checkpoint, tensors):  # noqa: F
         close(merge(model)(tensors["A.input_ids"]), expected)
 
 
-def test_a_prompt_has_no_place(checkpoint):  # noqa: F811
+def test_a_prompt_has_no_place(checkpoint):
     with pytest.raises(UserError, match="choose prefix"):
         attach(from_pretrained(checkpoint), PromptTuning(P))
