@@ -72,8 +72,8 @@ class Task:
         return batches, [note for note in (describe_cuts(batches), left_out if unread else "") if note]
 
     def recipe_for(self, model_config: Any) -> dict:
-        """Return the published recipe with what was chosen for models of this size."""
-        return self.recipe | self.model_recipes.get(size_of(model_config), {})
+        """Return the published recipe with what goes with this kind of model, and what was chosen for this size."""
+        return self.recipe | architecture_of(model_config).recipe | self.model_recipes.get(size_of(model_config), {})
 
     def sample_training(self, examples: list[TextExample], seed: int) -> list[TextExample]:
         """Return what a run with this seed trains on: the whole split, or of a few-shot task a small draw from it."""

@@ -1,7 +1,7 @@
 """What the rest of the program has to know about a kind of model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -33,6 +33,7 @@ class Architecture:
     default_dataset: str  # what a model of this kind is trained on where no --dataset is given
     read_settings: Callable[[dict], dict[str, Any]] = lambda settings: {}  # -> fields that follow from several settings
     settings_read: tuple[str, ...] = ()  # what that function reads
+    recipe: dict[str, Any] = field(default_factory=dict)  # settings of runs that go before those of any task's recipe
     always_tied: bool = False  # whether a head in the files is left unread, as the published code does, equal or not
 
     @property

@@ -218,6 +218,8 @@ def _joined(problems: list[str], most: int = MOST_SHOWN) -> str:
 
 def classifier_size(checkpoint: Checkpoint, architecture: Architecture) -> int | None:
     """Return the number of classes of the checkpoint's classifier, or None where it has none."""
+    if architecture.hf_classes["classifier"] is None:
+        return None
     hf_name = name_of("head.classifier.weight", architecture.names)
     return checkpoint.shapes[hf_name][0] if checkpoint.shapes.get(hf_name) else None
 
