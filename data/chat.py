@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class ChatTask(Task):
     metrics: tuple[str, ...] = ("loss", "perplexity")
     evaluated: tuple[str, ...] = ("train", "validation", "test", "general")
     path: Path | None = None
+    has_dialogues: ClassVar[bool] = True
 
     def splits(self, run: Run) -> dict[str, list[Dialogue]]:
         """Return all that a run reads: its own splits, "auxiliary" and "general". Raises UserError."""

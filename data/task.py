@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -51,6 +51,7 @@ class Task:
     few_shot: bool = False
     measures: tuple[str, ...] = ("accuracy", "macro_f1")
     evaluated: tuple[str, ...] = ("train", "validation", "test")
+    has_dialogues: ClassVar[bool] = False
 
     def splits(self, run: Run) -> dict[str, list]:
         """Return all that a run reads, by split. Raises UserError."""
@@ -73,7 +74,9 @@ class Task:
 
     def recipe_for(self, model_config: Any) -> dict:
         """Return the published recipe with what goes with this kind of model, and what was chosen for this size."""
-        return self.recipe | architecture_of(model_config).recipe | self.model_recipes.get(size_of(model_config), {})
+        own = architecture_of(model_config).recipe
+        own = own if self.has_dialogues else {name: value for name, value in own.items() if name not in DIALOGUES_ONLY}
+        return self.recipe | own | self.model_recipes.get(size_of(model_config), {})
 
     def sample_training(self, examples: list[TextExample], seed: int) -> list[TextExample]:
         """Return what a run with this seed trains on: the whole split, or of a few-shot task a small draw from it."""

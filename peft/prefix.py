@@ -161,15 +161,15 @@ class PrefixTuning:
 
     length      P, the number of positions
     projection  train the prefix through the network of `ProjectedPrefix`
-    dropout     of keys and values in training; 0.1 in the published code of ChatGLM
     layers      which blocks get one, as in `parse_layers`
+    dropout     of keys and values in training; 0.1 in the published code of ChatGLM
     """
 
     length: int = DEFAULTS["prefix_length"]
     projection: bool = DEFAULTS["prefix_projection"]
-    dropout: float = DEFAULTS["prefix_dropout"]
     layers: str = DEFAULTS["layers"]
     train_head: bool = True
+    dropout: float = DEFAULTS["prefix_dropout"]
 
     def __post_init__(self):
         check_setting("prefix_length", self.length)
@@ -177,8 +177,8 @@ class PrefixTuning:
 
     @classmethod
     def from_run(cls, name: str, run: Run) -> "PrefixTuning":
-        settings = (run.prefix_length, run.prefix_projection, run.prefix_dropout, run.layers)
-        return cls(*settings, train_head=run.train_head == "yes")
+        settings = (run.prefix_length, run.prefix_projection, run.layers)
+        return cls(*settings, train_head=run.train_head == "yes", dropout=run.prefix_dropout)
 
     def attach(self, model: Transformer) -> None:
         numbers, dim = parse_layers(self.layers, len(model.blocks)), model.config.dim
