@@ -211,7 +211,10 @@ def test_the_first_positions_of_an_answer(checkpoint, generations):
 def test_the_published_configuration(golden, tmp_path):
     (tmp_path / "config.json").write_text((golden / "published_config.json").read_text())
     assert config_of(tmp_path) == PUBLISHED["chatglm-6b"]
-    assert config_of(tmp_path).layer_norm_eps == 1e-5  # 1e-6 would move the logits by no more than 2.7e-5
+    with torch.device("meta"):
+        model = ChatGLM(replace(config_of(tmp_path), n_layers=1))
+    norms = [one for one in model.modules() if isinstance(one, torch.nn.LayerNorm)]
+    assert [one.eps for one in norms] == [1e-5] * 3  # 1e-6 would move the logits by no more than 2.7e-5
 
 
 def test_the_names_and_shapes_of_the_published_index(golden):
