@@ -7,16 +7,18 @@ of the task, else the default beside the setting. Nothing here imports torch, so
 import os
 import shlex
 import sys
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, get_args
+from typing import get_args
 
 from utils.errors import UserError
+from utils.flag import flag
 
 # What the flags and the methods accept.
 YES_NO = ("yes", "no")
 LORA_SCALINGS = ("alpha", "alpha/r", "alpha/sqrt(r)")
 LORA_INITS = ("kaiming", "wide", "pissa")
+LORA_MATCHINGS = ("components", "endswith")
 ADAPTER_PLACEMENTS = ("pfeiffer", "houlsby")
 BYPASS_INTO = ("classifier", "dense")
 BYPASS_HEADS = ("own", "linear")
@@ -32,34 +34,6 @@ ON_CHOSEN_BLOCKS = ("freeze", *LORA, "ia3", "adapter", "prefix")
 CLASSIFICATION, DIALOGUES = "classification", "dialogues"  # the two kinds of tasks
 DATASETS = ("dataset", "auxiliary_dataset", "general_dataset")
 PATHS = ("model", "checkpoint", "tokenizer", "adapter", "data_dir", *DATASETS, "output_dir")  # what is or may be a path
-
-
-def flag(
-    help: str,
-    default=None,
-    *,
-    section: str = "",
-    everyday: bool = False,
-    methods: tuple[str, ...] = (),
-    task: str = "",
-    choices: tuple[str, ...] = (),
-    least: float | None = None,
-    below: float | None = None,
-    aliases: tuple[str, ...] = (),
-) -> Any:
-    """Describe a setting of `Run` and its flag. The field itself starts as None, which means: not given.
-
-    help      what the flag does. `--help` shows it up to the first semicolon or bracket, `--help all` shows all of it
-    default   the value where no flag, row or recipe gives one; None: a recipe always does, or the setting may stay open
-    section   the heading of `--help` that begins with this flag
-    everyday  whether `--help` shows the flag
-    methods   the methods that read the setting; empty: every run reads it
-    task      the kind of task that reads the setting; empty: both kinds do
-    choices, least, below   the accepted values: one of the choices; at least `least`; below `below`
-    """
-    shown = {"help": help, "section": section, "everyday": everyday, "aliases": aliases}
-    used = {"default": default, "methods": methods, "task": task, "choices": choices, "least": least, "below": below}
-    return field(default=None, metadata=shown | used)
 
 
 lora_flag = partial(flag, methods=LORA)
@@ -120,6 +94,11 @@ class Run:
     lora_alpha: float = lora_flag("alpha of LoRA; see --lora_scaling", everyday=True)
     lora_target: str = lora_flag(
         "which Linear layers get LoRA: all, or parts of their paths such as attn.q,attn.v; 2-5.mlp; q_lin", everyday=True
+    )
+    lora_matching: str = lora_flag(
+        "how a target is found: components of a path; endswith: the checkpoint's name ends so, and 2.mlp is 12.mlp too",
+        "components",
+        choices=LORA_MATCHINGS,
     )
     lora_dropout: float = lora_flag("dropout on the input of the LoRA matrices", least=0, below=1)
     lora_scaling: str = lora_flag("the factor of the LoRA product", choices=LORA_SCALINGS)
@@ -220,7 +199,8 @@ class Run:
     )
     eval_batch_size: int = flag("examples per forward pass of an evaluation", 64, least=1)
     learning_rate: float = flag("the peak learning rate of AdamW", everyday=True, least=0)
-    weight_decay: float = flag("decoupled weight decay, on everything that trains", least=0)
+    weight_decay: float = flag("decoupled weight decay, on everything that trains; see --decay_norms", least=0)
+    decay_norms: str = flag("whether weight decay is on biases and norms too", "yes", choices=YES_NO)
     lr_scheduler_type: str = flag("the schedule of the learning rate", choices=("constant", "linear", "cosine"))
     warmup_ratio: float = flag("the part of the steps in which the learning rate rises from 0", least=0, below=1)
     early_stopping_patience: int = flag(

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from config import Run
+from config import DEFAULTS, Run
 from data.batching import IGNORED, Example
 from data.dialogue_encoder import DialogueEncoder
 from data.dialogues import Dialogue, Turn
@@ -31,6 +31,8 @@ class ChatGLMEncoder:
     note = "the template is ChatGLM's own: a question as it is, earlier turns in rounds"
 
     def __init__(self, tokenizer: ChatGLMTokenizer, run: Run, length: int):
+        if run.template != DEFAULTS["template"]:
+            raise UserError(f"--template is {run.template}; a ChatGLM has only its own")
         if run.packing:
             raise UserError("--packing can't be used with a ChatGLM: a row has one context, which all of it sees")
         self.tokenizer, self.length = tokenizer, length

@@ -50,6 +50,8 @@ class DialogueEncoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, run: Run, length: int):
+        if run.train_on_sop != DEFAULTS["train_on_sop"]:
+            raise UserError(f"--train_on_sop is about ChatGLM, and the tokenizer is a {type(tokenizer).__name__}")
         self.tokenizer, self.length = tokenizer, length
         self.template, self.note = find_template(run.template), ""
         if run.template == DEFAULTS["template"]:

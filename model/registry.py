@@ -307,6 +307,7 @@ CHATGLM_ENTRY = Architecture(
         "max_source_length": 512,
         "max_target_length": 512,
         "max_grad_norm": 1.0,
+        "decay_norms": "no",
         "prefix_dropout": 0.1,
     },
     always_tied=True,

@@ -133,6 +133,18 @@ def test_how_much_trains_of_the_published_model(method, trained):
     assert sum(one.numel() for one in model.parameters() if one.requires_grad) == trained
 
 
+def test_the_tool_of_that_month_found_targets_by_how_names_end():
+    model = published_model(LoRA(8, 32, targets="query_key_value"))
+    first3 = ",".join(f"{i}.attention.query_key_value" for i in range(3))
+    nine = [f"blocks.{i}.attn.qkv" for i in (0, 1, 2, 10, 11, 12, 20, 21, 22)]
+    assert [*find_sites(model, first3, matching="endswith")] == nine
+    assert len(find_sites(model, first3)) == 3
+    last3 = ",".join(f"{i}.attention.query_key_value" for i in (25, 26, 27))
+    assert [*find_sites(model, last3, matching="endswith")] == [*find_sites(model, last3)]
+    with pytest.raises(UserError, match=r"ends with 'attn.qkv': they end with attention.dense, attention.query_key_value"):
+        find_sites(model, "attn.qkv", matching="endswith")
+
+
 def test_the_names_of_the_log():
     model = published_model(LoRA(8, 32, targets="query_key_value"))
     assert [*find_sites(model, "25.attention.query_key_value")] == ["blocks.25.attn.qkv"]

@@ -69,6 +69,8 @@ def test_memory_is_counted_without_weights(chat):
 def test_what_makes_no_sense_is_refused(chat, tiny, capsys):
     with pytest.raises(UserError, match="--packing can't be used with a ChatGLM"):
         chat("--packing")
+    with pytest.raises(UserError, match="--template is alpaca; a ChatGLM has only its own"):
+        chat("--template", "alpaca")
     with pytest.raises(UserError, match="has no classifier"):
         chat(dataset="spam-pocket")
     with pytest.raises(UserError, match="choose prefix"):
