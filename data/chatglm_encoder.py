@@ -72,23 +72,32 @@ class ChatGLMEncoder:
         return self.tokenizer.decode(tokens)
 
     def encode(self, dialogue: Dialogue) -> Example:
-        """Return the example of a dialogue: ids [T], and targets [T], which are IGNORED before <sop>."""
+        """Return the example of a dialogue: ids [T], and targets [T], IGNORED before the answer.
+
+        With `train_on_sop` the <sop> before the answer is a target too.
+        """
         whole, answer = self.tokenizer.encode(self.text(dialogue)), self.tokenizer.encode(dialogue.turns[-1].answer)
         source, target = whole[: self.max_source - 1], answer[: self.max_target - 2]
         target = target[: self.length - len(self.between) - 1]
         source = source[-max(1, self.length + 1 - len(target) - len(self.between) - 1) :]
-        lost = {"the end of a question": len(source) < len(whole), "the end of an answer": len(target) < len(answer)}
+        lost = {
+            "the end of a question": len(whole) > self.max_source - 1,
+            "the beginning of a question": len(source) < min(len(whole), self.max_source - 1),
+            "the end of an answer": len(target) < len(answer),
+        }
         self.counts.update(lost)
         self.n_cut += any(lost.values())
         ids = [*source, *self.between, *target, self.end_ids[0]]
-        n_ignored = len(source) + len(self.between) - self.train_on_sop
+        n_ignored = len(source) + len(self.between) - int(self.train_on_sop)
         targets = [IGNORED] * n_ignored + ids[n_ignored:]
         return Example(ids[:-1], targets[1:])  # each position predicts the next token
 
 
 def make_encoder(tokenizer: Tokenizer, run: Run, length: int) -> DialogueEncoder | ChatGLMEncoder:
     """Return what turns dialogues into token ids for the model of a tokenizer."""
-    return (ChatGLMEncoder if isinstance(tokenizer, ChatGLMTokenizer) else DialogueEncoder)(tokenizer, run, length)
+    if isinstance(tokenizer, ChatGLMTokenizer):
+        return ChatGLMEncoder(tokenizer, run, length)
+    return DialogueEncoder(tokenizer, run, length)
 
 
 def question_of(turn: Turn) -> str:

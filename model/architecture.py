@@ -37,6 +37,6 @@ class Architecture:
     always_tied: bool = False  # whether a head in the files is left unread, as the published code does, equal or not
 
     @property
-    def is_decoder(self) -> bool:
-        """Return whether the published models look at no later position; their classifiers read the last real token."""
+    def reads_last(self) -> bool:
+        """Return whether the published classifiers read the last real token."""
         return self.position != "first"

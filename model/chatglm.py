@@ -40,7 +40,7 @@ class ChatGLMConfig:
     pad_id: int | None = 3
     mask_id: int = 130000  # [MASK], a blank in the text
     gmask_id: int = 130001  # [gMASK], a blank at its end
-    start_id: int | None = 130004  # <sop>, before the answer
+    start_id: int = 130004  # <sop>, before the answer
     end_ids: tuple[int, ...] = (130005,)  # <eop>
 
     causal: ClassVar[bool] = True  # `layout` says where it isn't
@@ -148,9 +148,9 @@ class ChatGLM(Transformer):
         """
         if self.head is None:
             raise UserError('this ChatGLM has no head: use encode(), or from_pretrained(..., head="lm")')
-        visible, places = self.layout(input_ids, attention_mask)  # [B, T, T] and [B, 2, T]
+        visible, positions = self.layout(input_ids, attention_mask)  # [B, T, T] and [B, 2, T]
         x = self.embed(input_ids)  # [B, T] -> [B, T, D]
-        mask, turns = visible[:, None], self.rotation(places)  # [B, 1, T, T]; cos and sin, [B, 1, T, 2, d/4]
+        mask, turns = self.block_inputs(x, visible, positions)  # [B, 1, T, T]; cos and sin, [B, 1, T, 2, d/4]
         for block in self.blocks:
             x = block(x, mask, turns)  # [B, T, D]
         return self.head(self.final_norm(x))  # [B, T, V]
@@ -164,38 +164,38 @@ class ChatGLM(Transformer):
         """Return what each position may look at, [B, T, T], and its two positions, [B, 2, T], for ids [B, T].
 
         The context is what lies before the first <sop>. Its mask token is the first [gMASK] or, without one, the first
-        [MASK]. Padding is seen by nothing real, and real tokens are counted as if there were none. `positions` aren't
-        used. Raises UserError for a text without <sop> or a mask token, and for several texts in a row.
+        [MASK]. Padding is seen by nothing, and real tokens are counted as if there were none. `positions` aren't used.
+        Raises UserError for a text whose context has no mask token, and for several texts in a row.
         """
         if attention_mask is not None and attention_mask.ndim == 3:
             raise UserError("a ChatGLM can't take several texts in a row: its context is one. Leave --packing out")
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()  # [B, T]
-        sop = self.first(input_ids == self.config.start_id, "<sop>")  # [B, 1]
-        is_blank = input_ids == self.config.gmask_id
-        is_blank = torch.where(is_blank.any(1, keepdim=True), is_blank, input_ids == self.config.mask_id)
-        blank = self.first(is_blank, "mask token ([gMASK] or [MASK])")  # [B, 1]
+        is_sop, is_mask = input_ids == self.config.start_id, input_ids == self.config.gmask_id
+        is_mask = torch.where(is_mask.any(1, keepdim=True), is_mask, input_ids == self.config.mask_id)
+        sop, mask = (one.long().argmax(dim=1, keepdim=True) for one in (is_sop, is_mask))  # [B, 1], the first of each
+        if not input_ids.is_meta:
+            self.check_marks(is_sop.any(1) & is_mask.any(1) & (mask < sop).squeeze(1))
         places = torch.arange(input_ids.shape[1], device=input_ids.device)[None]  # [1, T]
         n_left = real.argmax(dim=1, keepdim=True)  # [B, 1], tokens of padding on the left
-        in_context = (torch.where(places < sop, places, blank) - n_left).clamp(min=0)  # [B, T]
+        in_context = (torch.where(places < sop, places, mask) - n_left).clamp(min=0)  # [B, T]
         in_answer = (places - sop + 1).clamp(min=0)  # [B, T]: <sop> is 1
+        # Everything sees the context, padding too, so no row of the mask is empty.
         seen = (places[..., None, :] <= places[..., None]) | (places < sop)[:, None]  # [B, T, T]
-        seen = seen & real.bool()[:, None]
-        seen = seen | ~seen.any(dim=2, keepdim=True)  # padding that may look at nothing looks at everything, to stay finite
-        return seen, torch.stack([in_context, in_answer], dim=1)
+        return seen & real.bool()[:, None], torch.stack([in_context, in_answer], dim=1)
+
+    @staticmethod
+    def check_marks(has_them: torch.Tensor) -> None:
+        """Raise UserError unless every text [B] has a mask token and behind it <sop>. Waits for the device once."""
+        if lacking := (~has_them).nonzero().flatten().tolist():
+            raise UserError(
+                f"text {lacking[0]} of the batch has no [gMASK] or [MASK] with <sop> behind it; ChatGLM's tokenizer puts "
+                "[gMASK] <sop> behind every prompt"
+            )
 
     def places_behind(self, last: torch.Tensor | None, positions: torch.Tensor | None) -> torch.Tensor:
         """Return the positions of the answer's next token, [B, 2, 1], from those of its last one."""
-        assert last is not None
-        return last + torch.tensor([[0], [1]], device=last.device)
-
-    @staticmethod
-    def first(found: torch.Tensor, what: str) -> torch.Tensor:
-        """Return the first place where each row [B, T] is True, [B, 1]. Raises UserError for a row that nowhere is."""
-        if not found.is_meta and not bool(found.any(dim=1).all()):
-            raise UserError(
-                f"a text of the batch has no {what}; ChatGLM's tokenizer puts [gMASK] <sop> behind every prompt"
-            )
-        return found.long().argmax(dim=1, keepdim=True)
+        assert last is not None and (positions is None or positions.shape[-1] == 1), "an answer goes on token by token"
+        return torch.stack([last[:, 0], last[:, 1] + 1], dim=1)
 
     def embed(
         self,
@@ -213,9 +213,9 @@ class ChatGLM(Transformer):
         self, hidden: torch.Tensor, attention_mask: torch.Tensor | None, positions: torch.Tensor | None
     ) -> tuple[torch.Tensor, Rotation]:
         """Return what every block gets beside the hidden states, from what `layout` returns: mask and rotation."""
-        if attention_mask is None or positions is None:
+        if attention_mask is None or attention_mask.ndim != 3 or positions is None:
             raise UserError("a ChatGLM's blocks need the mask and positions that layout(input_ids, attention_mask) returns")
-        return attention_mask[:, None], self.rotation(positions)
+        return attention_mask.bool()[:, None], self.rotation(positions)
 
     def rotation(self, positions: torch.Tensor) -> Rotation:
         """Return the rotation of positions [B, 2, T]."""
@@ -225,8 +225,8 @@ class ChatGLM(Transformer):
 def rotation(positions: torch.Tensor, head_dim: int, dtype: torch.dtype = torch.float32) -> Rotation:
     """Return cos and sin of the angles of each half of a head: positions [B, 2, T] -> [B, 1, T, 2, d/4] each.
 
-    dtype   of the model. In half precision the angles themselves are rounded, as in the published code: at position 2000
-            that moves cos by up to 0.5. Frequencies are always rounded to float16, in a float32 model too.
+    dtype   of the model. In half precision the angles themselves are rounded, as in the published code: in float16 that
+            moves cos by up to 0.5 at position 2000, in bfloat16 by more. Frequencies are always rounded to float16.
     """
     width = head_dim // 2
     places = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device)  # [d/4]

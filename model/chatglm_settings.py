@@ -13,7 +13,7 @@ CHATGLM_LIBRARY_DEFAULTS: dict[str, Any] = {
 }
 CHATGLM_SETTINGS_READ = ("mask_token_id", "gmask_token_id", "auto_map")  # the last names code that is never run
 OF_LATER_MODELS = ("padded_vocab_size", "ffn_hidden_size", "multi_query_attention", "kv_channels")
-FIRST_NEW_ID = 130000  # of the special tokens, since the 20,000 image tokens were dropped
+REVISION = "revision main of THUDM/chatglm-6b, or one since 4de8efe of April 14, 2023"  # whose positions are these
 AUTO_MAP = {
     "AutoConfig": "configuration_chatglm.ChatGLMConfig",
     "AutoModel": "modeling_chatglm.ChatGLMForConditionalGeneration",
@@ -22,20 +22,20 @@ AUTO_MAP = {
 
 
 def read_chatglm(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of the two mask tokens. Raises UserError for files of another version or a later model."""
+    """Return the fields of the tokens with a meaning. Raises UserError for files of another version or a later model."""
     if found := [name for name in OF_LATER_MODELS if name in settings]:
         raise UserError(f"sets {found[0]}, so it is a ChatGLM2 or later, another model; what is read is ChatGLM-6B")
     gmask, vocab_size = settings["gmask_token_id"], settings["vocab_size"]
     if gmask == 150001 or vocab_size == 150528:
         raise UserError(
             f"sets gmask_token_id to {gmask} and vocab_size to {vocab_size}: files of March 2023, with other positions. "
-            "Take the revision main of THUDM/chatglm-6b, or one since 4de8efe of April 14, 2023"
+            f"Take the {REVISION}"
         )
     values = {}
-    for field, name in (("mask_id", "mask_token_id"), ("gmask_id", "gmask_token_id")):
+    for field, name in (("mask_id", "mask_token_id"), ("gmask_id", "gmask_token_id"), ("start_id", "bos_token_id")):
         value = settings[name]
-        if type(value) is not int or not value >= 0:
-            raise UserError(f"sets {name} to {value!r}; it must be the id of a token")
+        if type(value) is not int or type(vocab_size) is not int or not 0 <= value < vocab_size:
+            raise UserError(f"sets {name} to {value!r}; it must be the id of a token, below vocab_size, {vocab_size!r}")
         values[field] = value
     return values
 

@@ -35,8 +35,8 @@ def loss(model: Transformer, batch: Any, ignore_index: int) -> tuple[torch.Tenso
     batch   a `data.batching.Batch` on the model's device. Its labels are [B] for a classifier, else [B, T]: then only the
             N positions in `batch.targets` count.
     """
-    hidden, start = first_states(model, batch)
     mask, positions = model.layout(batch.input_ids, batch.visible(), batch.positions)
+    hidden, start = first_states(model, batch)
     if batch.labels.ndim == 1:
         known = start is None
         scores = logits_of(model, hidden) if known else logits(model, hidden, mask, batch.lengths, start, positions)
@@ -245,14 +245,14 @@ def rotation_at(rotation: Rotation, rows: torch.Tensor) -> Rotation:
 
 
 class LayerCache:
-    """The keys and values that one attention layer has computed so far, [B, H, S, D/H] each."""
+    """The keys and values that one attention layer has computed so far, [B, K, S, d] each."""
 
     def __init__(self):
         self.k: torch.Tensor | None = None
         self.v: torch.Tensor | None = None
 
     def extend(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add those of T further positions and return all, [B, H, S + T, D/H]."""
+        """Add those of T further positions and return all, [B, K, S + T, d]."""
         if self.k is not None and self.v is not None:
             k, v = torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2)
         self.k, self.v = k, v

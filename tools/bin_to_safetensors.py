@@ -1,4 +1,4 @@
-"""Writes a checkpoint of pickled pytorch_model*.bin files as safetensors.
+"""Write a checkpoint of pickled pytorch_model*.bin files as safetensors.
 
     python tools/bin_to_safetensors.py DIR_OR_NAME OUT_DIR
 
@@ -65,12 +65,10 @@ def read_shard(shard: Path) -> Mapping[str, torch.Tensor]:
     """Return the tensors of one pickle, mapped into memory. Raises UserError for a file that holds anything else."""
     try:
         content = torch.load(shard, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{shard} holds more than tensors, so it isn't read: {reason}") from None
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{shard} can't be read: {reason}") from None
+    except (pickle.UnpicklingError, OSError, RuntimeError, ValueError, EOFError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        what = "holds more than tensors, so it isn't read" if isinstance(error, pickle.UnpicklingError) else "can't be read"
+        raise UserError(f"{shard} {what}: {reason}") from None
     if not isinstance(content, Mapping) or not all(isinstance(one, torch.Tensor) for one in content.values()):
         raise UserError(f"{shard} isn't a table of tensors by name")
     if other := [name for name, tensor in content.items() if tensor.dtype not in FLOATS]:

@@ -49,7 +49,7 @@ class ChatGLMTokenizer(Tokenizer):
         if missing:
             raise ValueError(
                 f"it has no {missing[0]} (and {len(missing) - 1} more); files of before April 6, 2023 lack them, whose ids "
-                "begin at 150000: take the model's revision 35ca523 or a later one"
+                "begin at 150000: take the model's revision main, or one since 4de8efe of April 14"
             )
         numbers = {piece.text: number for number, piece in enumerate(model.pieces)}
         self.vocab_size = len(model.pieces)
