@@ -7,16 +7,18 @@ of the task, else the default beside the setting. Nothing here imports torch, so
 import os
 import shlex
 import sys
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, get_args
+from typing import get_args
 
 from utils.errors import UserError
+from utils.flag import flag
 
 # What the flags and the methods accept.
 YES_NO = ("yes", "no")
 LORA_SCALINGS = ("alpha", "alpha/r", "alpha/sqrt(r)")
 LORA_INITS = ("kaiming", "wide", "pissa")
+LORA_MATCHINGS = ("components", "endswith")
 ADAPTER_PLACEMENTS = ("pfeiffer", "houlsby")
 BYPASS_INTO = ("classifier", "dense")
 BYPASS_HEADS = ("own", "linear")
@@ -32,34 +34,6 @@ ON_CHOSEN_BLOCKS = ("freeze", *LORA, "ia3", "adapter", "prefix")
 CLASSIFICATION, DIALOGUES = "classification", "dialogues"  # the two kinds of tasks
 DATASETS = ("dataset", "auxiliary_dataset", "general_dataset")
 PATHS = ("model", "checkpoint", "tokenizer", "adapter", "data_dir", *DATASETS, "output_dir")  # what is or may be a path
-
-
-def flag(
-    help: str,
-    default=None,
-    *,
-    section: str = "",
-    everyday: bool = False,
-    methods: tuple[str, ...] = (),
-    task: str = "",
-    choices: tuple[str, ...] = (),
-    least: float | None = None,
-    below: float | None = None,
-    aliases: tuple[str, ...] = (),
-) -> Any:
-    """Describe a setting of `Run` and its flag. The field itself starts as None, which means: not given.
-
-    help      what the flag does. `--help` shows it up to the first semicolon or bracket, `--help all` shows all of it
-    default   the value where no flag, row or recipe gives one; None: a recipe always does, or the setting may stay open
-    section   the heading of `--help` that begins with this flag
-    everyday  whether `--help` shows the flag
-    methods   the methods that read the setting; empty: every run reads it
-    task      the kind of task that reads the setting; empty: both kinds do
-    choices, least, below   the accepted values: one of the choices; at least `least`; below `below`
-    """
-    shown = {"help": help, "section": section, "everyday": everyday, "aliases": aliases}
-    used = {"default": default, "methods": methods, "task": task, "choices": choices, "least": least, "below": below}
-    return field(default=None, metadata=shown | used)
 
 
 lora_flag = partial(flag, methods=LORA)
@@ -121,6 +95,11 @@ class Run:
     lora_target: str = lora_flag(
         "which Linear layers get LoRA: all, or parts of their paths such as attn.q,attn.v; 2-5.mlp; q_lin", everyday=True
     )
+    lora_matching: str = lora_flag(
+        "how a target is found: components of a path; endswith: the checkpoint's name ends so, and 2.mlp is 12.mlp too",
+        "components",
+        choices=LORA_MATCHINGS,
+    )
     lora_dropout: float = lora_flag("dropout on the input of the LoRA matrices", least=0, below=1)
     lora_scaling: str = lora_flag("the factor of the LoRA product", choices=LORA_SCALINGS)
     lora_init: str = lora_flag(
@@ -152,12 +131,9 @@ class Run:
         "zero: the branches add nothing at first; default: PyTorch's own", "zero", choices=BYPASS_INITS
     )
     prefix_length: int = flag(
-        "positions that prefix and prompt tuning put in front of a text",
-        16,
-        methods=("prefix", "prompt"),
-        least=1,
-        below=2**24,
+        "positions that prefix and prompt tuning put in front", 16, methods=("prefix", "prompt"), least=1, below=2**24
     )
+    prefix_dropout: float = flag("dropout on the prefix's keys and values", 0.0, methods=("prefix",), least=0, below=1)
     prefix_projection: bool = flag(
         "train the prefix through a small network, which is folded away afterwards", False, methods=("prefix",)
     )
@@ -188,6 +164,7 @@ class Run:
         "tokens in front of a dialogue's last answer; the oldest turns are dropped (0: no limit)", 0, least=0
     )
     max_target_length: int = dialogue_flag("tokens of an answer; the rest is cut off (0: no limit)", 0, least=0)
+    train_on_sop: str = dialogue_flag("whether ChatGLM learns to write <sop> too, as in the log", "yes", choices=YES_NO)
     packing: bool = dialogue_flag("let several short dialogues share a row; none sees another", False)
     auxiliary_dataset: str | None = dialogue_flag("dialogues that are mixed into the training data, by name or path")
     auxiliary_samples: int = dialogue_flag("the number of auxiliary dialogues, drawn by the seed (0: all)", 0, least=0)
@@ -222,7 +199,8 @@ class Run:
     )
     eval_batch_size: int = flag("examples per forward pass of an evaluation", 64, least=1)
     learning_rate: float = flag("the peak learning rate of AdamW", everyday=True, least=0)
-    weight_decay: float = flag("decoupled weight decay, on everything that trains", least=0)
+    weight_decay: float = flag("decoupled weight decay, on everything that trains; see --decay_norms", least=0)
+    decay_norms: str = flag("whether weight decay is on biases and norms too", "yes", choices=YES_NO)
     lr_scheduler_type: str = flag("the schedule of the learning rate", choices=("constant", "linear", "cosine"))
     warmup_ratio: float = flag("the part of the steps in which the learning rate rises from 0", least=0, below=1)
     early_stopping_patience: int = flag(

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from config import DEFAULTS, Run
 from data.batching import Batches, Example
-from data.dialogue_encoder import DialogueEncoder
+from data.chatglm_encoder import make_encoder
 from data.dialogues import Dialogue, read_records, split
 from data.encode import batches_of, draw_training, padded_length
 from data.packing import pack
@@ -31,6 +32,7 @@ class ChatTask(Task):
     metrics: tuple[str, ...] = ("loss", "perplexity")
     evaluated: tuple[str, ...] = ("train", "validation", "test", "general")
     path: Path | None = None
+    has_dialogues: ClassVar[bool] = True
 
     def splits(self, run: Run) -> dict[str, list[Dialogue]]:
         """Return all that a run reads: its own splits, "auxiliary" and "general". Raises UserError."""
@@ -64,7 +66,7 @@ class ChatTask(Task):
         if not hasattr(tokenizer, "end_of_text"):
             raise UserError(f"{self.name} needs a model that writes, such as GPT-2; the tokenizer has no end-of-text token")
         length = padded_length(run, config.context_length, config.context_length)
-        encoder = DialogueEncoder(tokenizer, run, length)
+        encoder = make_encoder(tokenizer, run, length)
         chosen = splits | {"train": draw_training(self, splits["train"], run)}
         examples = {name: [encoder.encode(one) for one in dialogues] for name, dialogues in chosen.items()}
         files = {name: read_records(path) for path, name in self.files(run).items()}

@@ -50,6 +50,8 @@ class DialogueEncoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, run: Run, length: int):
+        if run.train_on_sop != DEFAULTS["train_on_sop"]:
+            raise UserError(f"--train_on_sop is about ChatGLM, and the tokenizer is a {type(tokenizer).__name__}")
         self.tokenizer, self.length = tokenizer, length
         self.template, self.note = find_template(run.template), ""
         if run.template == DEFAULTS["template"]:
@@ -105,6 +107,10 @@ class DialogueEncoder:
         turns[-1] = replace(turns[-1], answer=[0] * room)
         turns = self.cut(len(opening), turns)
         return opening + self.joined(turns[:-1]) + turns[-1].prompt()
+
+    def said(self, tokens: list[int]) -> str:
+        """Return the text of an answer that was written, without a thought in front."""
+        return self.template.answer(self.tokenizer.decode(tokens))
 
     def joined(self, turns: list[EncodedTurn]) -> list[int]:
         """Return whole turns one after the other, each with its end."""

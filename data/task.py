@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -51,6 +51,7 @@ class Task:
     few_shot: bool = False
     measures: tuple[str, ...] = ("accuracy", "macro_f1")
     evaluated: tuple[str, ...] = ("train", "validation", "test")
+    has_dialogues: ClassVar[bool] = False
 
     def splits(self, run: Run) -> dict[str, list]:
         """Return all that a run reads, by split. Raises UserError."""
@@ -72,8 +73,10 @@ class Task:
         return batches, [note for note in (describe_cuts(batches), left_out if unread else "") if note]
 
     def recipe_for(self, model_config: Any) -> dict:
-        """Return the published recipe with what was chosen for models of this size."""
-        return self.recipe | self.model_recipes.get(size_of(model_config), {})
+        """Return the published recipe with what goes with this kind of model, and what was chosen for this size."""
+        own = architecture_of(model_config).recipe
+        own = own if self.has_dialogues else {name: value for name, value in own.items() if name not in DIALOGUES_ONLY}
+        return self.recipe | own | self.model_recipes.get(size_of(model_config), {})
 
     def sample_training(self, examples: list[TextExample], seed: int) -> list[TextExample]:
         """Return what a run with this seed trains on: the whole split, or of a few-shot task a small draw from it."""

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from model import config_file, hub, weights
+from model.architecture import Architecture
 from model.heads import POSITIONS
-from model.registry import PUBLISHED, Architecture, architecture_of
+from model.registry import PUBLISHED, architecture_of
 from model.transformer import Transformer
 from utils.errors import UserError
 
@@ -66,10 +67,10 @@ def from_pretrained(
     A classifier that the checkpoint doesn't hold is drawn from torch's global generator, and `drawn` of the model names
     its tensors. Raises UserError.
     """
-    _check_head(head, position)
     name = canonical_name(str(name_or_dir))
     config, labels = _config_and_labels(name)
     config, kind = _changed(config, config_changes), architecture_of(config)
+    _check_head(head, position, kind)
     checkpoint = None if random_weights else weights.Checkpoint(hub.locate(name))
     if checkpoint is not None and head == "lm":
         config = replace(config, tied=weights.is_tied(config, checkpoint))
@@ -117,14 +118,16 @@ def make_head(
     model: Transformer, head: str | None, num_labels: int = 2, position: str | None = None, average: bool = False
 ) -> torch.nn.Module | None:
     """Return a new head for a model; the arguments are those of `from_pretrained`."""
-    _check_head(head, position)
     architecture = architecture_of(model.config)
+    _check_head(head, position, architecture)
     if head == "classifier":
         return architecture.classifier_head(model.config, num_labels, position or architecture.position, average)
     return architecture.lm_head(model) if head == "lm" else None
 
 
-def _check_head(head: str | None, position: str | None) -> None:
+def _check_head(head: str | None, position: str | None, kind: Architecture) -> None:
+    if head in kind.hf_classes and kind.hf_classes[head] is None:
+        raise UserError(f"a {kind.model_type} has no {head}, here as in the published code; train it on dialogues")
     if head not in HEADS:
         raise UserError(f"unknown head {head!r}: choose {', '.join(map(repr, HEADS))}")
     if position not in (None, *POSITIONS):

@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from model.architecture import Architecture
 from model.config_settings import by_their_own_names, known_settings
-from model.registry import ARCHITECTURES, Architecture, architecture_of
+from model.registry import ARCHITECTURES, architecture_of
 from model.transformer import Transformer
 from utils.errors import UserError
 from utils.files import read_json

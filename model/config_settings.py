@@ -6,8 +6,9 @@ its kind; here stands what is said of all of them.
 
 from typing import Any
 
+from model.architecture import Architecture
+from model.chatglm_settings import CHATGLM_LIBRARY_DEFAULTS
 from model.llama_settings import LLAMA_LIBRARY_DEFAULTS
-from model.registry import Architecture
 from utils.settings import KnownSettings
 
 # Read beside the entry's own `settings`: which architecture it is, its classes, its head, its special tokens.
@@ -29,7 +30,8 @@ ALIASES = {
 
 # What the library takes for a setting that config.json lacks, where the published model of the kind has something else.
 LIBRARY_DEFAULTS = LLAMA_LIBRARY_DEFAULTS | {
-    "roberta": {"max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-12}
+    "chatglm": CHATGLM_LIBRARY_DEFAULTS,
+    "roberta": {"max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-12},
 }
 
 HARMLESS = {

@@ -18,8 +18,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from model.chatglm import Block as ChatGLMBlock
+from model.chatglm import SelfAttention as ChatGLMAttention
+from model.chatglm import rotate_halves
 from model.heads import take
 from model.llama import Rotation, rotate, window_mask
+from model.llama import SelfAttention as LlamaAttention
 from model.transformer import Transformer, causal_mask, make_mask
 from model.vocabulary_loss import vocabulary_loss
 from utils.errors import UserError
@@ -31,16 +35,16 @@ def loss(model: Transformer, batch: Any, ignore_index: int) -> tuple[torch.Tenso
     batch   a `data.batching.Batch` on the model's device. Its labels are [B] for a classifier, else [B, T]: then only the
             N positions in `batch.targets` count.
     """
+    mask, positions = model.layout(batch.input_ids, batch.visible(), batch.positions)
     hidden, start = first_states(model, batch)
-    mask = batch.visible()
     if batch.labels.ndim == 1:
         known = start is None
-        scores = logits_of(model, hidden) if known else logits(model, hidden, mask, batch.lengths, start, batch.positions)
+        scores = logits_of(model, hidden) if known else logits(model, hidden, mask, batch.lengths, start, positions)
         scores = scores.float()  # [B, C]
         total = F.cross_entropy(scores, batch.labels, ignore_index=ignore_index, reduction="sum")
         return total, scores.argmax(dim=-1), batch.labels
     assert start is not None  # only a classifier's states can lie behind the last block
-    hidden = model.final_norm(run_blocks(model, hidden, start, mask, batch.positions))  # [B, T, D]
+    hidden = model.final_norm(run_blocks(model, hidden, start, mask, positions))  # [B, T, D]
     hidden = model.head.prepare(hidden.flatten(0, 1)[batch.targets])  # [B T, D] -> [N, D]
     labels = batch.labels.flatten()[batch.targets]  # [N]
     total, predictions = vocabulary_loss(hidden, model.head, labels, ignore_index)
@@ -161,10 +165,10 @@ def run_block(
     normed = block.attn_norm(x) if block.norm_first else x
     queries = normed if rows is None else take(normed, rows).unsqueeze(1)  # [B, T, D] or [B, 1, D]
     x = x if rows is None else take(x, rows).unsqueeze(1)
-    if rotation is None:
-        attended = attention(block.attn, queries, normed, mask, cache, is_causal)
-    else:
-        attended = rotary_attention(block.attn, queries, normed, mask, cache, is_causal, rotation, rows)
+    attended = attention(block.attn, queries, normed, mask, cache, is_causal, rotation, rows)
+    if isinstance(block, ChatGLMBlock):
+        x = block.mlp_norm(block.alpha * queries + attended)
+        return block.alpha * x + block.mlp(x)
     attended = block.attn_dropout(attended)
     if block.norm_first:
         x = x + attended
@@ -180,44 +184,53 @@ def attention(
     mask: torch.Tensor | None,
     cache: "LayerCache | None",
     is_causal: bool,
-) -> torch.Tensor:
-    """Return what positions `queries` [B, Q, D] take from those of `context` [B, T, D] and of the cache -> [B, Q, D]."""
-    q = in_heads(attn.q(queries), attn.n_heads)  # [B, H, Q, D/H]
-    k = in_heads(attn.k(context), attn.n_heads)  # [B, H, T, D/H]
-    v = in_heads(attn.v(context), attn.n_heads)
-    if cache is not None:
-        k, v = cache.extend(k, v)  # [B, H, S + T, D/H]
-    return attn.out(attn.attend(q, k, v, mask, is_causal).transpose(1, 2).flatten(2))
-
-
-def rotary_attention(
-    attn: Any,
-    queries: torch.Tensor,
-    context: torch.Tensor,
-    mask: torch.Tensor | None,
-    cache: "LayerCache | None",
-    is_causal: bool,
-    rotation: Rotation,
+    rotation: Rotation | None,
     rows: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Return the same for a layer of model/llama.py. The cache holds keys that are turned already.
+    """Return what positions `queries` [B, Q, D] take from those of `context` [B, T, D] and of the cache -> [B, Q, D].
 
-    rotation   of the T positions of `context`
-    rows       [B], which of them the only query of each text is; None: the queries are all T
+    rotation   of the T positions; the cache holds keys that are turned already
+    rows       [B], which of the T the only query of each text is; None: the queries are all T
     """
-    q = attn.q_norm(in_heads(attn.q(queries), attn.n_heads))  # [B, H, Q, d]
-    k = attn.k_norm(in_heads(attn.k(context), attn.n_kv_heads))  # [B, K, T, d]
-    v = in_heads(attn.v(context), attn.n_kv_heads)
-    if attn.rotates:
-        of_queries = rotation if rows is None else rotation_at(rotation, rows)
-        q, k = rotate(q, of_queries), rotate(k, rotation)
+    if isinstance(attn, ChatGLMAttention):
+        q, k, v = chatglm_heads(attn, context, rotation, rows)
+    elif rotation is None:
+        q, k, v = (
+            in_heads(layer(x), attn.n_heads) for layer, x in ((attn.q, queries), (attn.k, context), (attn.v, context))
+        )
+    else:
+        q, k, v = llama_heads(attn, queries, context, rotation, rows)
     if cache is not None:
         k, v = cache.extend(k, v)  # [B, K, S + T, d]
-    if attn.window is not None:
+    if isinstance(attn, LlamaAttention) and attn.window is not None:
         n_keys = k.shape[2]
         places = torch.arange(n_keys - q.shape[2], n_keys, device=q.device) if rows is None else rows[:, None, None]
         mask, is_causal = window_mask(mask, places, n_keys, attn.window, attn.causal), False
     return attn.out(attn.attend(q, k, v, mask, is_causal).transpose(1, 2).flatten(2))
+
+
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # queries [B, H, Q, d], keys and values [B, K, T, d]
+
+
+def llama_heads(
+    attn: LlamaAttention, queries: torch.Tensor, context: torch.Tensor, rotation: Rotation, rows: torch.Tensor | None
+) -> Heads:
+    """Return the queries, keys and values of a layer of model/llama.py."""
+    q = attn.q_norm(in_heads(attn.q(queries), attn.n_heads))  # [B, H, Q, d]
+    k = attn.k_norm(in_heads(attn.k(context), attn.n_kv_heads))  # [B, K, T, d]
+    v = in_heads(attn.v(context), attn.n_kv_heads)
+    if attn.rotates:
+        q, k = rotate(q, rotation if rows is None else rotation_at(rotation, rows)), rotate(k, rotation)
+    return q, k, v
+
+
+def chatglm_heads(
+    attn: ChatGLMAttention, context: torch.Tensor, rotation: Rotation | None, rows: torch.Tensor | None
+) -> Heads:
+    """Return the queries, keys and values of a layer of model/chatglm.py. No head of it reads a single position."""
+    assert rotation is not None and rows is None
+    q, k, v = in_heads(attn.qkv(context), attn.n_heads).chunk(3, dim=-1)  # [B, H, T, d] each
+    return rotate_halves(q, rotation), rotate_halves(k, rotation), v
 
 
 def in_heads(x: torch.Tensor, n_heads: int) -> torch.Tensor:
@@ -232,14 +245,14 @@ def rotation_at(rotation: Rotation, rows: torch.Tensor) -> Rotation:
 
 
 class LayerCache:
-    """The keys and values that one attention layer has computed so far, [B, H, S, D/H] each."""
+    """The keys and values that one attention layer has computed so far, [B, K, S, d] each."""
 
     def __init__(self):
         self.k: torch.Tensor | None = None
         self.v: torch.Tensor | None = None
 
     def extend(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add those of T further positions and return all, [B, H, S + T, D/H]."""
+        """Add those of T further positions and return all, [B, K, S + T, d]."""
         if self.k is not None and self.v is not None:
             k, v = torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2)
         self.k, self.v = k, v
@@ -256,6 +269,7 @@ class KVCache:
         if not model.config.causal:
             raise UserError("a model whose positions see all others can't go on from a text: each token changes the rest")
         self.layers = [LayerCache() for _ in model.blocks]
+        self.last_places: torch.Tensor | None = None  # the position of each text's last token, [B or 1, ..., 1]
 
     def __len__(self) -> int:
         """Return how many positions it holds, S."""
@@ -276,19 +290,35 @@ def next_logits(
                     0, 1, 2, ..., right for the first call alone
     """
     hidden, n_cached = model.embed(input_ids, positions=positions), len(cache)  # [B, T, D]
-    places = torch.arange(hidden.shape[1], device=hidden.device)[None] if positions is None else positions  # [B or 1, T]
+    if n_cached:
+        places = model.places_behind(cache.last_places, positions)
+    else:
+        attention_mask, places = model.layout(input_ids, attention_mask, positions)
+    if places is None:
+        places = torch.arange(hidden.shape[1], device=hidden.device)[None]  # [1, T]
+    cache.last_places = places[..., -1:]
     if model.prompt is not None:  # it stands in front of every text, and in the cache from the first call on
         attention_mask = model.prompt.widen(attention_mask)
         if not n_cached:
             hidden, places = model.prompt.prepend(hidden), model.prompt.widen_positions(places)  # [B, P + T, D]
-    length, rotation = hidden.shape[1], model.rotation(places)
-    if attention_mask is not None:
-        own = causal_mask(length, n_cached, hidden.device)  # [T, S + T]
-        mask, is_causal = attention_mask.bool()[:, None, None, :] & own, False  # [B, 1, T, S + T]
-    elif n_cached and length > 1:
-        mask, is_causal = causal_mask(length, n_cached, hidden.device), False
-    else:  # SDPA's own switch counts from the first key, so it serves the first call alone; a single position sees all
-        mask, is_causal = None, not n_cached
+    mask, is_causal = mask_of_call(attention_mask, hidden.shape[1], n_cached, hidden.device)
+    rotation = model.rotation(places)
     for block, layer in zip(model.blocks, cache.layers, strict=True):
         hidden = run_block(block, hidden, mask, cache=layer, is_causal=is_causal, rotation=rotation)  # [B, T, D]
     return model.head(model.final_norm(hidden[:, -1:])).squeeze(1)  # [B, 1, V] -> [B, V]
+
+
+def mask_of_call(
+    attention_mask: torch.Tensor | None, length: int, n_cached: int, device: torch.device
+) -> tuple[torch.Tensor | None, bool]:
+    """Return the mask of T = `length` positions behind S others, [B, 1, T, S + T] or None, and the causal switch.
+
+    attention_mask   [B, S + T], or [B, T, T], which says all by itself
+    """
+    if attention_mask is not None and attention_mask.ndim == 3:
+        return attention_mask.bool()[:, None], False
+    if attention_mask is not None:
+        return attention_mask.bool()[:, None, None, :] & causal_mask(length, n_cached, device), False
+    if n_cached and length > 1:
+        return causal_mask(length, n_cached, device), False
+    return None, not n_cached  # SDPA's own switch counts from the first key, so it serves the first call alone

@@ -43,6 +43,7 @@ REPOSITORIES = {
     "smollm2-1.7b-instruct": ("HuggingFaceTB/SmolLM2-1.7B-Instruct",),
     "qwen2.5-0.5b-instruct": ("Qwen/Qwen2.5-0.5B-Instruct",),
     "qwen3-0.6b": ("Qwen/Qwen3-0.6B",),
+    "chatglm-6b": ("THUDM/chatglm-6b",),
     "llama-3.2-1b-instruct": ("meta-llama/Llama-3.2-1B-Instruct",),
 }
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name; "./name" and "/a/b" are paths
@@ -55,8 +56,8 @@ CHECKPOINT_FILES = [*CONFIG_FILES, CLASSIFIER_FILE, *WEIGHT_FILES]
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]  # of the library peft
 
 PICKLED = (
-    "a pickled pytorch_model.bin is never loaded; convert it once, elsewhere, with transformers: "
-    "AutoModel.from_pretrained(NAME).save_pretrained(DIR)"
+    "a pickled pytorch_model.bin is never loaded by a run; convert it once: "
+    "python tools/bin_to_safetensors.py NAME_OR_DIR OUT_DIR"
 )
 
 HUB_PATIENCE = 2.5  # seconds to wait for the hub's first answer before it counts as out of reach
@@ -99,6 +100,14 @@ def locate(name: str, *, files: list[str] | None = None) -> Path:
             f"network, pass --checkpoint DIR, or choose a shipped model ({', '.join(pocket_names())})"
         )
     return _download(_repositories(plain)[0], revision, [*files, CLASSIFIER_FILE] if files == ADAPTER_FILES else files)
+
+
+def download(name: str, files: list[str]) -> Path:
+    """Return a folder with files of the repository `name`, downloaded unless they have been. Raises UserError."""
+    plain, revision = _split(name)
+    if unreachable := why_no_hub():
+        raise UserError(f"{name} is no directory, and {unreachable}: run it once with a network, or name a directory")
+    return _download(_repositories(plain)[0], revision, files)
 
 
 def _split(name: str) -> tuple[str, str | None]:

@@ -57,8 +57,8 @@ class LlamaConfig:
     window_layers: tuple[int, ...] = ()  # the numbers of those layers
     layers_without_rotation: tuple[int, ...] = ()  # SmolLM3: these know no positions
     dropout: float = 0.0  # none of the published models was trained with any
-    causal: bool = True  # as in `GPT2Config`
-    tied: bool = True  # as in `GPT2Config`
+    causal: bool = True  # False lets every position look at every other
+    tied: bool = True  # whether the language-model head is the token embedding's own tensor
     # The tokens that begin, end and pad a text, where config.json names them. Otherwise they are the tokenizer's.
     start_id: int | None = None
     end_ids: tuple[int, ...] = ()
@@ -132,7 +132,8 @@ class SelfAttention(nn.Module):
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None, rotation: Rotation) -> torch.Tensor:
         """Mix what the positions hold, [B, T, D] -> [B, T, D].
 
-        mask      as in `model/gpt2.py`
+        mask      True where a position may look at another, [B, 1, T, T]; None: everything is seen or, if causal, only the
+                  position itself and those before it
         rotation  of the T positions
         """
         q = self.q_norm(self.q(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2))  # -> [B, T, H, d] -> [B, H, T, d]
@@ -217,7 +218,7 @@ class Llama(Transformer):
         """Return the logits of token ids [B, T]: [B, T, V] with a language-model head, [B, C] with a classifier.
 
         attention_mask  [B, T], 1 = real and 0 = padding, or [B, T, T], where [b, i, j] says whether position i may look at
-                        position j; None: every position is seen, padding too
+                        position j; None: nothing is padding. A causal model sees no later position in any case
         lengths         [B], the number of real tokens; used only by a classifier with position="flexible" and no mask
         token_type_ids  ignored: these models know one kind of token
         positions       [B, T], the place of each token in its text; None: real tokens are counted

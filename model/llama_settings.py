@@ -166,7 +166,7 @@ def read_rope(settings: Settings) -> Rope:
 
 
 def write_llama(config: LlamaConfig) -> dict[str, Any]:
-    """Return the settings of every member of the family, the inverse of `read_llama`."""
+    """Return the settings of every member of the family but its biases (`write_biases`)."""
     rope = config.rope
     scaling = {"rope_type": "llama3"} | {one: getattr(rope, field) for one, field in _ROPE_FIELDS.items()}
     return {

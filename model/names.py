@@ -138,6 +138,20 @@ LLAMA_NAMES = [
 ]
 
 
+CHATGLM_NAMES = [
+    Entry("transformer.word_embeddings.weight", ("token_embedding.weight",)),
+    *_layer("transformer.layers.{}.input_layernorm", "blocks.{}.attn_norm"),
+    *_layer("transformer.layers.{}.attention.query_key_value", "blocks.{}.attn.qkv"),
+    *_layer("transformer.layers.{}.attention.dense", "blocks.{}.attn.out"),
+    *_layer("transformer.layers.{}.post_attention_layernorm", "blocks.{}.mlp_norm"),
+    *_layer("transformer.layers.{}.mlp.dense_h_to_4h", "blocks.{}.mlp.up"),
+    *_layer("transformer.layers.{}.mlp.dense_4h_to_h", "blocks.{}.mlp.down"),
+    *_layer("transformer.final_layernorm", "final_norm"),
+    *_not_read("transformer.layers.{}.attention.rotary_emb.inv_freq"),  # it is computed, as in the published code
+    Entry("lm_head.weight", ("head.weight",), head="lm"),  # in the files, and not read where it is tied
+]
+
+
 def expand(entries: list[Entry], n_layers: int) -> list[Entry]:
     """Return the rows with `{}` replaced by each layer's number."""
     expanded = []

@@ -3,15 +3,16 @@
 Add yours here: its classes, its names of tensors (model/names.py), its tokenizer, what config.json calls its settings.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from model.architecture import Architecture
 from model.bert import Bert, BertConfig, Roberta, RobertaConfig
+from model.chatglm import ChatGLM, ChatGLMConfig
+from model.chatglm_settings import CHATGLM_SETTINGS_READ, read_chatglm, write_chatglm
 from model.distilbert import DistilBert, DistilBertConfig
 from model.gpt2 import GPT2, GPT2_SIZES, GPT2Config
 from model.heads import ClassifierHead, EncoderClassifierHead, LanguageModelHead, MaskedLanguageModelHead
@@ -31,41 +32,12 @@ from model.llama_settings import (
     write_qwen,
     write_smollm3,
 )
-from model.names import BERT_NAMES, DISTILBERT_NAMES, GPT2_NAMES, LLAMA_NAMES, ROBERTA_NAMES, Entry, expand
-from model.tokenizers.base import Tokenizer
+from model.names import BERT_NAMES, CHATGLM_NAMES, DISTILBERT_NAMES, GPT2_NAMES, LLAMA_NAMES, ROBERTA_NAMES, Entry, expand
 from model.tokenizers.bpe import GPT2Tokenizer, RobertaTokenizer
+from model.tokenizers.chatglm import ChatGLMTokenizer
 from model.tokenizers.decoder import DecoderTokenizer
 from model.tokenizers.wordpiece import WordPieceTokenizer
 from model.transformer import Transformer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """One kind of model, the `model_type` of config.json."""
-
-    model_type: str
-    model: Callable[[Any], Transformer]  # the class, called with a configuration
-    config: type
-    names: list[Entry]
-    prefix: str  # of the body's tensors in a published file
-    settings: dict[str, str]  # fields of the configuration here -> settings in config.json
-    written_settings: Callable[[Any], dict[str, Any]]  # settings of config.json that are written and not read
-    fixed_settings: Callable[[Any], dict[str, tuple]]  # settings -> the values that are allowed, the one to write first
-    hf_classes: dict[str | None, str]  # kind of head -> the published library's class
-    lm_head: Callable[[Any], nn.Module]  # (model)
-    classifier_head: Callable[..., nn.Module]  # (config, num_labels, position, average)
-    position: str  # which token a classifier reads, unless --trainable_token_pos says otherwise
-    tokenizer: type[Tokenizer]  # with its special tokens
-    vocabulary_model: str  # the published model whose vocabulary a checkpoint without one gets
-    vocabulary_folder: str  # where that vocabulary lies below `tokenizers/` in a data directory
-    default_dataset: str  # what a model of this kind is trained on where no --dataset is given
-    read_settings: Callable[[dict], dict[str, Any]] = lambda settings: {}  # -> fields that follow from several settings
-    settings_read: tuple[str, ...] = ()  # what that function reads
-
-    @property
-    def is_decoder(self) -> bool:
-        """Return whether the published models look at no later position; their classifiers read the last real token."""
-        return self.position != "first"
 
 
 def _gpt2_fixed(config: GPT2Config) -> dict[str, tuple]:
@@ -292,8 +264,57 @@ SMOLLM3_ENTRY = _llama_entry(
     fixed_settings=lambda config: _SILU,
 )
 
+
+CHATGLM_ENTRY = Architecture(
+    model_type="chatglm",
+    model=ChatGLM,
+    config=ChatGLMConfig,
+    names=CHATGLM_NAMES,
+    prefix="transformer.",
+    settings={
+        "vocab_size": "vocab_size",
+        "context_length": "max_sequence_length",
+        "dim": "hidden_size",
+        "n_heads": "num_attention_heads",
+        "n_layers": "num_layers",
+        "mlp_dim": "inner_hidden_size",
+        "layer_norm_eps": "layernorm_epsilon",
+        "start_id": "bos_token_id",
+        "end_ids": "eos_token_id",
+        "pad_id": "pad_token_id",
+        "tied": "tie_word_embeddings",
+    },
+    read_settings=read_chatglm,
+    settings_read=CHATGLM_SETTINGS_READ,
+    written_settings=write_chatglm,
+    fixed_settings=lambda config: {
+        "position_encoding_2d": (True,),
+        "pre_seq_len": (None,),
+        "prefix_projection": (False,),
+        "quantization_bit": (0,),
+    },
+    hf_classes={"lm": "ChatGLMForConditionalGeneration", "classifier": None, None: "ChatGLMModel"},
+    lm_head=lambda model: LanguageModelHead(model.token_embedding, model.config.tied),
+    classifier_head=ClassifierHead,
+    position="last",
+    tokenizer=ChatGLMTokenizer,
+    vocabulary_model="chatglm-6b",
+    vocabulary_folder="chatglm-6b",
+    default_dataset="persona",
+    # What the chat log's tool takes where nothing else is said; the published prefix encoder drops out a tenth.
+    recipe={
+        "lora_target": "attn.qkv",
+        "max_source_length": 512,
+        "max_target_length": 512,
+        "max_grad_norm": 1.0,
+        "decay_norms": "no",
+        "prefix_dropout": 0.1,
+    },
+    always_tied=True,
+)
+
 _ENCODERS = (BERT_ENTRY, ROBERTA_ENTRY, DISTILBERT_ENTRY)
-_ALL = (GPT2_ENTRY, *_ENCODERS, LLAMA_ENTRY, MISTRAL_ENTRY, QWEN2_ENTRY, QWEN3_ENTRY, SMOLLM3_ENTRY)
+_ALL = (GPT2_ENTRY, *_ENCODERS, LLAMA_ENTRY, MISTRAL_ENTRY, QWEN2_ENTRY, QWEN3_ENTRY, SMOLLM3_ENTRY, CHATGLM_ENTRY)
 ARCHITECTURES: dict[str, Architecture] = {entry.model_type: entry for entry in _ALL}
 
 # The configurations of the published sizes, which need no file.
@@ -301,6 +322,7 @@ PUBLISHED = GPT2_SIZES | {
     "distilbert-base-uncased": DistilBertConfig(),
     "bert-base-uncased": BertConfig(),
     "roberta-base": RobertaConfig(),
+    "chatglm-6b": ChatGLMConfig(),
 }
 
 

@@ -58,6 +58,19 @@ class Transformer(nn.Module):
             hidden = block(hidden, *inputs)
         return hidden
 
+    def layout(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, positions: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Return the mask and the positions with which a batch [B, T] goes through the blocks: those that are given.
+
+        A model whose tokens say themselves what they may look at has its own (model/chatglm.py).
+        """
+        return attention_mask, positions
+
+    def places_behind(self, last: torch.Tensor | None, positions: torch.Tensor | None) -> torch.Tensor | None:
+        """Return the positions of tokens that go on behind those at `last`: the given ones, unless they follow from it."""
+        return positions
+
     def block_inputs(
         self, hidden: torch.Tensor, attention_mask: torch.Tensor | None, positions: torch.Tensor | None
     ) -> tuple[Any, ...]:
@@ -79,6 +92,7 @@ class Transformer(nn.Module):
         positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the final hidden states [B, T, D] of token ids [B, T]."""
+        attention_mask, positions = self.layout(input_ids, attention_mask, positions)
         hidden = self.embed(input_ids, token_type_ids, positions)
         return self.final_norm(self.run_blocks(hidden, attention_mask, positions=positions))
 

@@ -10,10 +10,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from model.architecture import Architecture
 from model.config_file import write_config
 from model.hub import PICKLED
 from model.names import Entry, expand
-from model.registry import Architecture, architecture_of, entries_of
+from model.registry import architecture_of, entries_of
 from model.transformer import Transformer
 from utils.errors import UserError
 from utils.files import read_json, written_whole
@@ -191,7 +192,7 @@ def is_tied(config: Any, checkpoint: Checkpoint) -> bool:
     architecture = architecture_of(config)
     name_in_file = _names_in_file(checkpoint, architecture, expand(architecture.names, config.n_layers))
     names = [name_of(name, architecture.names) for name in ("token_embedding.weight", "head.weight")]
-    if not config.tied or not all(name in name_in_file for name in names):
+    if not config.tied or architecture.always_tied or not all(name in name_in_file for name in names):
         return config.tied
     embedding, head = (checkpoint.read(name_in_file[name]) for name in names)
     return torch.equal(embedding.float(), head.float())
@@ -217,6 +218,8 @@ def _joined(problems: list[str], most: int = MOST_SHOWN) -> str:
 
 def classifier_size(checkpoint: Checkpoint, architecture: Architecture) -> int | None:
     """Return the number of classes of the checkpoint's classifier, or None where it has none."""
+    if architecture.hf_classes["classifier"] is None:
+        return None
     hf_name = name_of("head.classifier.weight", architecture.names)
     return checkpoint.shapes[hf_name][0] if checkpoint.shapes.get(hf_name) else None
 

@@ -46,4 +46,5 @@ class DoRA(LoRA):
 
     def attach(self, model: Transformer) -> None:
         train_head(model, self.train_head)
-        adapt(model, find_sites(model, self.targets, self.layers), lambda linear: DoRALinear(linear, self))
+        sites = find_sites(model, self.targets, self.layers, self.matching)
+        adapt(model, sites, lambda linear: DoRALinear(linear, self))

@@ -106,7 +106,7 @@ class LoRA:
     alpha, scaling    give the factor of the product, see SCALINGS
     dropout           on the input of A
     init              how A is drawn, see `draw_a`; "pissa": A and B are the top r singular parts of W, and W keeps the rest
-    targets, layers   which Linear layers, as in `find_sites`
+    targets, layers, matching   which Linear layers, as in `find_sites`
     plus_ratio        the learning rate of B divided by that of A (LoRA+)
     merged_forward    add B A to the weight before the product with x (`lora_alternative`)
     train_head        whether the head trains in full
@@ -119,12 +119,13 @@ class LoRA:
     init: str = "kaiming"
     targets: str = "attn.q,attn.v"
     layers: str = DEFAULTS["layers"]
+    matching: str = DEFAULTS["lora_matching"]
     plus_ratio: float = DEFAULTS["lora_plus_ratio"]
     merged_forward: bool = False
     train_head: bool = True
 
     def __post_init__(self):
-        for name in ("rank", "alpha", "dropout", "scaling", "init"):
+        for name in ("rank", "alpha", "dropout", "scaling", "init", "matching"):
             check_setting(f"lora_{name}", getattr(self, name))
         if self.init == "pissa" and self.alpha <= 0:
             raise UserError(f"--lora_init pissa needs --lora_alpha above 0; it is {self.alpha:g}")
@@ -148,6 +149,7 @@ class LoRA:
             init=run.lora_init,
             targets=run.lora_target,
             layers=run.layers,
+            matching=run.lora_matching,
             plus_ratio=run.lora_plus_ratio,
             merged_forward=name == "lora_alternative",
             train_head=run.train_head == "yes",
@@ -155,4 +157,5 @@ class LoRA:
 
     def attach(self, model: Transformer) -> None:
         train_head(model, self.train_head)
-        adapt(model, find_sites(model, self.targets, self.layers), lambda linear: LoRALinear(linear, self))
+        sites = find_sites(model, self.targets, self.layers, self.matching)
+        adapt(model, sites, lambda linear: LoRALinear(linear, self))

@@ -5,12 +5,14 @@ Nothing is put into the text: its positions count from 0 as without a prefix, an
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from config import DEFAULTS, Run, check_setting
+from model.chatglm import SelfAttention as ChatGLMAttention
 from model.gpt2 import SelfAttention
 from model.llama import SelfAttention as LlamaAttention
 from model.transformer import Transformer, causal_mask
@@ -23,9 +25,10 @@ from utils.errors import UserError
 class Prefix(Added):
     """The keys and the values of P positions, [2, P, K d]: as wide as a layer's keys, in most models D."""
 
-    def __init__(self, weight: torch.Tensor):
+    def __init__(self, weight: torch.Tensor, dropout: float = 0.0):
         super().__init__()
         self.weight = nn.Parameter(weight)
+        self.dropout = nn.Dropout(dropout)  # drawn anew for each text of a batch
 
     def forward(self) -> torch.Tensor:
         return self.weight
@@ -49,9 +52,10 @@ class ProjectedPrefix(Reparameterised):
     Every block's prefix holds the one trunk; its parameters go by their names in the lowest of the blocks.
     """
 
-    def __init__(self, trunk: Trunk, width: int):
+    def __init__(self, trunk: Trunk, width: int, dropout: float = 0.0):
         super().__init__()
         self.trunk = trunk
+        self.dropout = nn.Dropout(dropout)
         self.up = nn.Linear(trunk.dense.out_features, 2 * width)
 
     def forward(self) -> torch.Tensor:
@@ -60,7 +64,7 @@ class ProjectedPrefix(Reparameterised):
     @torch.no_grad()
     def merged(self) -> Prefix:
         """Return the keys and values that the network comes down to."""
-        return Prefix(self().clone())
+        return Prefix(self().clone(), self.dropout.p)
 
 
 class PrefixAttention(SelfAttention):
@@ -78,7 +82,7 @@ class PrefixAttention(SelfAttention):
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
     ) -> torch.Tensor:
-        k, v, mask = put_in_front(self.prefix(), k, v, mask, is_causal)
+        k, v, mask = put_in_front(self.prefix, k, v, mask, is_causal)
         return super().attend(q, k, v, mask, is_causal=False)
 
 
@@ -96,34 +100,58 @@ class LlamaPrefixAttention(LlamaAttention):
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
     ) -> torch.Tensor:
-        k, v, mask = put_in_front(self.prefix(), k, v, mask, is_causal)
+        k, v, mask = put_in_front(self.prefix, k, v, mask, is_causal)
         return super().attend(q, k, v, mask, is_causal=False)
 
 
-PREFIXED = (PrefixAttention, LlamaPrefixAttention)
+class ChatGLMPrefixAttention(ChatGLMAttention):
+    """The same for a layer of model/chatglm.py, as it was published: keys aren't turned, and no position moves."""
+
+    def __init__(self, base: ChatGLMAttention, prefix: nn.Module):
+        nn.Module.__init__(self)
+        self.n_heads, self.dropout = base.n_heads, base.dropout
+        self.qkv, self.out = base.qkv, base.out
+        self.prefix = prefix
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
+    ) -> torch.Tensor:
+        k, v, mask = put_in_front(self.prefix, k, v, mask, is_causal)
+        return super().attend(q, k, v, mask, is_causal=False)
+
+
+PREFIXED = (PrefixAttention, LlamaPrefixAttention, ChatGLMPrefixAttention)
 
 
 def put_in_front(
-    prefix: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
+    prefix: Any, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Return the keys and values [B, K, S, d] with those of a prefix [2, P, K d] in front, and the mask that shows both."""
-    prefix_k, prefix_v = prefix.unflatten(-1, (k.shape[1], -1)).transpose(1, 2)  # [2, P, K d] -> 2 x [K, P, d]
+    """Return keys and values [B, K, S, d] with those of a `Prefix` or `ProjectedPrefix` in front, and the mask for both."""
+    pair = prefix().unflatten(-1, (k.shape[1], -1)).transpose(1, 2)  # [2, P, K d] -> [2, K, P, d]
+    prefix_k, prefix_v = prefix.dropout(pair.to(k.dtype)[:, None].expand(-1, len(k), -1, -1, -1))  # 2 x [B, K, P, d]
     if is_causal:  # that switch of the attention function would hide the prefix
         mask = causal_mask(k.shape[2], 0, k.device)  # [T, T]
     if mask is not None:
-        mask = F.pad(mask, (len(prefix_k[0]), 0), value=True)  # [..., T, S] -> [..., T, P + S]
-    k = torch.cat([prefix_k.to(k.dtype).expand(len(k), -1, -1, -1), k], dim=2)  # [B, K, P + S, d]
-    v = torch.cat([prefix_v.to(v.dtype).expand(len(v), -1, -1, -1), v], dim=2)
-    return k, v, mask
+        mask = F.pad(mask, (prefix_k.shape[2], 0), value=True)  # [..., T, S] -> [..., T, P + S]
+    return torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2), mask  # [B, K, P + S, d]
 
 
 def add_prefix(model: Transformer, number: int, prefix: nn.Module) -> None:
     """Put a prefix on the attention of a block, in place."""
     attention = model.blocks[number].attn
     prefix = prefix.to(next(attention.parameters()).device)
-    is_llama = isinstance(attention, LlamaAttention)
-    prefixed = LlamaPrefixAttention(attention, prefix) if is_llama else PrefixAttention(attention, prefix)
+    if isinstance(attention, LlamaAttention):
+        prefixed = LlamaPrefixAttention(attention, prefix)
+    elif isinstance(attention, ChatGLMAttention):
+        prefixed = ChatGLMPrefixAttention(attention, prefix)
+    else:
+        prefixed = PrefixAttention(attention, prefix)
     replace_module(model, f"blocks.{number}.attn", prefixed)
+
+
+def key_width(attention: Any) -> int:
+    """Return how wide the keys of all heads of an attention layer are together, K d."""
+    return attention.qkv.out_features // 3 if isinstance(attention, ChatGLMAttention) else attention.k.out_features
 
 
 @method("prefix")
@@ -134,19 +162,23 @@ class PrefixTuning:
     length      P, the number of positions
     projection  train the prefix through the network of `ProjectedPrefix`
     layers      which blocks get one, as in `parse_layers`
+    dropout     of keys and values in training; 0.1 in the published code of ChatGLM
     """
 
     length: int = DEFAULTS["prefix_length"]
     projection: bool = DEFAULTS["prefix_projection"]
     layers: str = DEFAULTS["layers"]
     train_head: bool = True
+    dropout: float = DEFAULTS["prefix_dropout"]
 
     def __post_init__(self):
         check_setting("prefix_length", self.length)
+        check_setting("prefix_dropout", self.dropout)
 
     @classmethod
     def from_run(cls, name: str, run: Run) -> "PrefixTuning":
-        return cls(run.prefix_length, run.prefix_projection, run.layers, train_head=run.train_head == "yes")
+        settings = (run.prefix_length, run.prefix_projection, run.layers)
+        return cls(*settings, train_head=run.train_head == "yes", dropout=run.prefix_dropout)
 
     def attach(self, model: Transformer) -> None:
         numbers, dim = parse_layers(self.layers, len(model.blocks)), model.config.dim
@@ -155,7 +187,10 @@ class PrefixTuning:
             attention = model.blocks[number].attn
             if isinstance(attention, PREFIXED):
                 raise UserError(f"block {number} has a prefix already; attach to a fresh model")
-            width = attention.k.out_features  # K d
-            drawn = Prefix(torch.randn(2, self.length, width)) if trunk is None else ProjectedPrefix(trunk, width)
+            width = key_width(attention)  # K d
+            if trunk is None:
+                drawn = Prefix(torch.randn(2, self.length, width), self.dropout)
+            else:
+                drawn = ProjectedPrefix(trunk, width, self.dropout)
             add_prefix(model, number, drawn)
         train_head(model, self.train_head)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from config import DEFAULTS, Run, check_setting
+from model.chatglm import ChatGLM
 from model.transformer import Transformer, causal_mask
 from peft.attach import train_head
 from peft.registry import method
@@ -132,6 +133,8 @@ class PromptTuning:
         return cls(run.prefix_length, train_head=run.train_head == "yes")
 
     def attach(self, model: Transformer) -> None:
+        if isinstance(model, ChatGLM):
+            raise UserError("a prompt has no place before a ChatGLM's context, whose tokens see each other; choose prefix")
         if self.length > model.config.context_length:
             limit = model.config.context_length
             raise UserError(f"--prefix_length is {self.length}; a prompt can be at most as long as the context, {limit}")

@@ -11,7 +11,7 @@ from model.transformer import Transformer
 from utils.errors import UserError
 
 # Names for several modules of a block, of which a model has some.
-PARTS = {"qkv": ("q", "k", "v"), "norm": ("attn_norm", "mlp_norm", "q_norm", "k_norm")}
+PARTS = {"qkv": ("q", "k", "v", "qkv"), "norm": ("attn_norm", "mlp_norm", "q_norm", "k_norm")}
 
 
 class Added(nn.Module):
@@ -42,17 +42,19 @@ def plain_linear(weight: torch.Tensor, bias: nn.Parameter | None, like: nn.Linea
     return plain
 
 
-def find_sites(model: Transformer, targets: str, layers: str = "all") -> dict[str, nn.Linear]:
+def find_sites(model: Transformer, targets: str, layers: str = "all", matching: str = "components") -> dict[str, nn.Linear]:
     """Return the Linear layers that comma-separated targets match, by path, in the model's order.
 
     "all" means every one, the head included. Any other target is components of a path, in order: "attn.q", "5.q" and
     "2-5.attn" match blocks.5.attn.q; none matches blocks.15.attn.q by its "5". The checkpoint's own names do too
-    ("transformer.layer.5.attention.q_lin", "q_lin"). Of the blocks only those of `layers` count. Raises UserError for a
-    target that matches nothing, with what could match.
+    ("transformer.layer.5.attention.q_lin", "q_lin"). With the matching "endswith", a target is how the checkpoint's name
+    of a layer ends, as in the library peft until May 2023: "2.mlp.up" matches blocks.12.mlp.up too. Of the blocks only
+    those of `layers` count. Raises UserError for a target that matches nothing, with what could match.
     """
     chosen = set(parse_layers(layers, len(model.blocks)))
     linears = {path: module for path, module in own_modules(model) if isinstance(module, nn.Linear)}
-    sites = linears if targets == "all" else _matching(model, linears, targets, "Linear layer")
+    find = _ending if matching == "endswith" else _matching
+    sites = linears if targets == "all" else find(model, linears, targets, "Linear layer")
     inside = {path: linear for path, linear in sites.items() if (n := block_of(path)) is None or n in chosen}
     if not inside:
         raise UserError(f"the targets {targets!r} match nothing in --layers {layers!r}; choose other layers or all")
@@ -128,6 +130,18 @@ def _matching(model: Transformer, modules: dict, targets: str, what: str, *more_
         if not hits:
             choices = sorted({*more_choices, *map(_without_numbers, modules)})
             raise UserError(f"the target {target!r} matches no {what}: choose all, {', '.join(choices)}")
+        found |= hits
+    return {path: module for path, module in modules.items() if path in found}
+
+
+def _ending(model: Transformer, modules: dict, targets: str, what: str) -> dict:
+    """Return those of the modules whose name in the checkpoint ends with a target."""
+    published, found = hf_paths(model), set()
+    for target in map(str.strip, targets.split(",")):
+        hits = {path for path in modules if published.get(path, "").endswith(target)}
+        if not hits:
+            names = sorted({_without_numbers(published[path]) for path in modules if path in published})
+            raise UserError(f"no name of a {what} in the checkpoint ends with {target!r}: they end with {', '.join(names)}")
         found |= hits
     return {path: module for path, module in modules.items() if path in found}
 

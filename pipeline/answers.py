@@ -19,7 +19,7 @@ from torch import nn
 from config import Run
 from data.batching import by_length
 from data.chat import ChatTask
-from data.dialogue_encoder import DialogueEncoder
+from data.chatglm_encoder import make_encoder
 from data.dialogues import Dialogue
 from data.encode import padded_length
 from model.generation import generate, left_padded
@@ -101,15 +101,12 @@ def answers(model: nn.Module, run: Run, dialogues: list[Dialogue], tokenizer: To
     """
     length = padded_length(run, model.config.context_length, model.config.context_length)
     room = min(run.max_target_length or LONGEST_ANSWER, max(1, length // 2))
-    encoder = DialogueEncoder(tokenizer, run, length)
+    encoder = make_encoder(tokenizer, run, length)
     prompts = [encoder.prompt_with_room(dialogue, room) for dialogue in dialogues]
     written = generate_all(model, prompts, run.eval_batch_size, encoder.end_ids, room)
 
-    def said(tokens: list[int]) -> str:
-        return encoder.template.answer(tokenizer.decode(tokens))  # without a thought in front
-
     return [
-        {"prompt": tokenizer.decode(ids), "reference": dialogue.turns[-1].answer, "answer": said(tokens)}
+        {"prompt": tokenizer.decode(ids), "reference": dialogue.turns[-1].answer, "answer": encoder.said(tokens)}
         for ids, dialogue, tokens in zip(prompts, dialogues, written, strict=True)
     ]
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from config import Run, explicit, override, resolve
-from data.dialogue_encoder import DialogueEncoder
+from data.chatglm_encoder import make_encoder
 from data.dialogues import Dialogue, Turn
 from data.registry import get_task
 from model import from_pretrained
@@ -41,7 +41,7 @@ class Speaker:
         self.model, self.tokenizer = model.to(device), tokenizer
         self.description, self.sampling, self.seed = description, sampling, run.seed
         self.device, self.context_length = device, model.config.context_length
-        self.encoder = DialogueEncoder(tokenizer, run, self.context_length)
+        self.encoder = make_encoder(tokenizer, run, self.context_length)
         self.turns: tuple[Turn, ...] = ()
 
     def prompt(self, question: str) -> list[int]:

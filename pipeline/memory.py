@@ -59,7 +59,8 @@ def saved_activations(model: nn.Module, batch_size: int, length: int) -> int:
     input_ids = torch.zeros(batch_size, length, dtype=torch.long, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(note_size, lambda tensor: tensor):
         # Keep the output: the address of freed memory would be counted for another tensor.
-        output = fast_path.logits(model, model.embed(input_ids))
+        mask, positions = model.layout(input_ids, None, None)
+        output = fast_path.logits(model, model.embed(input_ids), mask, positions=positions)
     del output
     return sum(sizes.values())
 

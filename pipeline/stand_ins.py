@@ -11,6 +11,7 @@ from data.task import size_of
 from model import architecture, canonical_name, config_of, hub
 from pipeline.job import prepare, why_no_data
 from pipeline.unused import completed, without_unused
+from published.chat import QKV
 from published.table import Row, Table
 
 
@@ -96,10 +97,18 @@ def choose_dialogues(table: Table, row: Row, overrides: Run) -> Choice:
         run, notes = limit_auxiliary(override(run, auxiliary))
     if row.run.num_epochs == 0:
         run = replace(run, num_epochs=0)
+    run = with_own_names(run)
     if row.run.learning_rate and overrides.learning_rate is None:
         factor = rate_factor(table, prepare(run).inputs.model_config)
         run = replace(run, learning_rate=float(f"{factor * row.run.learning_rate:.6g}"))
     return Choice(run, tuple(notes))
+
+
+def with_own_names(run: Run) -> Run:
+    """Return the run with the one layer of queries, keys and values as a target where its model has no three."""
+    if run.lora_target != QKV or not run.source:
+        return run
+    return replace(run, lora_target=architecture(run.source).recipe.get("lora_target", QKV))
 
 
 def rate_factor(table: Table, model_config: Any) -> float:

@@ -74,7 +74,11 @@ LOGGED = [
         3.959977269599942, 227.7314, "the prefix is in English and about the shipped persona",
     ),
     _logged(26, "LoRA, qkv, last3", _qkv("last3", 5e-5, 5), 4.651805738223496, 336.9867),
-    _logged(27, "LoRA, qkv, first3", _qkv("first3", 5e-5, 5), 4.787549960228705, 341.726),
+    _logged(
+        27, "LoRA, qkv, first3", _qkv("first3", 5e-5, 5), 4.787549960228705, 341.726,
+        "the tool of that month took names by their ends, so there it trained nine blocks: 0-2, 10-12, 20-22 "
+        "(--lora_matching endswith)",
+    ),
     _logged(
         28, "LoRA, mlp, last3", Run(lora_target="mlp", layers="last3", learning_rate=5e-5, num_epochs=5),
         4.644512586696173, 340.0629,

@@ -27,6 +27,7 @@ from model.config_settings import ALIASES, EVERYWHERE, LIBRARY_DEFAULTS, own_set
 from model.registry import ARCHITECTURES
 from model.tokenizers import settings as tokenizers
 from model.tokenizers.steps import NORMALIZERS, PRE_TOKENIZERS
+from model.tokenizers.unigram_file import MODEL_TYPES, NORMALIZER, REQUIRED, TRAINER, UNIGRAM
 from peft.huggingface.settings import ADAPTER, CHANGES_THE_BASE
 from utils.errors import UserError, run_program
 from utils.settings import KnownSettings
@@ -81,6 +82,22 @@ def of_classes() -> list[str]:
     return [*lines, f"| {names(tokenizers.WHOLE_CLASSES)} | those of tokenizer.json |"]
 
 
+def of_unigram_file() -> list[str]:
+    """Return what is read of a SentencePiece file, and what is refused."""
+    lines = ["| part | list | fields |", "| --- | --- | --- |"]
+    lines.append("| `pieces` | used | `piece`, `score`, `type` |")
+    lines.append(f"| `trainer_spec` | refused | `model_type` unless it is `{MODEL_TYPES[UNIGRAM]}` |")
+    for part, name in ((TRAINER, "trainer_spec"), (NORMALIZER, "normalizer_spec")):
+        for field, _, needed in REQUIRED[part].values():
+            value = f"`{needed.decode()!r}`" if isinstance(needed, bytes) else f"`{json.dumps(bool(needed))}`"
+            lines.append(f"| `{name}` | refused | `{field}` unless it is {value} |")
+    lines.append("| `trainer_spec` | harmless: how the pieces were learned | any other |")
+    lines.append("| `normalizer_spec` | used | `precompiled_charsmap` |")
+    lines.append("| `normalizer_spec` | harmless: where its map comes from | `name`, `normalization_rule_tsv` |")
+    lines.append("| `denormalizer_spec` | refused | `precompiled_charsmap` unless it is empty |")
+    return [*lines, "| `self_test_data` | harmless: texts to test with | all |"]
+
+
 def of_dialogues() -> list[str]:
     """Return what is read of a record and of a message."""
     return [
@@ -103,6 +120,8 @@ LISTS: dict[str, Callable[[], list[str]]] = {
     **{f"config-{kind}": lambda kind=kind: of_config(kind) for kind in ARCHITECTURES},
     "tokenizer-classes": of_classes,
     **{f"tokenizer-config-{kind}": lambda kind=kind: lists(tokenizers.CONFIG[kind]) for kind in TOKENIZERS},
+    "tokenizer-config-chatglm": lambda: lists(tokenizers.CONFIG["chatglm"]),
+    "unigram-file": of_unigram_file,
     "special-tokens-map": lambda: lists(tokenizers.SPECIAL_TOKENS_MAP),
     "added-token": lambda: lists(tokenizers.ADDED_TOKEN),
     "tokenizer-json": lambda: lists(tokenizers.SECTIONS),

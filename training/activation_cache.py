@@ -100,9 +100,10 @@ class ActivationCache:
     def frozen_states(self, batch: Batch) -> torch.Tensor:
         """Return what enters the lowest block that has to run, [B, T, D]; or all that the head reads, [B, 1 + taps, D]."""
         hidden = self.model.embed(batch.input_ids, batch.token_type_ids, batch.positions)
+        mask, positions = self.model.layout(batch.input_ids, batch.visible(), batch.positions)
         if self.head_only:
-            return fast_path.states_read(self.model, hidden, batch.visible(), batch.lengths)
-        return self.model.run_blocks(hidden, batch.visible(), 0, self.n_blocks, batch.positions)
+            return fast_path.states_read(self.model, hidden, mask, batch.lengths, positions=positions)
+        return self.model.run_blocks(hidden, mask, 0, self.n_blocks, positions)
 
 
 class CachedBatches(Batches):

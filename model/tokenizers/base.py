@@ -16,10 +16,11 @@ class Tokenizer:
     chat_template: str | None = None  # the model's own, a program in Jinja that isn't run; see data/chat_templates.py
     added: AddedTokens  # tokens that are found before a text is cut into words
 
-    # Around a text A: start A end. Around a pair: start A between B end.
+    # Around a text A: start A end. Around a pair: start A between B pair_end, which is `end` where there is none.
     start: tuple[int, ...] = ()
     between: tuple[int, ...] = ()
     end: tuple[int, ...] = ()
+    pair_end: tuple[int, ...] | None = None
     has_token_types = False  # whether the model tells the two texts of a pair apart by a type for each token
 
     def encode(self, text: str) -> list[int]:
@@ -54,7 +55,8 @@ class Tokenizer:
 
         The types are None where the model has none. Raises UserError where not even the special tokens fit.
         """
-        added = len(self.start) + len(self.end) + (len(self.between) if pair_ids is not None else 0)
+        end = self.end if pair_ids is None or self.pair_end is None else self.pair_end
+        added = len(self.start) + len(end) + (len(self.between) if pair_ids is not None else 0)
         if max_length is not None:
             room = max_length - added
             if room < 0:
@@ -62,9 +64,9 @@ class Tokenizer:
             n, n_pair = longest_first(len(ids), len(pair_ids or ()), room)
             ids, pair_ids = ids[:n], pair_ids if pair_ids is None else pair_ids[:n_pair]
         if pair_ids is None:
-            first, second = [*self.start, *ids, *self.end], []
+            first, second = [*self.start, *ids, *end], []
         else:
-            first, second = [*self.start, *ids, *self.between], [*pair_ids, *self.end]
+            first, second = [*self.start, *ids, *self.between], [*pair_ids, *end]
         return first + second, [0] * len(first) + [1] * len(second) if self.has_token_types else None
 
 

@@ -19,8 +19,9 @@ ONE_FILE: FileSet = ("tokenizer.json",)  # all of it, as newer tools write eithe
 # In the order of the library, which takes tokenizer.json where it is there.
 BPE_FILE_SETS = (ONE_FILE, LIBRARY_PAIR, OPENAI_PAIR)
 WORDPIECE_FILE_SETS = (ONE_FILE, ("vocab.txt",))
+CHATGLM_FILE_SETS: tuple[FileSet, ...] = (("ice_text.model",),)
 
-FILE_SETS: tuple[FileSet, ...] = tuple(dict.fromkeys(BPE_FILE_SETS + WORDPIECE_FILE_SETS))
+FILE_SETS: tuple[FileSet, ...] = tuple(dict.fromkeys(BPE_FILE_SETS + WORDPIECE_FILE_SETS + CHATGLM_FILE_SETS))
 LIBRARY_FILE_SETS = tuple(names for names in FILE_SETS if names != OPENAI_PAIR)
 SENTENCEPIECE = "tokenizer.model"  # isn't read
 CHAT_TEMPLATE = "chat_template.jinja"

@@ -5,8 +5,9 @@ from pathlib import Path
 from model.registry import ARCHITECTURES
 from model.tokenizers.base import Tokenizer
 from model.tokenizers.bpe import END_OF_TEXT, START, GPT2Tokenizer, RobertaTokenizer, read_byte_pairs
+from model.tokenizers.chatglm import ChatGLMTokenizer
 from model.tokenizers.decoder import DecoderTokenizer
-from model.tokenizers.files import FILE_SETS, choices, has_tokenizer_files
+from model.tokenizers.files import CHATGLM_FILE_SETS, FILE_SETS, choices, first_complete, has_tokenizer_files
 from model.tokenizers.settings import CLASSES
 from model.tokenizers.wordpiece import WordPieceTokenizer
 from utils.errors import UserError
@@ -17,6 +18,7 @@ KINDS: dict[str, type[Tokenizer]] = {
     "roberta": RobertaTokenizer,
     "wordpiece": WordPieceTokenizer,
     "decoder": DecoderTokenizer,
+    "chatglm": ChatGLMTokenizer,
 }
 
 
@@ -33,17 +35,19 @@ def load_tokenizer(directory: str | Path, kind: str | None = None) -> Tokenizer:
 
 
 def _kind_of_files(directory: Path) -> type[Tokenizer]:
-    """Return the tokenizer that tokenizer_config.json names where it is an encoder's, else that of the model in
-    config.json, else the one that can read the files."""
+    """Return the tokenizer that tokenizer_config.json names where it is an encoder's or ChatGLM's, else that of the model
+    in config.json, else the one that can read the files."""
     if not has_tokenizer_files(directory):
         raise UserError(f"{directory} has no tokenizer files ({choices(FILE_SETS)})")
     named = _entry(directory / "tokenizer_config.json", "tokenizer_class")
-    for kind in ("wordpiece", "roberta"):  # an encoder may have the vocabulary of another
+    for kind in ("wordpiece", "roberta", "chatglm"):  # an encoder may have the vocabulary of another
         if named in CLASSES[kind]:
             return KINDS[kind]
     model_type = _entry(directory / "config.json", "model_type")
     if isinstance(model_type, str) and model_type in ARCHITECTURES:
         return ARCHITECTURES[model_type].tokenizer
+    if first_complete(directory, FILE_SETS) == first_complete(directory, CHATGLM_FILE_SETS):
+        return ChatGLMTokenizer
     one_file = directory / "tokenizer.json"
     if one_file.is_file() and _entry(one_file, "model", "merges") is None:
         return WordPieceTokenizer

@@ -1,7 +1,8 @@
 """The keys of a tokenizer's JSON files in three lists: what is used, what changes no id, and what is refused.
 
-Four kinds of tokenizer: "gpt2", "roberta", "wordpiece" and "decoder", which is byte-level BPE of newer decoders. The steps
-of tokenizer.json's normalizer and pre_tokenizer are listed in `model/tokenizers/steps.py`.
+Five kinds of tokenizer: "gpt2", "roberta", "wordpiece", "decoder", which is byte-level BPE of newer decoders, and
+"chatglm", whose vocabulary is no JSON file (`unigram_file.py` lists what is read of it). The steps of tokenizer.json's
+normalizer and pre_tokenizer are listed in `model/tokenizers/steps.py`.
 """
 
 from utils.settings import KnownSettings
@@ -20,6 +21,7 @@ CLASSES = {
         *("Qwen2Tokenizer", "Qwen2TokenizerFast", "GPT2Tokenizer", "GPT2TokenizerFast"),
         *("LlamaTokenizer", "LlamaTokenizerFast"),
     ),
+    "chatglm": ("ChatGLMTokenizer",),
 }
 WHOLE_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
@@ -41,6 +43,15 @@ NAMES = {
         "mask_token": "[MASK]",
     },
     "decoder": {},
+    "chatglm": {
+        "bos_token": "<sop>",
+        "eos_token": "<eop>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "mask_token": "[MASK]",
+        "gmask_token": "[gMASK]",
+        "end_token": "</s>",
+    },
 }
 
 HARMLESS = {
@@ -90,6 +101,20 @@ CONFIG = {
 _BPE = CONFIG["gpt2"]
 CONFIG["decoder"] = KnownSettings(
     (*_BPE.used, *ADDS), _BPE.harmless, {name: allowed for name, allowed in _BPE.refused.items() if name not in ADDS}
+)
+CONFIG["chatglm"] = KnownSettings(
+    ("tokenizer_class", *NAMES["chatglm"]),
+    HARMLESS
+    | {"auto_map": "names the published code, whose work is done here", "model_input_names": "the model makes them"},
+    {
+        "num_image_tokens": (0,),
+        "remove_space": (False,),
+        "do_lower_case": (False,),
+        "added_tokens_decoder": ({},),
+        **dict.fromkeys(FURTHER, ([],)),
+        "truncation_side": ("right",),
+        "split_special_tokens": (False,),
+    },
 )
 
 # special_tokens_map.json; in added_tokens.json every key is a token and its value the id

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from model.registry import Architecture
+from model.architecture import Architecture
 from model.weights import name_of
 
 # Tensors of the layer that scores the classes, whole or added, with a row per class.

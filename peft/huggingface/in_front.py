@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from model.chatglm import ChatGLM
 from model.llama import rotate
 from model.transformer import Transformer
 from peft.huggingface.files import AdapterFiles
@@ -25,6 +26,7 @@ from utils.errors import UserError
 
 def attach_prefix(model: Transformer, adapter: AdapterFiles) -> None:
     """Put a prefix on every block. The context loses its P tokens. Raises UserError."""
+    refuse_chatglm(model)
     n_blocks, sizes = len(model.blocks), sizes_of_prefix(model)
     width = sizes["token_dim"]
     embeddings = read_embeddings(model, adapter, n_blocks * 2 * width, sizes)
@@ -39,6 +41,7 @@ def attach_prefix(model: Transformer, adapter: AdapterFiles) -> None:
 
 def attach_prompt(model: Transformer, adapter: AdapterFiles) -> None:
     """Put a prompt in front of every text. The context loses its P tokens. Raises UserError."""
+    refuse_chatglm(model)
     if not rotates(model):
         raise UserError(f"{adapter.folder} is a prompt, which can be read for models that rotate positions (Llama) alone")
     embeddings = read_embeddings(model, adapter, model.config.dim, sizes_of_prompt(model))
@@ -82,6 +85,7 @@ def drop_positions(model: Transformer, length: int) -> None:
 
 def check_writable(model: Transformer) -> None:
     """Raise UserError where what stands in front of a text can't be the same in the library."""
+    refuse_chatglm(model)
     if not rotates(model):
         raise UserError(
             "a prefix or prompt can't be exported: the library moves a text's positions behind it, and ours stay"
@@ -111,6 +115,12 @@ def settings_in_front(model: Transformer) -> dict[str, Any]:
     if model.prompt is not None:
         return settings | {"peft_type": "PROMPT_TUNING"} | sizes_of_prompt(model)
     return settings | {"peft_type": "PREFIX_TUNING"} | sizes_of_prefix(model)
+
+
+def refuse_chatglm(model: Transformer) -> None:
+    """Raise UserError for a ChatGLM, whose published prefixes have files of their own."""
+    if isinstance(model, ChatGLM):
+        raise UserError("what stands in front of a ChatGLM's text has no form in the library peft; use --run_dir")
 
 
 def turned(model: Transformer, pairs: torch.Tensor, by: int) -> torch.Tensor:

@@ -119,7 +119,7 @@ def kind_of(model: Transformer) -> type:
 def check_expressible(model: Transformer) -> None:
     """Raise UserError unless the published library reads the model's hidden states as this one does."""
     head, architecture = model.head, architecture_of(model.config)
-    reads_last = architecture.is_decoder
+    reads_last = architecture.reads_last
     if len(model.blocks) != model.config.n_layers:
         raise UserError(f"the model has {len(model.blocks)} blocks of {model.config.n_layers} (--depth); theirs has all")
     if reads_last and not model.config.causal:

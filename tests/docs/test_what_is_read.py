@@ -16,7 +16,7 @@ TEXT = render_settings.PAGE.read_text(encoding="utf-8")
 KNOWN = {
     "config": EVERYWHERE,
     **{f"config-{kind}": own_settings(entry, entry.config()) for kind, entry in ARCHITECTURES.items()},
-    **{f"tokenizer-config-{kind}": tokenizers.CONFIG[kind] for kind in ("gpt2", "wordpiece")},
+    **{f"tokenizer-config-{kind}": tokenizers.CONFIG[kind] for kind in ("gpt2", "wordpiece", "chatglm")},
     **{f"tokenizer-model-{kind}": tokenizers.MODEL[kind] for kind in ("gpt2", "wordpiece")},
     **{f"adapter-{kind}": known for kind, known in ADAPTER.items()},
     "special-tokens-map": tokenizers.SPECIAL_TOKENS_MAP,

@@ -5,8 +5,9 @@ from typing import Any
 from model.llama import LlamaConfig
 from model.registry import ARCHITECTURES
 
-# Those with a forward or parts of their own. A Qwen2 stands for Llama's family: it has biases, which BitFit needs.
-DIFFERENT = [kind for kind in ARCHITECTURES if kind not in ("llama", "mistral", "qwen3", "smollm3")]
+# Those with a forward or parts of their own, and a classifier. A Qwen2 stands for Llama's family: it has biases, which
+# BitFit needs.
+DIFFERENT = [kind for kind in ARCHITECTURES if kind not in ("llama", "mistral", "qwen3", "smollm3", "chatglm")]
 
 
 def small_config(kind: str, **settings: Any) -> Any:

@@ -196,7 +196,7 @@ def test_the_kind_of_a_tokenizer_json(learned, tmp_path):
 
 def test_no_tokenizer_and_no_such_kind(tmp_path):
     assert not has_tokenizer_files(tmp_path)
-    with pytest.raises(UserError, match=r"no tokenizer files \(tokenizer.json or vocab.json \+ .* or vocab.txt\)"):
+    with pytest.raises(UserError, match=r"no tokenizer files \(tokenizer.json or vocab.json \+ .* or ice_text.model\)"):
         load_tokenizer(tmp_path)
     with pytest.raises(UserError, match="unknown kind of tokenizer 'bpe': choose gpt2, roberta, wordpiece"):
         load_tokenizer(tmp_path, "bpe")

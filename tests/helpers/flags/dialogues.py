@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from tests.helpers.flags.register import check
+from tests.helpers.paths import SHARED
 from tests.helpers.small import write_dialogues
+from tools.chatglm_tiny import make as make_chatglm
+from utils.errors import UserError
 
 
 def widest(found):
@@ -28,6 +31,22 @@ def how_dialogues_become_rows(experiment, fixtures):
     assert "lost the end of an answer" in cut.out
     packed = run("--packing")
     assert sum(packed.sizes(True)) < 16 and sum(plain.sizes(True)) == 32
+
+
+@check("train_on_sop")
+def train_on_sop(experiment, fixtures):
+    path = write_dialogues(fixtures["alone"] / "some.json")
+    with pytest.raises(UserError, match="--train_on_sop is about ChatGLM"):
+        experiment("--dataset", path, "--train_on_sop", "no")
+    if not SHARED.is_dir():
+        pytest.skip(f"needs a ChatGLM's tokenizer, such as the one in {SHARED}")
+    make_chatglm(SHARED / "golden/chatglm/small_ice", fixtures["alone"] / "chatglm", dim=16, n_layers=2)
+    flags = ("--dataset", path, "--num_epochs", 1, "--trainable_layers", "all", "--train_on_sop")
+    with_sop, without = (
+        experiment(*flags, how, checkpoint=fixtures["alone"] / "chatglm", max_steps=None) for how in ("yes", "no")
+    )
+    split = "final test"
+    assert with_sop.logged("targets", split)[0] - without.logged("targets", split)[0] == 4  # one of each dialogue
 
 
 @check("auxiliary_dataset", "auxiliary_samples", "general_dataset", "test_share")

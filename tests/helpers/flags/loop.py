@@ -40,6 +40,16 @@ def weight_decay(experiment, fixtures):
         torch.testing.assert_close(decayed[name], without[name] - 0.1 * start[name], rtol=0, atol=1e-6)
 
 
+@check("decay_norms")
+def decay_norms(experiment, fixtures):
+    flags = ("--weight_decay", 100, "--decay_norms")
+    all_decayed, decayed = (experiment(*flags, choice, max_steps=1).tensors for choice in ("yes", "no"))
+    without = experiment("--weight_decay", 0, max_steps=1).tensors
+    assert {tensor.ndim for tensor in without.values()} == {1, 2}
+    for name, tensor in without.items():
+        torch.testing.assert_close(decayed[name], (tensor if tensor.ndim == 1 else all_decayed[name]), rtol=0, atol=0)
+
+
 @check("lr_scheduler_type", "warmup_ratio")
 def schedule(experiment, fixtures):
     def rates(*flags):

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.flags.register import LORA, check, differ
 from tests.helpers.methods import DenseHead
+from tests.helpers.small import make_checkpoint
 from utils.errors import UserError
 
 
@@ -150,6 +151,28 @@ def adapter(experiment, fixtures):
         added("--reduction_factor", 33)
     with pytest.raises(UserError, match="--adapter_placement is 'both'; choose pfeiffer, houlsby"):
         added("--adapter_placement", "both")
+
+
+@check("lora_matching")
+def lora_matching(experiment, fixtures):
+    for matching, blocks in (("components", [1]), ("endswith", [1, 11])):
+        checkpoint = make_checkpoint(fixtures["alone"] / matching, "a few words", n_layers=12)
+        flags = ("--lora_target", "1.attn.c_proj", "--lora_matching", matching, "--train_head", "no")
+        found = experiment(*LORA, *flags, checkpoint=checkpoint).tensors
+        assert found.keys() == {f"blocks.{n}.attn.out.lora_{part}" for n in blocks for part in "ab"}
+    with pytest.raises(UserError, match=r"ends with 'attn.q': they end with attn.c_attn"):
+        experiment(*LORA, "--lora_target", "attn.q", "--lora_matching", "endswith")
+
+
+@check("prefix_dropout")
+def prefix_dropout(experiment, fixtures):
+    flags = ("--trainable_layers", "prefix", "--prefix_length", 4)
+    plain, dropped = experiment(*flags), experiment(*flags, "--prefix_dropout", 0.5)
+    assert plain.logged("loss") != dropped.logged("loss")
+    start = [
+        experiment(*flags, *more, learning_rate=0).logged("loss", "final test") for more in ((), ("--prefix_dropout", 0.5))
+    ]
+    assert start[0] == start[1]  # nothing is dropped in an evaluation
 
 
 @check("prefix_length", "prefix_projection")
