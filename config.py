@@ -96,7 +96,7 @@ class Run:
         "which Linear layers get LoRA: all, or parts of their paths such as attn.q,attn.v; 2-5.mlp; q_lin", everyday=True
     )
     lora_matching: str = lora_flag(
-        "how a target is found: components of a path; endswith: the checkpoint's name ends so, and 2.mlp is 12.mlp too",
+        "how a target is found: components of a name; endswith: the checkpoint's name ends so, and 2.mlp is 12.mlp too",
         "components",
         choices=LORA_MATCHINGS,
     )

@@ -46,6 +46,7 @@ REPOSITORIES = {
     "chatglm-6b": ("THUDM/chatglm-6b",),
     "llama-3.2-1b-instruct": ("meta-llama/Llama-3.2-1B-Instruct",),
 }
+PICKLED_ALONE = {"THUDM/chatglm-6b"}
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name; "./name" and "/a/b" are paths
 OLD_NAME = re.compile(r"\w[\w.-]*")  # the oldest repositories have no owner: gpt2, distilroberta-base
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -85,6 +86,11 @@ def locate(name: str, *, files: list[str] | None = None) -> Path:
     found = cached(name, files)
     if found is not None:
         return found
+    if PICKLED_ALONE & {plain, *_repositories(plain)}:
+        raise UserError(
+            f"{name} is published as pickles alone, which no run loads; two commands prepare it, the first with a network: "
+            f"python tools/bin_to_safetensors.py {name} DIR, then python experiments.py --checkpoint DIR ..."
+        )
     unreachable = why_no_hub()
     if unreachable and plain not in REPOSITORIES and "/" not in plain:
         raise UserError(

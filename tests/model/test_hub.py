@@ -266,7 +266,7 @@ def test_a_repository_with_pickled_weights_only_says_what_to_do(fake_hub, attemp
         "owner/tiny@refs/pr/N",
         "--checkpoint",
         "never loaded",
-        "save_pretrained",
+        "python tools/bin_to_safetensors.py",
     ):
         assert said in error
     assert not any("pytorch_model.bin" in request for request in fake_hub.requests)

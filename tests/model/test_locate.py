@@ -1,5 +1,6 @@
 """Which checkpoint a name means, where no network is needed to tell."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,13 @@ import torch
 from model import from_pretrained, hub
 from tests.helpers.small import TINY
 from utils.errors import UserError
+
+
+@pytest.mark.parametrize("name", ["chatglm-6b", "THUDM/chatglm-6b"])
+def test_what_is_published_as_pickles_alone_says_which_two_commands_prepare_it(name):
+    commands = f"python tools/bin_to_safetensors.py {name} DIR, then python experiments.py --checkpoint DIR"
+    with pytest.raises(UserError, match=re.escape(commands)):
+        hub.locate(name)
 
 
 def test_unknown_names_list_the_choices(monkeypatch, tmp_path, checkpoint):
