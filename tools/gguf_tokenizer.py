@@ -7,6 +7,7 @@ so what each name means stands here.
 import json
 from typing import Any
 
+from model.tokenizers.steps import LLAMA3_PATTERN, QWEN_PATTERN
 from tools.gguf_file import GGUFFile
 from utils.errors import UserError
 
@@ -16,13 +17,8 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": Tr
 DIGITS = {"type": "Digits", "individual_digits": True}
 
 
-def split(digits: str) -> list[dict]:
-    """Return the cut of Llama 3 and Qwen2, which differ in how many digits make a word."""
-    pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-        + digits
-        + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
+def split(pattern: str) -> list[dict]:
+    """Return the steps that cut a text by a pattern."""
     cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     return [cut, BYTE_LEVEL | {"use_regex": False}]
 
@@ -31,8 +27,8 @@ def split(digits: str) -> list[dict]:
 CUTS: dict[str, tuple[list[dict], dict]] = {
     "gpt-2": ([BYTE_LEVEL], {}),
     "smollm": ([DIGITS, BYTE_LEVEL], {}),
-    "qwen2": (split(r"\p{N}"), {"normalizer": {"type": "NFC"}}),
-    "llama-bpe": (split(r"\p{N}{1,3}"), {"ignore_merges": True, "starts": True}),
+    "qwen2": (split(QWEN_PATTERN), {"normalizer": {"type": "NFC"}}),
+    "llama-bpe": (split(LLAMA3_PATTERN), {"ignore_merges": True, "starts": True}),
 }
 SPECIAL = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}  # hf name -> name
 
@@ -75,6 +71,7 @@ def tokenizer_files(file: GGUFFile) -> dict[str, str]:
 
 
 def as_json(content: Any) -> str:
+    """Return content as the text of a JSON file."""
     return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
 
 
