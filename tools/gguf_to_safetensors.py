@@ -273,6 +273,7 @@ def _write_safetensors(
 
 
 def main() -> int:
+    """Write the checkpoint that the command line asks for. Return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("gguf", type=user_path, help="the file to read")
     parser.add_argument("directory", type=user_path, help="the directory to write")

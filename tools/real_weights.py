@@ -107,6 +107,7 @@ def download(source: Source, folder: Path) -> Path:
 
 
 def main() -> int:
+    """Bring what isn't there yet, and say so. Return the exit status. Raises UserError without room or an index."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     help = "where to put them (default: $PEFT_REAL_WEIGHTS, else our cache)"
     parser.add_argument("dir", nargs="?", type=user_path, default=default_folder(), help=help)
