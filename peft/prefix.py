@@ -67,11 +67,31 @@ class ProjectedPrefix(Reparameterised):
         return Prefix(self().clone(), self.dropout.p)
 
 
-class PrefixAttention(SelfAttention):
-    """Takes the place of an attention layer and its modules, which keep their names, and adds a prefix.
+class WithPrefix(nn.Module):
+    """Adds a prefix to what an attention layer does; it stands before the layer's class in the ones below.
 
     softmax(q [prefix_k; k]ᵀ / sqrt(D/H)) [prefix_v; v]: every position sees the prefix, beside what it saw before.
     """
+
+    prefix: Any  # a Prefix or a ProjectedPrefix
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
+    ) -> torch.Tensor:
+        """Return what the layer itself returns with the prefix in front of its S keys and values, [B, H, T, d]."""
+        pair = self.prefix().unflatten(-1, (k.shape[1], -1)).transpose(1, 2)  # [2, P, K d] -> [2, K, P, d]
+        pair = self.prefix.dropout(pair.to(k.dtype)[:, None].expand(-1, len(k), -1, -1, -1))  # [2, B, K, P, d]
+        if is_causal:  # that switch of the attention function would hide the prefix
+            mask = causal_mask(k.shape[2], 0, k.device)  # [T, T]
+        if mask is not None:
+            mask = F.pad(mask, (pair.shape[3], 0), value=True)  # [..., T, S] -> [..., T, P + S]
+        k, v = torch.cat([pair[0], k], dim=2), torch.cat([pair[1], v], dim=2)  # [B, K, P + S, d]
+        layer: Any = super()
+        return layer.attend(q, k, v, mask, is_causal=False)
+
+
+class PrefixAttention(WithPrefix, SelfAttention):
+    """Takes the place of an attention layer and its modules, which keep their names, and adds a prefix."""
 
     def __init__(self, base: SelfAttention, prefix: nn.Module):
         nn.Module.__init__(self)  # not SelfAttention's own: nothing is drawn
@@ -79,14 +99,8 @@ class PrefixAttention(SelfAttention):
         self.q, self.k, self.v, self.out = base.q, base.k, base.v, base.out
         self.prefix = prefix
 
-    def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
-    ) -> torch.Tensor:
-        k, v, mask = put_in_front(self.prefix, k, v, mask, is_causal)
-        return super().attend(q, k, v, mask, is_causal=False)
 
-
-class LlamaPrefixAttention(LlamaAttention):
+class LlamaPrefixAttention(WithPrefix, LlamaAttention):
     """The same for a layer of model/llama.py. The prefix's keys aren't turned: every query meets them as at position 0."""
 
     def __init__(self, base: LlamaAttention, prefix: nn.Module):
@@ -97,14 +111,8 @@ class LlamaPrefixAttention(LlamaAttention):
         self.q_norm, self.k_norm = base.q_norm, base.k_norm
         self.prefix = prefix
 
-    def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
-    ) -> torch.Tensor:
-        k, v, mask = put_in_front(self.prefix, k, v, mask, is_causal)
-        return super().attend(q, k, v, mask, is_causal=False)
 
-
-class ChatGLMPrefixAttention(ChatGLMAttention):
+class ChatGLMPrefixAttention(WithPrefix, ChatGLMAttention):
     """The same for a layer of model/chatglm.py, as it was published: keys aren't turned, and no position moves."""
 
     def __init__(self, base: ChatGLMAttention, prefix: nn.Module):
@@ -112,28 +120,6 @@ class ChatGLMPrefixAttention(ChatGLMAttention):
         self.n_heads, self.dropout = base.n_heads, base.dropout
         self.qkv, self.out = base.qkv, base.out
         self.prefix = prefix
-
-    def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
-    ) -> torch.Tensor:
-        k, v, mask = put_in_front(self.prefix, k, v, mask, is_causal)
-        return super().attend(q, k, v, mask, is_causal=False)
-
-
-PREFIXED = (PrefixAttention, LlamaPrefixAttention, ChatGLMPrefixAttention)
-
-
-def put_in_front(
-    prefix: Any, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Return keys and values [B, K, S, d] with those of a `Prefix` or `ProjectedPrefix` in front, and the mask for both."""
-    pair = prefix().unflatten(-1, (k.shape[1], -1)).transpose(1, 2)  # [2, P, K d] -> [2, K, P, d]
-    prefix_k, prefix_v = prefix.dropout(pair.to(k.dtype)[:, None].expand(-1, len(k), -1, -1, -1))  # 2 x [B, K, P, d]
-    if is_causal:  # that switch of the attention function would hide the prefix
-        mask = causal_mask(k.shape[2], 0, k.device)  # [T, T]
-    if mask is not None:
-        mask = F.pad(mask, (prefix_k.shape[2], 0), value=True)  # [..., T, S] -> [..., T, P + S]
-    return torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2), mask  # [B, K, P + S, d]
 
 
 def add_prefix(model: Transformer, number: int, prefix: nn.Module) -> None:
@@ -185,7 +171,7 @@ class PrefixTuning:
         trunk = Trunk(self.length, dim) if self.projection else None
         for number in numbers:
             attention = model.blocks[number].attn
-            if isinstance(attention, PREFIXED):
+            if isinstance(attention, WithPrefix):
                 raise UserError(f"block {number} has a prefix already; attach to a fresh model")
             width = key_width(attention)  # K d
             if trunk is None:

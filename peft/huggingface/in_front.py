@@ -19,7 +19,7 @@ from model.chatglm import ChatGLM
 from model.llama import rotate
 from model.transformer import Transformer
 from peft.huggingface.files import AdapterFiles
-from peft.prefix import PREFIXED, Prefix, add_prefix
+from peft.prefix import Prefix, WithPrefix, add_prefix
 from peft.prompt import add_prompt, check_windows
 from utils.errors import UserError
 
@@ -90,7 +90,7 @@ def check_writable(model: Transformer) -> None:
         raise UserError(
             "a prefix or prompt can't be exported: the library moves a text's positions behind it, and ours stay"
         )
-    lacking = [n for n, block in enumerate(model.blocks) if not isinstance(block.attn, PREFIXED)]
+    lacking = [n for n, block in enumerate(model.blocks) if not isinstance(block.attn, WithPrefix)]
     if model.prompt is None and lacking:
         raise UserError(f"block {lacking[0]} has no prefix (--layers); theirs is on every block")
     if model.prompt is None:
