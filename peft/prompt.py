@@ -6,6 +6,7 @@ model that rotates, which knows only how far apart two positions are, the prompt
 that would hide the prompt from the end of a long text is refused.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +43,13 @@ class Prompt(Added):
         """Return an attention mask [B, S] of texts behind the prompt, which is seen too: [B, P + S]."""
         return None if attention_mask is None else F.pad(attention_mask, (len(self.weight), 0), value=1)
 
+    def positions(self, device: torch.device) -> torch.Tensor:
+        """Return the prompt's own positions in a model that rotates, [1, P]."""
+        return torch.arange(-len(self.weight), 0, device=device)[None]
+
     def widen_positions(self, positions: torch.Tensor) -> torch.Tensor:
         """Return the positions of [prompt; x]: [B, T] -> [B, P + T]."""
-        own = torch.arange(-len(self.weight), 0, device=positions.device).expand(len(positions), -1)  # [B, P]
+        own = self.positions(positions.device).expand(len(positions), -1)  # [B, P]
         return torch.cat([own, positions], dim=1)
 
     def widen_block_mask(self, mask: torch.Tensor | None, causal: bool) -> torch.Tensor | None:
@@ -61,13 +66,13 @@ class Prompt(Added):
 class BeforeBlock:
     """A forward pre-hook of a block: the mask covers the prompt and, before block 0, the prompt goes in front.
 
-    In a model that rotates, `own_rotation` is that of the prompt's positions, a pair of [1, 1, P, d/2].
+    `rotation_of` gives the rotation of positions in a model that rotates.
     """
 
     prompt: Prompt
     is_first: bool
     causal: bool
-    own_rotation: tuple[torch.Tensor, torch.Tensor] | None
+    rotation_of: Callable[[torch.Tensor], Any]
 
     def __call__(self, block: nn.Module, inputs: Any) -> tuple:
         padded: Any = (*inputs, None, None)
@@ -78,8 +83,8 @@ class BeforeBlock:
 
     def widen_rotation(self, rotation: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Return the rotation of [prompt; x], from that of x: twice [B, 1, T, d/2] -> twice [B, 1, P + T, d/2]."""
-        pairs = zip(self.own_rotation or (), rotation, strict=True)
-        return tuple(torch.cat([own.to(of_x).expand(len(of_x), -1, -1, -1), of_x], dim=2) for own, of_x in pairs)
+        pairs = zip(self.rotation_of(self.prompt.positions(rotation[0].device)), rotation, strict=True)
+        return tuple(torch.cat([own.expand(len(of_x), -1, -1, -1), of_x], dim=2) for own, of_x in pairs)
 
 
 @dataclass(frozen=True)
@@ -96,13 +101,10 @@ def add_prompt(model: Transformer, weight: torch.Tensor) -> None:
     """Put a prompt [P, D] in front of every text, in place. Raises UserError."""
     if model.prompt is not None:
         raise UserError("the model has a prompt already; attach to a fresh model")
-    length, device = len(weight), model.token_embedding.weight.device
-    check_windows(model, length, "a prompt")
+    check_windows(model, len(weight), "a prompt")
     model.prompt = Prompt(weight)
-    own_rotation = model.rotation(torch.arange(-length, 0, device=device)[None])
     for number, block in enumerate(model.blocks):
-        hook = BeforeBlock(model.prompt, number == 0, model.config.causal, own_rotation)
-        block.register_forward_pre_hook(hook)
+        block.register_forward_pre_hook(BeforeBlock(model.prompt, number == 0, model.config.causal, model.rotation))
     model.blocks[-1].register_forward_hook(AfterLastBlock(model.prompt))
 
 
