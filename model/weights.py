@@ -73,10 +73,16 @@ def opened(file: Path) -> Iterator[safe_open]:
 
 
 def _shard_files(index: Path) -> list[Path]:
+    """Return the shards that an index of safetensors lists. Raises UserError."""
     try:
         names = sorted(set(read_json(index)["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise UserError(f"{index} is no index of safetensors shards (no readable weight_map)") from None
+    return shards_beside(index, names)
+
+
+def shards_beside(index: Path, names: list) -> list[Path]:
+    """Return the files that an index names. Raises UserError for one that isn't in its directory."""
     there = {file.name for file in index.parent.iterdir() if file.is_file()}
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:

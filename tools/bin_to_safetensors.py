@@ -25,7 +25,7 @@ from model import hub
 from model.config_file import read_config
 from model.registry import architecture_of
 from model.tokenizers.files import TOKENIZER_FILES, copy_tokenizer, has_tokenizer_files
-from model.weights import FLOATS, match, write_safetensors
+from model.weights import FLOATS, match, shards_beside, write_safetensors
 from utils.errors import UserError, run_program
 from utils.files import check_holds_only, read_json, user_path, write_text
 
@@ -55,10 +55,7 @@ def shard_files(directory: Path) -> list[Path]:
         names = sorted({*read_json(directory / INDEX)["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{directory} has neither {SINGLE} nor a readable {INDEX}") from None
-    for name in names:
-        if Path(name).name != name or not (directory / name).is_file():
-            raise UserError(f"{directory / INDEX} names the shard {name}, which isn't there")
-    return [directory / name for name in names]
+    return shards_beside(directory / INDEX, names)
 
 
 def read_shard(shard: Path) -> Mapping[str, torch.Tensor]:
