@@ -30,6 +30,7 @@ from utils.errors import UserError, run_program
 from utils.files import check_holds_only, read_json, user_path, write_text
 
 SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+OUT_INDEX = "model.safetensors.index.json"
 PICKLES = [SINGLE, INDEX, "pytorch_model-*.bin"]
 
 
@@ -83,17 +84,17 @@ def convert(directory: Path, out: Path) -> None:
     numbers = range(1, len(checkpoint.shards) + 1)
     files = [f"model-{number:05}-of-{len(numbers):05}.safetensors" for number in numbers]
     files = files if len(files) > 1 else ["model.safetensors"]
-    settings = [name for name in (*hub.CONFIG_FILES, *TOKENIZER_FILES) if (directory / name).is_file()]
-    check_holds_only(out, [*files, *settings, "model.safetensors.index.json"], "OUT_DIR")
+    written = [*zip(checkpoint.shards, files, strict=True)]
+    about = [name for name in (*hub.CONFIG_FILES, *TOKENIZER_FILES) if (directory / name).is_file()]
+    check_holds_only(out, [*files, *about, OUT_INDEX], "OUT_DIR")
     out.mkdir(parents=True, exist_ok=True)
-    for shard, file in zip(checkpoint.shards, files, strict=True):
+    for shard, file in written:
         tensors = {name: tensor.contiguous() for name, tensor in read_shard(shard).items()}
         write_safetensors(own_memory(tensors), out / file, {"format": "pt"})
         print(f"saved    {out / file}", flush=True)
     if len(files) > 1:
-        pairs = [*zip(checkpoint.shards, files, strict=True)]
-        weight_map = {name: file for shard, file in pairs for name in checkpoint.names[shard]}
-        write_text(out / "model.safetensors.index.json", json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2))
+        weight_map = {name: file for shard, file in written for name in checkpoint.names[shard]}
+        write_text(out / OUT_INDEX, json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2))
     for name in hub.CONFIG_FILES:
         if (directory / name).is_file():
             write_text(out / name, (directory / name).read_text(encoding="utf-8"))
