@@ -59,3 +59,15 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 def loss_of(model: ChatGLM, tensors: dict) -> torch.Tensor:
     logits, labels = model(tensors["A.input_ids"]), tensors["A.labels"]
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+def losses_of_ten_steps(model: ChatGLM, optimizer: torch.optim.Optimizer, tensors: dict) -> list[float]:
+    """Train for ten steps on batch A. Return the loss before each step and behind the last."""
+    losses = []
+    for _ in range(10):
+        loss = loss_of(model, tensors)
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+    return [*losses, loss_of(model, tensors).item()]

@@ -13,7 +13,7 @@ from model.chatglm import ChatGLM, ChatGLMConfig, rotate_halves, rotation
 from model.generation import generate
 from model.registry import CHATGLM_ENTRY, PUBLISHED, entries_of
 from model.weights import save_pretrained
-from tests.helpers.chatglm import PAD, checkpoint, close, figures, golden, loss_of, tensors, untied
+from tests.helpers.chatglm import PAD, checkpoint, close, figures, golden, loss_of, losses_of_ten_steps, tensors, untied
 from utils.errors import UserError
 
 
@@ -94,15 +94,7 @@ def test_gradients(checkpoint, tensors, figures):
 def test_ten_steps(checkpoint, tensors, figures, tied, decay, name):
     model = from_pretrained(checkpoint) if tied else untied(checkpoint)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=decay)
-    losses = []
-    for _ in range(11):
-        loss = loss_of(model, tensors)
-        optimizer.zero_grad()
-        loss.backward()
-        losses.append(loss.item())
-        if len(losses) < 11:
-            optimizer.step()
-    assert losses == pytest.approx(figures[name], abs=1e-4)
+    assert losses_of_ten_steps(model, optimizer, tensors) == pytest.approx(figures[name], abs=1e-4)
     if name == "A.adamw_lr1e-3_wd0.0_losses":
         close(model.final_norm.bias.detach(), tensors["A.after10.final_layernorm.bias"])
         close(model.blocks[0].attn.qkv.bias.detach(), tensors["A.after10.layers.0.attention.query_key_value.bias"])
