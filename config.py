@@ -23,6 +23,7 @@ ADAPTER_PLACEMENTS = ("pfeiffer", "houlsby")
 BYPASS_INTO = ("classifier", "dense")
 BYPASS_HEADS = ("own", "linear")
 BYPASS_INITS = ("zero", "default")
+BASE_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 BYPASS_DEEPEST = 3  # Linear layers in a row per branch
 
 # The methods, by the names that --trainable_layers accepts; a user may add others.
@@ -214,10 +215,18 @@ class Run:
         choices=("seeded", "bucketed", "published"),
     )
 
+    base_precision: str = flag(
+        "how frozen weights are kept: fp32, fp16, bf16, or int8 and int4, a whole number times a scale of its row; what "
+        "trains stays in fp32 (--quantization_bit 8 is int8, 4 is int4)",
+        "fp32",
+        section="the machine and the results",
+        choices=BASE_PRECISIONS,
+        methods=tuple(name for name in METHODS if name != "all"),
+        aliases=("quantization_bit",),
+    )
     amp: str = flag(
         "mixed precision; auto: where the hardware has it",
         "auto",
-        section="the machine and the results",
         everyday=True,
         choices=("auto", "off", "bf16", "fp16"),
     )

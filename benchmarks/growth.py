@@ -17,7 +17,7 @@ from benchmarks.spam import LENGTH, N_SPAM, our_run
 from config import Run, resolve
 from data.spam import RECIPE
 from model import from_pretrained
-from pipeline.memory import Budget
+from pipeline.memory import BYTES, Budget
 from pipeline.result import count_parameters
 from training.device import available_bytes
 
@@ -83,7 +83,7 @@ def bytes_needed(name: str, method: str) -> int:
         model = from_pretrained(name, head="classifier", num_labels=2, random_weights=True)
         peft.attach(model, peft.method_of(run))
     trained, total = count_parameters(model)
-    return Budget(total, trained).total
+    return Budget(BYTES * total, trained).total
 
 
 def compare_texts(row: int, part: float, args, folder: Path, precision: str) -> Comparison:

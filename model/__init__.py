@@ -1,6 +1,7 @@
 """Hand-written models. `from_pretrained` is the way in."""
 
 import re
+from collections.abc import Collection
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from model import config_file, hub, weights
 from model.architecture import Architecture
 from model.heads import POSITIONS
+from model.quantized import quantize, quantize_head
 from model.registry import PUBLISHED, architecture_of
 from model.transformer import Transformer
 from utils.errors import UserError
@@ -48,9 +50,11 @@ def from_pretrained(
     position: str | None = None,
     average: bool = False,
     seed: int | None = None,
+    base_precision: str = "fp32",
+    trained: Collection[str] = (),
     **config_changes,
 ) -> Transformer:
-    """Return a model with the weights of a checkpoint, in float32 on the CPU.
+    """Return a model with the weights of a checkpoint on the CPU.
 
     name_or_dir     "gpt2-small", "bert-base-uncased", "gpt2-pocket", a repository on the hub (owner/name, or
                     owner/name@revision), or a directory in Hugging Face layout
@@ -62,6 +66,9 @@ def from_pretrained(
                     "last" for GPT-2 and "first" for encoders
     seed            of torch's global generator, set before the body is drawn and again before the head is, as the
                     published spam script does; None leaves the generator as it is
+    base_precision  how the weights of the blocks' Linear layers and the token embedding are kept: "fp32", or a name of
+                    `PRECISIONS` (model/quantized.py) to keep those that don't train in fewer bits
+    trained         names of parameters that are going to train, and so stay in float32
     config_changes  fields of the configuration to replace: dropout=0.1, causal=False
 
     A classifier that the checkpoint doesn't hold is drawn from torch's global generator, and `drawn` of the model names
@@ -81,6 +88,9 @@ def from_pretrained(
     else:
         with torch.device("meta"):  # nothing is drawn, as every tensor comes from the checkpoint, ...
             model = kind.model(config)
+    if base_precision != "fp32":
+        quantize(model, base_precision, trained)
+    if checkpoint is not None:
         weights.match(model, checkpoint)  # ... and nothing allocated of what config.json says before the file agrees
         model.to_empty(device="cpu")
     if seed is not None:
@@ -89,6 +99,8 @@ def from_pretrained(
     model.head = make_head(model, head, n, position, average)
     if head == "classifier" and labels and len(labels) == n:
         model.head.labels = labels
+    if base_precision != "fp32":
+        quantize_head(model, base_precision, trained)
     kept = [name for name, _ in model.named_parameters()]
     if checkpoint is not None:
         kept = weights.load(model, checkpoint)

@@ -219,7 +219,9 @@ class ChatGLM(Transformer):
 
     def rotation(self, positions: torch.Tensor) -> Rotation:
         """Return the rotation of positions [B, 2, T]."""
-        return rotation(positions, self.config.dim // self.config.n_heads, self.token_embedding.weight.dtype)
+        is_half = self.token_embedding.weight.dtype == torch.float16  # as the published model was trained and logged
+        dtype = torch.float16 if is_half else torch.float32
+        return rotation(positions, self.config.dim // self.config.n_heads, dtype)
 
 
 def rotation(positions: torch.Tensor, head_dim: int, dtype: torch.dtype = torch.float32) -> Rotation:

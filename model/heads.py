@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from model.quantized import half_as
+
 POSITIONS = ("first", "last", "flexible")
 
 
@@ -36,7 +38,8 @@ class LanguageModelHead(nn.Module):
     def forward(
         self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return F.linear(self.prepare(hidden), self.weight, self.bias)  # [B, T, D] -> [B, T, V]
+        hidden = self.prepare(hidden)  # [B, T, D]
+        return F.linear(hidden, half_as(hidden, self.weight), self.bias)  # [B, T, D] -> [B, T, V]
 
     def prepare(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return what the weight is multiplied with, [..., D]."""

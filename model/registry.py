@@ -308,6 +308,8 @@ CHATGLM_ENTRY = Architecture(
         "max_target_length": 512,
         "max_grad_norm": 1.0,
         "decay_norms": "no",
+        "base_precision": "fp16",
+        "gradient_checkpointing": True,
         "prefix_dropout": 0.1,
     },
     always_tied=True,

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from model.quantized import half_as
+
 SCORES_AT_ONCE = 1 << 24  # 64 MB in float32
 
 
@@ -31,6 +33,7 @@ class VocabularyLoss(torch.autograd.Function):
         ignore_index: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wanted = ctx.needs_input_grad[:3]
+        weight = half_as(hidden, weight)
         loss = hidden.new_zeros((), dtype=torch.float32)
         gradients = [
             torch.zeros_like(one) if yes and one is not None else None

@@ -14,6 +14,7 @@ from model.architecture import Architecture
 from model.config_file import write_config
 from model.hub import PICKLED
 from model.names import Entry, expand
+from model.quantized import as_tensor, weights_of
 from model.registry import architecture_of, entries_of
 from model.transformer import Transformer
 from utils.errors import UserError
@@ -102,7 +103,7 @@ def load(model: Transformer, checkpoint: Checkpoint) -> list[str]:
     is missing (a classifier, where the checkpoint is of a language model), or one that no published file has.
     Raises UserError as `match` does.
     """
-    parameters = dict(model.named_parameters())
+    parameters = weights_of(model)
     filled = set()
     with torch.no_grad():
         for entry, name_in_file in match(model, checkpoint):
@@ -120,7 +121,7 @@ def match(model: Transformer, checkpoint: Checkpoint) -> list[tuple[Entry, str]]
     Looks at shapes only, so the model may be on the meta device. Raises UserError with the names of all tensors that are
     missing, have another shape, or have no place in the model.
     """
-    parameters = dict(model.named_parameters())
+    parameters = weights_of(model)
     entries = entries_of(model)
     name_in_file = _names_in_file(checkpoint, architecture_of(model.config), entries)
     if model.config.tied:
@@ -210,7 +211,7 @@ def drawn_names(model: Transformer, kept: list[str]) -> tuple[str, ...]:
     return tuple(hf_name for hf_name in lacking if hf_name != "score.bias")
 
 
-def published_shape(entry: Entry, parameters: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
+def published_shape(entry: Entry, parameters: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the shape that a published tensor must have to fill its parameters."""
     n_out, *n_in = parameters[entry.names[0]].shape
     shape = (n_out * len(entry.names), *n_in)
@@ -238,7 +239,7 @@ def to_hugging_face(model: Transformer) -> dict[str, torch.Tensor]:
 
     Raises UserError for a model that holds more than that layout knows (an attached method).
     """
-    parameters = dict(model.named_parameters())
+    parameters = weights_of(model)
     entries = entries_of(model)
     known = {name for entry in entries for name in entry.names}
     if unknown := [name for name in parameters if name not in known]:
@@ -248,7 +249,7 @@ def to_hugging_face(model: Transformer) -> dict[str, torch.Tensor]:
         if entry.again and model.config.tied:
             continue
         if entry.names and all(name in parameters for name in entry.names):
-            tensor = torch.cat([parameters[name].detach() for name in entry.names])
+            tensor = torch.cat([as_tensor(parameters[name]).detach() for name in entry.names])
             tensors[entry.hf_name] = tensor.T if entry.transposed else tensor
     return tensors
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from model.quantized import as_tensor
 from model.transformer import Transformer
 from peft.attach import train_head
 from peft.lora import LoRA, LoRALinear
@@ -21,7 +22,7 @@ class DoRALinear(LoRALinear):
 
     def __init__(self, base: nn.Linear, settings: "DoRA"):
         super().__init__(base, settings)
-        self.magnitude = nn.Parameter(base.weight.detach().norm(dim=1))  # [out, in] -> [out]
+        self.magnitude = nn.Parameter(as_tensor(base.weight).detach().norm(dim=1))  # [out, in] -> [out]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = super().forward(x)  # [B, T, in] -> [B, T, out]

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from config import DEFAULTS, Run
+from model.quantized import as_tensor, multiply
 from model.transformer import Transformer
 from peft.attach import train_head
 from peft.registry import method
@@ -27,17 +27,17 @@ class IA3Linear(AdaptedLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.of_input:
-            return F.linear(x * self.ia3.to(x.dtype), self.weight, self.bias)  # [B, T, in] -> [B, T, out]
-        y = F.linear(x, self.weight, self.bias)  # [B, T, in] -> [B, T, out]
+            return multiply(x * self.ia3.to(x.dtype), self.weight, self.bias)  # [B, T, in] -> [B, T, out]
+        y = multiply(x, self.weight, self.bias)  # [B, T, in] -> [B, T, out]
         return y * self.ia3.to(y.dtype)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """Return a plain Linear layer that computes the same."""
         if self.of_input:
-            return plain_linear(self.weight * self.ia3, self.bias, like=self)
+            return plain_linear(as_tensor(self.weight) * self.ia3, self.bias, like=self)
         bias = None if self.bias is None else nn.Parameter(self.bias * self.ia3, self.bias.requires_grad)
-        return plain_linear(self.weight * self.ia3.unsqueeze(1), bias, like=self)
+        return plain_linear(as_tensor(self.weight) * self.ia3.unsqueeze(1), bias, like=self)
 
 
 @method("ia3")

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from config import DEFAULTS, Run, check_setting
+from model.quantized import QuantizedWeight, as_tensor, multiply
 from model.transformer import Transformer
 from peft.attach import train_head
 from peft.registry import method
@@ -35,6 +36,8 @@ class LoRALinear(AdaptedLinear):
         self.dropout = nn.Dropout(settings.dropout)
         device = base.weight.device
         if settings.init == "pissa":
+            if isinstance(base.weight, QuantizedWeight):
+                raise UserError("--lora_init pissa takes its parts out of the weights; it needs --base_precision fp32")
             a, b = principal_parts(base.weight.detach(), settings.rank, self.scale)
             rest = base.weight.detach() - self.scale * (b @ a)
             self.weight = nn.Parameter(rest, base.weight.requires_grad)
@@ -50,7 +53,7 @@ class LoRALinear(AdaptedLinear):
 
         `forward` is the faster form that runs; a test holds it equal to this one.
         """
-        y = F.linear(x, self.weight, self.bias)  # [..., in] -> [..., out]
+        y = multiply(x, self.weight, self.bias)  # [..., in] -> [..., out]
         low_rank = F.linear(self.dropout(x), self.lora_a)  # [..., in] -> [..., r]
         return y + self.scale * F.linear(low_rank, self.lora_b)  # [..., r] -> [..., out]
 
@@ -59,7 +62,7 @@ class LoRALinear(AdaptedLinear):
             return F.linear(x, self.merged_weight(), self.bias)  # [..., in] -> [..., out]
         rank = len(self.lora_a)
         low_rank = F.linear(self.dropout(x), self.lora_a).view(-1, rank)  # [..., in] -> [N, r]
-        y = F.linear(x.reshape(-1, self.in_features), self.weight, self.bias)  # [..., in] -> [N, out]
+        y = multiply(x.reshape(-1, self.in_features), self.weight, self.bias)  # [..., in] -> [N, out]
         # Multiply and add in place: the formula's sum would read and write two more tensors as large as y.
         # Under autocast y is in half precision, and addmm_ casts nothing by itself.
         y.addmm_(low_rank, self.lora_b.T.to(y.dtype), alpha=self.scale)  # [N, out] + scale · [N, r] [r, out]
@@ -67,7 +70,7 @@ class LoRALinear(AdaptedLinear):
 
     def merged_weight(self) -> torch.Tensor:
         """Return W + scale · B A, [out, in]."""
-        return self.weight + self.scale * (self.lora_b @ self.lora_a)  # [out, in] + [out, r] [r, in]
+        return as_tensor(self.weight) + self.scale * (self.lora_b @ self.lora_a)  # [out, in] + [out, r] [r, in]
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
+from model.quantized import multiply
 from model.registry import entries_of
 from model.transformer import Transformer
 from utils.errors import UserError
@@ -26,12 +28,20 @@ class Reparameterised(Added):
 
 
 class AdaptedLinear(nn.Linear):
-    """Takes the place of a Linear layer and its tensors, which keep their names. A subclass adds to what it computes."""
+    """Takes the place of a Linear layer and its tensors, which keep their names. A subclass adds to what it computes.
+
+    The weight is a parameter or, of a base in fewer bits, a `QuantizedWeight` (model/quantized.py); `multiply` takes both.
+    """
+
+    weight: Any
 
     def __init__(self, base: nn.Linear):
         nn.Module.__init__(self)  # not Linear's own: nothing is drawn
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return multiply(x, self.weight, self.bias)  # [..., in] -> [..., out]
 
 
 def plain_linear(weight: torch.Tensor, bias: nn.Parameter | None, like: nn.Linear) -> nn.Linear:
@@ -71,10 +81,15 @@ def find_parts(model: Transformer, layers: str, part: str) -> dict[str, nn.Modul
     if part == "all":
         return {f"blocks.{n}": model.blocks[n] for n in sorted(chosen)}
     modules = {path: module for path, module in own_modules(model) if block_of(path) in chosen}
-    modules = {path: module for path, module in modules.items() if path.count(".") > 1 and list(module.parameters())}
+    modules = {path: module for path, module in modules.items() if path.count(".") > 1 and holds_weights(module)}
     if part in PARTS:
         return {path: module for path, module in modules.items() if path.split(".")[-1] in PARTS[part]}
     return _matching(model, modules, part, "part of a block", *PARTS)
+
+
+def holds_weights(module: nn.Module) -> bool:
+    """Return whether a module has a tensor, as a parameter or in fewer bits."""
+    return any(True for _ in (*module.parameters(), *module.buffers()))
 
 
 def block_of(path: str) -> int | None:

@@ -1,8 +1,11 @@
 """The model that a run trains, before any method is attached."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
+import peft
 from config import Run
 from model import config_of, from_pretrained
 from pipeline.stored import number_of, stored_classifier
@@ -15,6 +18,7 @@ def build_model(run: Run, n_labels: int) -> nn.Module:
     What isn't in the checkpoint is drawn from the run's seed in the published script's order: the body, then the head, from
     a fresh generator; what a method adds is drawn next. Raises UserError.
     """
+    trained = trained_names(run, n_labels) if run.base_precision != "fp32" else ()
     stored = stored_classifier(run, config_of(run.source)) if run.head_labels else None
     model = from_pretrained(
         run.source,
@@ -25,6 +29,8 @@ def build_model(run: Run, n_labels: int) -> nn.Module:
         average=run.average_embeddings,
         seed=run.seed,
         dropout=run.dropout,
+        base_precision=run.base_precision,
+        trained=trained,
         **({"causal": False} if run.disable_causal_mask else {}),
     )
     if run.head_labels and stored:
@@ -33,6 +39,19 @@ def build_model(run: Run, n_labels: int) -> nn.Module:
         raise UserError(f"--depth is {run.depth}; the model has {len(model.blocks)} blocks")
     model.blocks = model.blocks[: run.depth or None]
     return model
+
+
+def trained_names(run: Run, n_labels: int) -> set[str]:
+    """Return the names of the parameters that the run is going to train. Nothing is read and no memory taken.
+
+    Raises UserError for what can't be done with a base in fewer bits.
+    """
+    if unfit := "--fsdp" if run.fsdp else "--stages" if run.stages else "":
+        raise UserError(f"{unfit} needs whole weights; leave it out, or --base_precision {run.base_precision}")
+    unread = replace(run, weights="random", base_precision="fp32", head_labels=None)
+    with torch.device("meta"):
+        model = peft.attach(build_model(unread, n_labels), peft.method_of(run))
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 @torch.no_grad()

@@ -133,7 +133,8 @@ def train_and_measure(
     )
     batches, stages = training.run(), training.records
     interrupted = stages[-1]["interrupted"]
-    model = model if run.fsdp else peft.merge(model)
+    plain = not run.fsdp and run.base_precision == "fp32"  # else the whole weights would be more than there is room for
+    model = peft.merge(model) if plain else model
     by_split = {} if interrupted else final_measures(model, batches, job, metrics, training.compute_loss)
     measures = {f"{split}_{name}": by_split.get(split, {}).get(name) for name in task.measures for split in task.evaluated}
     if run.eval_generate and not interrupted:
@@ -284,4 +285,8 @@ def print_memory_report(job: Job, setup: Setup) -> None:
     unread = replace(run, weights="random")  # shapes are all that matters: nothing is read from the checkpoint
     shape = (run.batch_size, width, run.gradient_checkpointing)
     method = peft.method_of(setup.stages[0])
-    print(memory.report(lambda: build_model(unread, len(job.task.labels)), method, *shape), flush=True)
+
+    def build(in_full: bool) -> Transformer:
+        return build_model(replace(unread, base_precision="fp32") if in_full else unread, len(job.task.labels))
+
+    print(memory.report(build, method, *shape), flush=True)

@@ -7,9 +7,11 @@ from typing import Any
 
 from config import Run
 from model.hub import ADAPTER_FILES, CLASSIFIER_FILE, REPOSITORIES, local
+from model.quantized import dequantize
 from model.tokenizers.bpe import BytePairTokenizer
 from model.tokenizers.files import copy_tokenizer, library_files
 from model.weights import save_pretrained
+from peft.attach import merge
 from peft.huggingface.write import check_expressible, fold_bias, write_adapter
 from peft.targets import Added
 from pipeline.build import build_model
@@ -26,7 +28,8 @@ def export_adapter(directory: str | Path, out: Path) -> str:
     if run.weights == "random":
         raise UserError(f"{directory} began with random weights, which no published model has; use --export_model")
     name, revision = published_name(run)
-    base = build_model(run, len(trained.inputs.task.labels))
+    trained = replace(trained, model=dequantize(trained.model))
+    base = dequantize(build_model(run, len(trained.inputs.task.labels)))
     check_destination(out, [*ADAPTER_FILES, CLASSIFIER_FILE], trained, "--export_peft")
     write_adapter(trained.model, base, out, {"base_model_name_or_path": name, "revision": revision})
     write_reading(trained, out, trained.inputs.task.labels)
@@ -42,6 +45,7 @@ def export_model(directory: str | Path, out: Path) -> str:
     if any(isinstance(module, Added) for module in trained.model.modules()):
         raise UserError(f"no published layer can hold what {trained.run.trainable_layers} adds; it stays in {directory}")
     check_expressible(trained.model)
+    merge(dequantize(trained.model))  # whose adapters aren't folded in yet where the base is in fewer bits
     tokenizer_folder = trained.inputs.tokenizer_folder
     names = ["config.json", "model.safetensors", *library_files(tokenizer_folder)]
     names += [CLASSIFIER_FILE] if trained.model.head.kind == "classifier" else []

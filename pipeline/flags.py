@@ -152,6 +152,8 @@ def parse(argv: list[str]) -> tuple[Run, dict]:
     for name in ("generate", "source_prefix"):
         if name in found:
             setattr(found, name, typed(getattr(found, name), f"--{name}"))
+    if "base_precision" in found:  # --quantization_bit counts bits
+        found.base_precision = {"8": "int8", "4": "int4"}.get(found.base_precision, found.base_precision)
     options = {name: value for name, value in vars(found).items() if name not in SETTINGS}
     return Run(**{name: value for name, value in vars(found).items() if name in SETTINGS}), options
 

@@ -16,14 +16,9 @@ BYTES = 4  # of a float32; trained tensors and their moments are float32 under A
 class Budget:
     """Memory in bytes. Adam keeps two moments for each trained parameter; a frozen one costs its weight alone."""
 
-    parameters: int  # how many there are
-    trained: int  # how many of them train
+    weights: int  # of all weights, as they are kept
+    trained: int  # how many parameters train
     activations: int = 0
-
-    @property
-    def weights(self) -> int:
-        """Return the bytes of all weights."""
-        return BYTES * self.parameters
 
     @property
     def gradients(self) -> int:
@@ -47,7 +42,7 @@ def saved_activations(model: nn.Module, batch_size: int, length: int) -> int:
     Autograd itself counts them on a model on the meta device, where nothing is computed. A fused attention kernel, which
     keeps no attention weights, needs less; autocast needs less or more, by what it casts.
     """
-    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    own = {one.untyped_storage()._cdata for one in [*model.parameters(), *model.buffers()]}
     sizes: dict[int, int] = {}  # of each memory that is kept, by its address
 
     def note_size(tensor: torch.Tensor) -> torch.Tensor:
@@ -67,20 +62,20 @@ def saved_activations(model: nn.Module, batch_size: int, length: int) -> int:
 
 def budget(model: nn.Module, batch_size: int, length: int) -> Budget:
     """Return the memory that a model on the meta device, with its method attached, needs for such batches."""
-    trained, parameters = count_parameters(model)
-    return Budget(parameters, trained, saved_activations(model.train(), batch_size, length))
+    weights = sum(one.nbytes for one in [*model.parameters(), *model.buffers()])
+    return Budget(weights, count_parameters(model)[0], saved_activations(model.train(), batch_size, length))
 
 
 def report(build, method, batch_size: int, length: int, checkpointing: bool = False) -> str:
     """Return what full fine-tuning and the method need, side by side.
 
-    build           makes the model; it is called on the meta device
+    build           makes the model that is to be trained in full (True), or by the method (False), on the meta device
     checkpointing   of gradients; the backward pass then needs the activations of one block at a time besides
     """
     budgets = []
-    for one in (peft.Freeze("all"), method):
+    for in_full, one in ((True, peft.Freeze("all")), (False, method)):
         with torch.device("meta"):
-            model = peft.attach(build(), one)
+            model = peft.attach(build(in_full), one)
             model.gradient_checkpointing = checkpointing
             budgets.append(budget(model, batch_size, length))
     lines = [f"memory   for {batch_size} x {length} tokens, in MB{'all layers':>18}{'this method':>14}"]

@@ -37,7 +37,7 @@ class TrainedRun:
 def load_run(directory: str | Path, merged: bool = True) -> TrainedRun:
     """Return the run with this --output_dir, an interrupted one too. Raises UserError.
 
-    merged    fold what the method added into the model's own layers, where that can be done
+    merged    fold what the method added into the model's own layers, where that can be done and they are in float32
     """
     directory = Path(directory)
     run, inputs, result = read_run(directory)
@@ -50,7 +50,7 @@ def load_run(directory: str | Path, merged: bool = True) -> TrainedRun:
         shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
         attach_and_fill(copy_of_shapes(model), stages, shapes)
     attach_and_fill(model, stages, tensors)
-    model = peft.merge(model) if merged else model
+    model = peft.merge(model) if merged and run.base_precision == "fp32" else model
     return TrainedRun(run, inputs, model.eval())
 
 
@@ -101,7 +101,9 @@ def check_inputs(inputs: Inputs, result: dict, directory: Path) -> None:
 
 def copy_of_shapes(model: nn.Module) -> nn.Module:
     """Return a copy on the meta device, which takes no memory."""
-    return copy.deepcopy(model, {id(p): nn.Parameter(torch.empty_like(p, device="meta")) for p in model.parameters()})
+    shapes: dict[int, torch.Tensor] = {id(one): torch.empty_like(one, device="meta") for one in model.buffers()}
+    shapes |= {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, shapes)
 
 
 def stages_reached(run: Run, metadata: dict[str, str], n_blocks: int, file: Path) -> list[Run]:

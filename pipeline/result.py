@@ -16,6 +16,7 @@ from torch import nn
 
 from data.dialogues import Dialogue
 from data.files import TextExample
+from model.quantized import weights_of
 from model.registry import entries_of
 from model.transformer import Transformer
 from training import distributed
@@ -77,7 +78,7 @@ def all_numbers(values: list) -> bool:
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Return the numbers of trainable and of all parameters; a tied tensor counts once."""
-    parameters = list(model.parameters())
+    parameters = list(weights_of(model).values())
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
 

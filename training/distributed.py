@@ -191,7 +191,9 @@ def ddp_wrap(model: nn.Module) -> Callable:
     if size() == 1:
         return partial(fast_path.loss, model)
     # find_unused_parameters: what a step doesn't use has no gradient that could be waited for.
-    return nn.parallel.DistributedDataParallel(LossModule(model), find_unused_parameters=True, gradient_as_bucket_view=True)
+    # broadcast_buffers: the buffers are frozen weights in fewer bits, which are the same everywhere.
+    options = {"find_unused_parameters": True, "broadcast_buffers": False, "gradient_as_bucket_view": True}
+    return nn.parallel.DistributedDataParallel(LossModule(model), **options)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,225 @@
+"""Frozen weights in fewer bits, so that a large model fits: in half precision, in 8 or in 4 bits.
+
+A weight that trains stays in float32. One that doesn't is only multiplied with; it is turned back into numbers for each
+product, forward and backward, and thrown away again. What is kept of it is the `QuantizedWeight` of its layer.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from model.transformer import Transformer
+from utils.errors import UserError
+
+
+class QuantizedWeight(nn.Module):
+    """A frozen weight [out, in] in fewer bits. It lies where the layer's parameter would, and has no parameter itself."""
+
+    def __init__(self, shape: torch.Size):
+        super().__init__()
+        self.shape = shape
+
+    def copy_(self, weight: torch.Tensor) -> "QuantizedWeight":
+        """Keep the nearest values to those of a weight [out, in]."""
+        raise NotImplementedError
+
+    def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return the weight as numbers, [out, in]."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Return where it lies."""
+        return next(self.buffers()).device
+
+    @property
+    def requires_grad(self) -> bool:
+        """Return False: it doesn't train."""
+        return False
+
+    def numel(self) -> int:
+        """Return the number of weights."""
+        return self.shape.numel()
+
+
+class HalfWeight(QuantizedWeight):
+    """Each weight in 16 bits: float16 or bfloat16."""
+
+    values: torch.Tensor  # [out, in]
+
+    def __init__(self, shape: torch.Size, dtype: torch.dtype):
+        super().__init__(shape)
+        self.register_buffer("values", torch.empty(shape, dtype=dtype))
+
+    def copy_(self, weight: torch.Tensor) -> "HalfWeight":
+        self.values.copy_(weight)
+        return self
+
+    def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
+        return self.values.to(dtype)
+
+
+class RowwiseWeight(QuantizedWeight):
+    """Each weight as a whole number of 8 or of 4 bits, times a scale of its row: max |row| is the largest number.
+
+    The form of ChatGLM-6B's published quantizer. Of 4 bits, two numbers share a byte, the first in the high half.
+    """
+
+    codes: torch.Tensor  # [out, in], or [out, in/2] of 4 bits
+    scales: torch.Tensor  # [out, 1]
+
+    def __init__(self, shape: torch.Size, bits: int):
+        super().__init__(shape)
+        self.bits, self.largest = bits, 2 ** (bits - 1) - 1  # 127 or 7
+        n_out, n_in = shape
+        if bits == 4 and n_in % 2:
+            raise UserError(f"int4 keeps two weights in a byte; a row of {n_in} can't be halved: choose int8")
+        self.register_buffer("codes", torch.empty(n_out, n_in * bits // 8, dtype=torch.int8))
+        self.register_buffer("scales", torch.empty(n_out, 1))
+
+    def copy_(self, weight: torch.Tensor) -> "RowwiseWeight":
+        weight = weight.float()
+        scales = weight.abs().amax(dim=1, keepdim=True) / self.largest  # [out, 1]
+        codes = (weight / scales.clamp(min=1e-30)).round().to(torch.int8)  # [out, in]; a row of zeros stays one
+        self.codes.copy_(codes if self.bits == 8 else codes[:, ::2] << 4 | codes[:, 1::2] & 15)
+        self.scales.copy_(scales)
+        return self
+
+    def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
+        codes = self.codes
+        if self.bits == 4:  # shifts keep the sign: the high half as it is, the low half shifted up and back
+            codes = torch.stack([codes >> 4, codes << 4 >> 4], dim=-1).flatten(1)  # [out, in/2, 2] -> [out, in]
+        return (codes * self.scales).to(dtype)
+
+
+# What --base_precision accepts beside fp32: how a weight is kept, and in what the token embedding then is.
+PRECISIONS = {
+    "fp16": (lambda shape: HalfWeight(shape, torch.float16), torch.float16),
+    "bf16": (lambda shape: HalfWeight(shape, torch.bfloat16), torch.bfloat16),
+    "int8": (lambda shape: RowwiseWeight(shape, 8), torch.float16),
+    "int4": (lambda shape: RowwiseWeight(shape, 4), torch.float16),
+}
+
+
+# --- multiplying with it
+
+
+class Product(torch.autograd.Function):
+    """x Wᵀ + b with a quantized W, which is dequantized anew for the backward pass instead of being kept till then."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.weight, ctx.input_dtype = weight, x.dtype
+        dtype = compute_dtype(x)
+        return F.linear(x.to(dtype), weight.dequantize(dtype), None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, None, torch.Tensor | None]:
+        of_x = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_x = (gradient @ ctx.weight.dequantize(gradient.dtype)).to(ctx.input_dtype)  # [..., out] -> [..., in]
+        if ctx.needs_input_grad[2]:
+            of_bias = gradient.flatten(0, -2).sum(dim=0, dtype=torch.float32)  # [..., out] -> [out]
+        return of_x, None, of_bias
+
+
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """Return what a product with x is computed in: autocast's type where that is on, else that of x."""
+    kind = x.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
+
+
+def multiply(x: torch.Tensor, weight: torch.Tensor | QuantizedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+    """Return x Wᵀ + b, [..., in] -> [..., out]: F.linear, for a weight of either kind."""
+    if isinstance(weight, QuantizedWeight):
+        return Product.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def as_tensor(weight: torch.Tensor | QuantizedWeight) -> torch.Tensor:
+    """Return a weight of either kind as numbers, [out, in]; of a quantized one, in float32."""
+    return weight.dequantize(torch.float32) if isinstance(weight, QuantizedWeight) else weight
+
+
+def half_as(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return a weight of half precision in the type that a product with x is computed in; any other as it is."""
+    return weight if weight.dtype == torch.float32 else weight.to(compute_dtype(x))
+
+
+class QuantizedLinear(nn.Linear):
+    """Takes the place of a frozen Linear layer. Its bias stays as it is."""
+
+    weight: Any
+
+    def __init__(self, base: nn.Linear, weight: QuantizedWeight):
+        nn.Module.__init__(self)  # not Linear's own: nothing is drawn
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = weight, base.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return multiply(x, self.weight, self.bias)
+
+
+class HalfEmbedding(nn.Embedding):
+    """A frozen table of half precision. What comes out of it is float32, as everything between the layers is."""
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(input_ids).float()  # [B, T] -> [B, T, D]
+
+
+# --- in a model
+
+
+def quantize(model: Transformer, precision: str, trained: Collection[str] = ()) -> None:
+    """Keep the weights of the blocks' Linear layers and the token embedding as `precision` says. In place.
+
+    precision   a name of PRECISIONS
+    trained     names of parameters that are left alone, because they are going to train
+
+    A model on the meta device stays there: its weights get their values by `copy_`.
+    """
+    make, dtype = PRECISIONS[precision]
+    device = model.token_embedding.weight.device
+    for path, module in list(model.blocks.named_modules(prefix="blocks")):
+        if type(module) is not nn.Linear or f"{path}.weight" in trained:
+            continue
+        with torch.device(device):
+            weight = make(module.weight.shape)
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, QuantizedLinear(module, weight.copy_(module.weight.detach())))
+    if "token_embedding.weight" not in trained:
+        table = model.token_embedding.weight.detach().to(dtype)
+        model.token_embedding = HalfEmbedding.from_pretrained(table)
+
+
+def quantize_head(model: Transformer, precision: str, trained: Collection[str] = ()) -> None:
+    """Keep the weight of a language-model head that isn't the token embedding's in half precision. In place."""
+    is_own = getattr(model.head, "kind", None) == "lm" and model.head.weight is not model.token_embedding.weight
+    if is_own and "head.weight" not in trained:
+        model.head.weight = nn.Parameter(model.head.weight.detach().to(PRECISIONS[precision][1]), requires_grad=False)
+
+
+def weights_of(model: nn.Module) -> dict[str, Any]:
+    """Return the parameters and the quantized weights of a model by name. Both have a shape and `copy_`."""
+    quantized = {path: one for path, one in model.named_modules() if isinstance(one, QuantizedWeight)}
+    return dict(model.named_parameters()) | quantized
+
+
+def dequantize(model: Transformer) -> Transformer:
+    """Keep every weight in float32 again, with the values that it has now. In place."""
+    for path, weight in weights_of(model).items():
+        if isinstance(weight, QuantizedWeight):
+            layer = model.get_submodule(path.removesuffix(".weight"))
+            del layer.weight
+            layer.weight = nn.Parameter(as_tensor(weight), requires_grad=False)
+    table = model.token_embedding.weight
+    if table.dtype != torch.float32:
+        model.token_embedding = nn.Embedding.from_pretrained(table.float())
+        if getattr(model.head, "weight", None) is table:
+            model.head.weight = model.token_embedding.weight
+    return model
