@@ -1,5 +1,6 @@
 """Computes what a run needs in memory before it starts: weights, gradients, optimizer state, activations."""
 
+import weakref
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,13 @@ class Budget:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
+class Saved:
+    """A tensor that autograd holds for the backward pass, for as long as it does."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
+
+
 def saved_activations(model: nn.Module, batch_size: int, length: int) -> int:
     """Return the bytes that the forward pass keeps for the backward pass, for [batch_size, length] tokens.
 
@@ -43,21 +51,28 @@ def saved_activations(model: nn.Module, batch_size: int, length: int) -> int:
     keeps no attention weights, needs less; autocast needs less or more, by what it casts.
     """
     own = {one.untyped_storage()._cdata for one in [*model.parameters(), *model.buffers()]}
-    sizes: dict[int, int] = {}  # of each memory that is kept, by its address
+    held: weakref.WeakSet[Saved] = weakref.WeakSet()
 
-    def note_size(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            sizes[storage._cdata] = storage.nbytes()
-        return tensor
+    def pack(tensor: torch.Tensor) -> Saved:
+        saved = Saved(tensor)
+        held.add(saved)
+        return saved
 
     input_ids = torch.zeros(batch_size, length, dtype=torch.long, device="meta")
-    with torch.autograd.graph.saved_tensors_hooks(note_size, lambda tensor: tensor):
-        # Keep the output: the address of freed memory would be counted for another tensor.
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
         mask, positions = model.layout(input_ids, None, None)
-        output = fast_path.logits(model, model.embed(input_ids), mask, positions=positions)
-    del output
-    return sum(sizes.values())
+        hidden = model.embed(input_ids)
+        if model.head.kind == "lm":  # the loss holds no scores, but the gradient of what enters the head
+            hidden = fast_path.run_blocks(model, hidden, 0, mask, positions)
+            output = model.head.prepare(model.final_norm(hidden))  # [B, T, D]
+            of_head = output.nbytes
+        else:
+            output = fast_path.logits(model, hidden, mask, positions=positions)
+            of_head = 0
+    storages = [saved.tensor.untyped_storage() for saved in held]
+    sizes = {storage._cdata: storage.nbytes() for storage in storages}
+    del output  # only now: autograd lets go of what it holds along with it
+    return of_head + sum(size for place, size in sizes.items() if place not in own)
 
 
 def budget(model: nn.Module, batch_size: int, length: int) -> Budget:
