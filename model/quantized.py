@@ -210,6 +210,12 @@ def weights_of(model: nn.Module) -> dict[str, Any]:
     return dict(model.named_parameters()) | quantized
 
 
+def check_whole(weight: Any) -> None:
+    """Raise UserError for a weight that is about to train and is kept in fewer bits."""
+    if isinstance(weight, QuantizedWeight):
+        raise UserError("weights in fewer bits can't train; load the model with base_precision fp32 or name them `trained`")
+
+
 def dequantize(model: Transformer) -> Transformer:
     """Keep every weight in float32 again, with the values that it has now. In place."""
     for path, weight in weights_of(model).items():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from config import DEFAULTS, Run
-from model.quantized import QuantizedWeight
+from model.quantized import check_whole
 from model.transformer import Transformer
 from peft.attach import train_head
 from peft.registry import method
@@ -67,8 +67,6 @@ class FreezeBlocks:
 def train_modules(modules: Iterable[nn.Module]) -> None:
     """Let all parameters of the modules train. Raises UserError where a weight is kept in fewer bits."""
     for module in modules:
-        if any(isinstance(one, QuantizedWeight) for one in module.modules()):
-            raise UserError(
-                "weights in fewer bits can't train; load the model with base_precision fp32 or name them trained"
-            )
+        for one in module.modules():
+            check_whole(one)
         module.requires_grad_(True)

@@ -125,7 +125,7 @@ class ChatGLMPrefixAttention(WithPrefix, ChatGLMAttention):
 def add_prefix(model: Transformer, number: int, prefix: nn.Module) -> None:
     """Put a prefix on the attention of a block, in place."""
     attention = model.blocks[number].attn
-    prefix = prefix.to(next(attention.parameters()).device)
+    prefix = prefix.to(attention.out.weight.device)
     if isinstance(attention, LlamaAttention):
         prefixed = LlamaPrefixAttention(attention, prefix)
     elif isinstance(attention, ChatGLMAttention):

@@ -17,7 +17,7 @@ def share(model: Transformer) -> Transformer:
     So `merge(share(model))` folds an adapter in, and dropping the result undoes that to the last bit. Two models that are
     to train the same tensors can't share them: the optimizer's steps would show in both.
     """
-    same = {}
+    same: dict[int, torch.Tensor] = {id(buffer): buffer for buffer in model.buffers()}  # weights in fewer bits
     for parameter in model.parameters():
         same[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)  # the memory is the same
     return copy.deepcopy(model, same)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from model.names import Entry
+from model.quantized import weights_of
 from model.registry import architecture_of, entries_of
 from model.transformer import Transformer
 from model.weights import name_of
@@ -21,7 +22,7 @@ class PublishedNames:
     @classmethod
     def of(cls, model: Transformer) -> "PublishedNames":
         """Return the names of a model to which nothing has been added."""
-        parameters = dict(model.named_parameters())  # without the weight of a head that is tied
+        parameters = weights_of(model)  # without the weight of a head that is tied
         tensors = {entry.hf_name: entry for entry in entries_of(model) if entry.names}
         tensors = {name: entry for name, entry in tensors.items() if all(one in parameters for one in entry.names)}
         modules = {

@@ -31,6 +31,7 @@ from torch import nn
 from config import Run
 from model import hub
 from model.heads import untie
+from model.quantized import check_whole, weights_of
 from model.registry import architecture_of
 from model.transformer import Transformer
 from model.weights import published_shape, read_safetensors
@@ -151,13 +152,14 @@ def replace_tensor(model: Transformer, names: PublishedNames, adapter: AdapterFi
     embedding, head = tied_names(model)
     hf_name = embedding if model.config.tied and name == head else name
     hf_name = hf_name if hf_name in names.tensors else names.prefix + hf_name
-    parameters = dict(model.named_parameters())
+    parameters = weights_of(model)
     entry, tensor = names.tensors.get(hf_name), adapter.tensors[name]
     if entry is None:
         raise no_place(adapter, name)
     adapter.check_shape(name, tensor, published_shape(entry, parameters))
     parts = (tensor.T if entry.transposed else tensor).chunk(len(entry.names))
     for one, value in zip(entry.names, parts, strict=True):
+        check_whole(parameters[one])
         parameter = parameters[one]  # not filled in place: another model may share its memory, see `share`
         parameter.data = value.to(parameter).clone(memory_format=torch.contiguous_format)
         parameter.requires_grad_(True)

@@ -25,12 +25,12 @@ from model import from_pretrained
 def peak():  # VmHWM, not ru_maxrss: that one starts at the peak of the process which started this one
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 warm, *directories = sys.argv[1:]
-from_pretrained(warm)  # what PyTorch itself allocates once
-for directory in directories:
+from_pretrained(warm, base_precision="int8")  # what PyTorch itself allocates once
+for directory, precision in [(one, "fp32") for one in directories] + [(directories[0], "int8")]:
     if os.fork() == 0:  # in a process of its own, whose peak starts at its present size
         before = peak()
-        model = from_pretrained(directory)
-        print(peak() - before, sum(p.numel() * 4 for p in model.parameters()), flush=True)
+        model = from_pretrained(directory, base_precision=precision)
+        print(peak() - before, sum(one.nbytes for one in [*model.parameters(), *model.buffers()]), flush=True)
         os._exit(0)
     os.wait()
 """
@@ -56,8 +56,9 @@ def test_loading_needs_the_model_and_little_more(checkpoint, tmp_path):
         shutil.rmtree(written)  # pytest would keep their 400 MB for three sessions
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 2
-    for line in lines:
-        growth, size = map(int, line.split())
+    whole, again, in_8_bits = (tuple(map(int, line.split())) for line in lines)
+    for growth, size in (whole, again):
         assert size > 190e6
         assert size * 0.9 < growth < size * 1.35 + 60e6  # below: the measurement itself would be wrong
+    growth, size = in_8_bits
+    assert size < whole[1] * 0.3 and size * 0.9 < growth < size * 1.35 + 60e6

@@ -10,7 +10,7 @@ from model import from_pretrained
 from model.quantized import PRECISIONS, HalfWeight, QuantizedWeight, RowwiseWeight, dequantize, quantize, weights_of
 from model.registry import ARCHITECTURES
 from model.weights import save_pretrained
-from peft import BitFit, DoRA, Freeze, FreezeBlocks, LoRA, attach, export, merge
+from peft import BitFit, DoRA, Freeze, FreezeBlocks, LoRA, attach, export, merge, share
 from pipeline import memory
 from tests.helpers.architectures import small_config
 from tests.helpers.methods import ALL, CONFIG, IDS, LABELS, OWN, tiny_gpt2, train, trained_names
@@ -112,9 +112,11 @@ def test_a_model_computes_with_these_values(directory, precision, amp):
         assert (whole - kept).abs().max() <= (3e-2 if amp else 1e-5) * scale
 
 
-@pytest.mark.parametrize("directory", ["gpt2"], indirect=True)
+@pytest.mark.parametrize("directory", ["gpt2", "llama"], indirect=True)
 @pytest.mark.parametrize("name", [name for name in OWN if name != "all"])
 def test_every_method_trains_what_it_trains_of_a_whole_base(directory, name):
+    if name == "bitfit" and directory.name == "llama":
+        return  # it has no biases
     chosen = FreezeBlocks("last1", "mlp") if name == "freeze" else ALL[name]
     plain = attach(classifier(directory), chosen)
     model = attach(classifier(directory, "int8", trained_names(plain)), chosen)
@@ -135,6 +137,12 @@ def test_merging_gives_plain_layers_of_the_same_function(directory, precision):
         after = merge(dequantize(model))(IDS)
     assert not quantized_of(model)
     assert torch.allclose(before, after, atol=1e-5)
+
+
+def test_a_shared_base_is_held_once(directory):
+    base = classifier(directory, "int8")
+    held = [{one.data_ptr() for one in model.buffers()} for model in (base, share(base))]
+    assert held[0] == held[1] != set()
 
 
 def test_a_language_model_with_a_head_of_its_own(tmp_path):

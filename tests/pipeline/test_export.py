@@ -52,3 +52,21 @@ def test_an_encoder_by_command(alone, encoder_data, tmp_path, capsys):
     assert experiments.main([*base, "--adapter", "adapter", "--num_epochs", "0", "--output_dir", "two"]) == 0
     one, two = (json.loads(Path(folder, "result.json").read_text()) for folder in ("one", "two"))
     assert one["validation_accuracy"] == two["validation_accuracy"]
+
+
+def test_a_run_on_a_base_in_fewer_bits(experiment, alone, capsys):
+    """The exported model holds the base that was trained on; the adapter fits that base and, nearly, the whole one."""
+    flags = ("--trainable_layers", "lora", "--lora_rank", 4, "--trainable_token_pos", "flexible")
+    first = experiment(*flags, "--base_precision", "int4", learning_rate=1e-2, max_steps=8, amp="off")
+    for what in ("export_peft", "export_model"):
+        assert experiments.main([f"--{what}", what, "--run_dir", str(first.directory)]) == 0
+    evaluate = ("--trainable_token_pos", "flexible", "--num_epochs", 0)
+    whole = experiment(*evaluate, checkpoint="export_model", output_dir="whole", amp="off")
+    kept = experiment(*evaluate, "--base_precision", "int4", adapter="export_peft", output_dir="kept", amp="off")
+    other = experiment(*evaluate, adapter="export_peft", output_dir="other", amp="off")
+    for split in ("final validation", "final test"):
+        [before] = first.logged("loss", split)
+        assert whole.logged("loss", split) == pytest.approx([before], rel=1e-3)
+        assert kept.logged("loss", split) == pytest.approx([before], rel=1e-5)
+        assert other.logged("loss", split) == pytest.approx([before], rel=0.2)
+        assert other.logged("loss", split) != pytest.approx([before], rel=1e-5)

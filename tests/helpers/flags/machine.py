@@ -26,7 +26,9 @@ def amp(experiment, fixtures):
 def base_precision(experiment, fixtures):
     whole, kept = experiment(*LORA), experiment(*LORA, "--base_precision", "int8")
     assert whole.logged("loss") != kept.logged("loss") == pytest.approx(whole.logged("loss"), rel=0.05)
-    assert kept.tensors.keys() == whole.tensors.keys() and kept.result["total_parameters"] == whole.result["total_parameters"]
+    assert (
+        kept.tensors.keys() == whole.tensors.keys() and kept.result["total_parameters"] == whole.result["total_parameters"]
+    )
     again = experiment(*LORA, "--quantization_bit", 8, output_dir="bits")  # the same by the name of another tool
     assert again.logged("loss") == kept.logged("loss") and again.result["config"]["base_precision"] == "int8"
     for flags in (["--trainable_layers", "all"], ["--lora_init", "pissa", *LORA], ["--stages", "layer_by_layer"]):
