@@ -23,7 +23,7 @@ ADAPTER_PLACEMENTS = ("pfeiffer", "houlsby")
 BYPASS_INTO = ("classifier", "dense")
 BYPASS_HEADS = ("own", "linear")
 BYPASS_INITS = ("zero", "default")
-BASE_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
+BASE_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4", "nf4")
 BYPASS_DEEPEST = 3  # Linear layers in a row per branch
 
 # The methods, by the names that --trainable_layers accepts; a user may add others.
@@ -216,8 +216,8 @@ class Run:
     )
 
     base_precision: str = flag(
-        "how frozen weights are kept: fp32, fp16, bf16, or int8 and int4, a whole number times a scale of its row; what "
-        "trains stays in fp32 (--quantization_bit 8 is int8, 4 is int4)",
+        "how frozen weights are kept: fp32, fp16, bf16; int8 and int4, a whole number times a scale of its row; nf4, the "
+        "4 bits of QLoRA; what trains stays in fp32 (--quantization_bit 8 is int8, 4 is int4)",
         "fp32",
         section="the machine and the results",
         choices=BASE_PRECISIONS,

@@ -10,8 +10,8 @@ import torch
 
 from model import config_file, hub, weights
 from model.architecture import Architecture
+from model.base_precision import quantize, quantize_head
 from model.heads import POSITIONS
-from model.quantized import quantize, quantize_head
 from model.registry import PUBLISHED, architecture_of
 from model.transformer import Transformer
 from utils.errors import UserError
@@ -67,7 +67,7 @@ def from_pretrained(
     seed            of torch's global generator, set before the body is drawn and again before the head is, as the
                     published spam script does; None leaves the generator as it is
     base_precision  how the weights of the blocks' Linear layers and the token embedding are kept: "fp32", or a name of
-                    `PRECISIONS` (model/quantized.py) to keep those that don't train in fewer bits
+                    `PRECISIONS` (model/base_precision.py) to keep those that don't train in fewer bits
     trained         names of parameters that are going to train, and so stay in float32
     config_changes  fields of the configuration to replace: dropout=0.1, causal=False
 

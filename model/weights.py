@@ -11,10 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from model.architecture import Architecture
+from model.base_precision import weights_of
 from model.config_file import write_config
 from model.hub import PICKLED
 from model.names import Entry, expand
-from model.quantized import as_tensor, weights_of
+from model.quantized import as_tensor
 from model.registry import architecture_of, entries_of
 from model.transformer import Transformer
 from utils.errors import UserError

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from config import Run
+from model.base_precision import dequantize
 from model.hub import ADAPTER_FILES, CLASSIFIER_FILE, REPOSITORIES, local
-from model.quantized import dequantize
 from model.tokenizers.bpe import BytePairTokenizer
 from model.tokenizers.files import copy_tokenizer, library_files
 from model.weights import save_pretrained

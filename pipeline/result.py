@@ -16,7 +16,7 @@ from torch import nn
 
 from data.dialogues import Dialogue
 from data.files import TextExample
-from model.quantized import weights_of
+from model.base_precision import weights_of
 from model.registry import entries_of
 from model.transformer import Transformer
 from training import distributed

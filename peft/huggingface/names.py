@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from model.base_precision import weights_of
 from model.names import Entry
-from model.quantized import weights_of
 from model.registry import architecture_of, entries_of
 from model.transformer import Transformer
 from model.weights import name_of

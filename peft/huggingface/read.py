@@ -30,8 +30,9 @@ from torch import nn
 
 from config import Run
 from model import hub
+from model.base_precision import weights_of
 from model.heads import untie
-from model.quantized import check_whole, weights_of
+from model.quantized import check_whole
 from model.registry import architecture_of
 from model.transformer import Transformer
 from model.weights import published_shape, read_safetensors

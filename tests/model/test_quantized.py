@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from model import from_pretrained
-from model.quantized import PRECISIONS, HalfWeight, QuantizedWeight, RowwiseWeight, dequantize, quantize, weights_of
+from model.base_precision import PRECISIONS, dequantize, quantize, weights_of
+from model.quantized import HalfWeight, QuantizedWeight, RowwiseWeight
 from model.registry import ARCHITECTURES
 from model.weights import save_pretrained
 from peft import BitFit, DoRA, Freeze, FreezeBlocks, LoRA, attach, export, merge, share
