@@ -16,7 +16,7 @@ PRECISIONS = {
     "bf16": (lambda shape: HalfWeight(shape, torch.bfloat16), torch.bfloat16),
     "int8": (lambda shape: RowwiseWeight(shape, 8), torch.float16),
     "int4": (lambda shape: RowwiseWeight(shape, 4), torch.float16),
-    "nf4": (NF4Weight, torch.bfloat16),
+    "nf4": (NF4Weight, torch.float16),
 }
 
 

@@ -9,8 +9,10 @@ import torch
 from torch.nn import functional as F
 
 from model import fast_path, from_pretrained
+from model.base_precision import weights_of
 from model.generation import generate, left_padded
 from model.llama import Llama
+from model.nf4 import NF4Weight
 from model.registry import entries_of
 from model.tokenizers.decoder import DecoderTokenizer
 
@@ -49,6 +51,18 @@ def test_prompts(model, tokenizer, golden):
         found = logits[0, prompt["positions"]].topk(10)
         assert found.indices.tolist() == prompt["top10_ids"]
         torch.testing.assert_close(found.values, torch.tensor(prompt["top10_logits"]), atol=2e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_prompts_with_a_base_in_four_bits(smollm2, golden):
+    model = from_pretrained(smollm2, base_precision="nf4").eval()
+    assert sum(one.numel() for one in weights_of(model).values() if isinstance(one, NF4Weight)) == golden["nf4"]["weights"]
+    ids = [torch.tensor([prompt["ids"]]) for prompt in golden["prompts"]]
+    losses = [loss_of(model(one), one).item() for one in ids]
+    assert losses == pytest.approx(golden["nf4"]["losses"], abs=2e-4)
+    assert losses == pytest.approx(golden["nf4"]["losses_bitsandbytes"], abs=2e-3)  # whose magnitudes round otherwise
+    whole = [prompt["loss"] for prompt in golden["prompts"]]
+    assert max(abs(one - other) for one, other in zip(losses, whole, strict=True)) > 0.02
 
 
 @torch.no_grad()
