@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ from training.divergence import check_finite
 from training.early_stopping import EarlyStopping
 from training.meter import Meter
 from training.metrics_log import Metrics
-from training.optimizer import make_optimizer
+from training.optimizer import AdamW, make_optimizer
 from training.scores import macro_f1
 from training.signals import interrupt_flag
 from utils.errors import UserError
@@ -154,7 +155,7 @@ def accumulate_gradients(
     return n_targets
 
 
-def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, rate: float, max_grad_norm: float) -> None:
+def update(optimizer: AdamW, scaler: Any, rate: float, max_grad_norm: float) -> None:
     """Take one optimizer step with the gradients that have been added up, and clear them for the next."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]
@@ -164,7 +165,7 @@ def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, rate:
         nn.utils.clip_grad_norm_(trained, max_grad_norm)
     scaler.step(optimizer)
     scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
 
 
 def schedule(kind: str, warmup_ratio: float, total_steps: int) -> Callable[[int], float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from model import config_file, hub, weights
 from model.architecture import Architecture
@@ -86,12 +87,12 @@ def from_pretrained(
     if checkpoint is None:
         model = _drawn(kind, config)
     else:
-        with torch.device("meta"):  # nothing is drawn, as every tensor comes from the checkpoint, ...
+        with torch.device("meta"), NothingDrawn():  # every tensor comes from the checkpoint
             model = kind.model(config)
     if base_precision != "fp32":
         quantize(model, base_precision, trained)
     if checkpoint is not None:
-        weights.match(model, checkpoint)  # ... and nothing allocated of what config.json says before the file agrees
+        weights.match(model, checkpoint)  # nothing is allocated of what config.json says before the file agrees
         model.to_empty(device="cpu")
     if seed is not None:
         torch.manual_seed(seed)
@@ -110,6 +111,15 @@ def from_pretrained(
             torch.nn.init.zeros_(model.head.classifier.bias)  # the published classifier has none
     model.drawn = weights.drawn_names(model, kept)
     return model
+
+
+class NothingDrawn(TorchFunctionMode):
+    """Leaves new parameters as they are. On the meta device, drawing an embedding would import torch's compiler."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return (kwargs or {}).get("tensor", *args[:1])
+        return func(*args, **(kwargs or {}))
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

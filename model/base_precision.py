@@ -35,8 +35,10 @@ def quantize(model: Transformer, precision: str, trained: Collection[str] = ()) 
             continue
         with torch.device(device):
             weight = make(module.weight.shape)
+        if device.type != "meta":
+            weight.copy_(module.weight.detach())
         parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, QuantizedLinear(module, weight.copy_(module.weight.detach())))
+        setattr(model.get_submodule(parent), name, QuantizedLinear(module, weight))
     if "token_embedding.weight" not in trained:
         table = model.token_embedding.weight.detach().to(dtype)
         model.token_embedding = HalfEmbedding.from_pretrained(table)

@@ -7,7 +7,7 @@ from torch import nn
 
 import peft
 from config import Run
-from model import config_of, from_pretrained
+from model import NothingDrawn, config_of, from_pretrained
 from pipeline.stored import number_of, stored_classifier
 from utils.errors import UserError
 
@@ -49,7 +49,7 @@ def trained_names(run: Run, n_labels: int) -> set[str]:
     if unfit := "--fsdp" if run.fsdp else "--stages" if run.stages else "":
         raise UserError(f"{unfit} needs whole weights; leave it out, or --base_precision {run.base_precision}")
     unread = replace(run, weights="random", base_precision="fp32", head_labels=None)
-    with torch.device("meta"):
+    with torch.device("meta"), NothingDrawn():
         model = peft.attach(build_model(unread, n_labels), peft.method_of(run))
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 

@@ -238,10 +238,12 @@ def started_anew(directory: Path, run: Run) -> Start:
 @contextlib.contextmanager
 def deterministic(wanted: bool):
     """Compute, for --deterministic, the same numbers each time on a GPU too; an operation that can't is an error."""
+    if not wanted:
+        yield
+        return
     before = torch.are_deterministic_algorithms_enabled()
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
-    torch.use_deterministic_algorithms(before or wanted)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+    torch.use_deterministic_algorithms(True)  # imports torch's compiler, which takes two seconds
     try:
         yield
     finally:

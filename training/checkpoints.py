@@ -16,6 +16,7 @@ from model.weights import read_metadata, read_safetensors, write_safetensors
 from training import distributed
 from training.divergence import ADVICE, Diverged, check_finite
 from training.early_stopping import EarlyStopping
+from training.optimizer import AdamW
 from utils.errors import UserError, note
 
 STATES = "states"  # a folder of the run's: the stage under way, the newest --save_total_limit of them
@@ -138,9 +139,7 @@ class Checkpointer:
         files = state_files(self.directory)
         return f"the last good state is {files[-1][2]}" if files else "nothing of this stage has been saved"
 
-    def save(
-        self, optimizer: torch.optim.Optimizer, scaler, stopping: EarlyStopping, progress: Progress, required: bool
-    ) -> None:
+    def save(self, optimizer: AdamW, scaler, stopping: EarlyStopping, progress: Progress, required: bool) -> None:
         """Write all that `load` needs. Of several processes each has to call; the first one writes.
 
         required   raise UserError where it can't be written; else the run goes on without
@@ -168,7 +167,7 @@ class Checkpointer:
         state = {f"trained.{name}": tensor for name, tensor in trained.items()}
         state |= {f"best.{name}": tensor for name, tensor in gathered(stopping.tensors).items()}
         for name, parameter in stopping.trained.items():
-            state |= gathered({f"{key}.{name}": value for key, value in optimizer.state[parameter].items()})
+            state |= gathered({f"{key}.{name}": value for key, value in optimizer.state.get(parameter, {}).items()})
         state |= distributed.generators()
         for name in ("loss", "hits"):  # of each process
             each = distributed.gather(torch.as_tensor(getattr(progress, name)).cpu())
@@ -179,7 +178,7 @@ class Checkpointer:
         return state, {name: json.dumps(part) for name, part in parts.items()}, trained
 
     @torch.no_grad()
-    def load(self, optimizer: torch.optim.Optimizer, scaler, stopping: EarlyStopping) -> Progress:
+    def load(self, optimizer: AdamW, scaler, stopping: EarlyStopping) -> Progress:
         """Put everything that `save` wrote back, and return how far the training had come. Raises UserError."""
         assert self.point is not None
         state, metadata, trained = self.point.tensors, self.point.metadata, stopping.trained
@@ -190,19 +189,18 @@ class Checkpointer:
             numbers = json.loads(metadata["past"])[rank]
             scale, best = json.loads(metadata["scaler"]), json.loads(metadata["best"])
             progress = Progress(**numbers, loss=state["meter.loss"][rank], hits=state["meter.hits"][rank])
-            moments = [
-                {"step": state[f"step.{name}"]}
+            moments = {
+                parameter: {"step": state[f"step.{name}"].to(parameter.device)}
                 | {key: spread(state[f"{key}.{name}"], parameter) for key in ("exp_avg", "exp_avg_sq")}
                 for name, parameter in in_order
                 if progress.step > 0  # before the first step there are none
-            ]
+            }
             stopping.step, stopping.loss, stopping.waited = best["step"], best["loss"], best["waited"]
             for name, parameter in trained.items():
                 parameter.copy_(spread(state[f"trained.{name}"], parameter))
         except (KeyError, ValueError, TypeError, IndexError) as error:
             raise UserError(f"{self.point.file} lacks {error}; train anew without --resume") from None
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": dict(enumerate(moments)), "param_groups": groups})
+        optimizer.state = moments
         scaler.load_state_dict(scale)
         stopping.tensors = {
             name: spread(tensor.to(trained[name].device), trained[name]) for name, tensor in self.point.part("best").items()

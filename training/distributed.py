@@ -232,7 +232,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 def part_of(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Return this process's part of a tensor, spread as `like` is: the inverse of `whole`."""
     if not hasattr(like, "full_tensor"):
-        return tensor
+        return tensor.to(like.device)
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

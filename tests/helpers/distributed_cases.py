@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import experiments
 import peft
@@ -21,6 +20,7 @@ from training import distributed
 from training.activation_cache import cached
 from training.checkpoints import Checkpointer, newest
 from training.metrics_log import Metrics
+from training.optimizer import AdamW
 
 CPU = torch.device("cpu")
 LORA = peft.LoRA(rank=4, alpha=8)
@@ -76,15 +76,16 @@ def learn(n=13, labels="class", pad_to=12, batch_size=8, method=None, kept=False
     batches = cached(model, batches, "off")[0] if kept else batches
     if stop and distributed.rank() == distributed.size() - 1:
         interrupt_model(model, stop, signal.SIGTERM)
-    metrics, norms = Metrics(), []
+    metrics, norms, step = Metrics(), [], AdamW.step
 
-    def look(optimizer, args, kwargs) -> None:  # Adam would hide a gradient that is twice as large
+    def look(optimizer: AdamW) -> None:  # Adam would hide a gradient that is twice as large
         gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
         norms.append([0.0 if one is None else distributed.whole(one).norm().item() for one in gradients])
+        step(optimizer)
 
-    hook = register_optimizer_step_pre_hook(look)
+    AdamW.step = look
     fitted = fit(model, batches["train"], run, metrics, batches["validation"], keeper, compute_loss)
-    hook.remove()
+    AdamW.step = step
     return {
         "norms": torch.tensor(norms),
         "records": [{name: one[name] for name in one if name != "seconds"} for one in metrics.records],
