@@ -4,6 +4,7 @@ The whole prompt is one text, cut and encoded as such: earlier turns, in rounds,
 the answer and <eop>. Only the last answer is learnt, and <sop> before it.
 """
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ from model.tokenizers.base import Tokenizer
 from model.tokenizers.chatglm import ChatGLMTokenizer
 from utils.errors import UserError
 
+TRAINING_TIME = "[[训练时间]]"  # the model was taught to write this where its answer is about when it was trained
+CHINESE = "\u4e00-\u9fff"
+WIDE = dict(zip(",!:;?", "，！：；？", strict=True))
 ROUND = "[Round {number}]\n问：{question}\n答："
 
 
@@ -68,8 +72,19 @@ class ChatGLMEncoder:
         return source[-max(1, self.length - room - len(self.between)) :] + self.between
 
     def said(self, tokens: list[int]) -> str:
-        """Return the text of an answer that was written."""
-        return self.tokenizer.decode(tokens)
+        """Return the text of an answer that was written, as that tool scored it."""
+        return self.tokenizer.decode(tokens, skip_special=True)
+
+    def reference(self, dialogue: Dialogue) -> str:
+        """Return what an answer to the last question is compared with: the data's, cut to `max_target_length` and decoded.
+
+        Its commas are then as narrow as those that the model can write.
+        """
+        return self.said(self.tokenizer.encode(dialogue.turns[-1].answer)[: self.max_target - 2])
+
+    def shown(self, text: str, is_complete: bool) -> str:
+        """Return what is shown of an answer that is being written: of one that goes on, what that can't change any more."""
+        return cleaned(text if is_complete else without_open_end(text))
 
     def encode(self, dialogue: Dialogue) -> Example:
         """Return the example of a dialogue: ids [T], and targets [T], IGNORED before the answer.
@@ -91,6 +106,21 @@ class ChatGLMEncoder:
         n_ignored = len(source) + len(self.between) - int(self.train_on_sop)
         targets = [IGNORED] * n_ignored + ids[n_ignored:]
         return Example(ids[:-1], targets[1:])  # each position predicts the next token
+
+
+def cleaned(text: str) -> str:
+    """Return an answer as the published chat shows it: punctuation beside Chinese is wide, and its stock phrase is filled.
+
+    No other punctuation is changed, such as that behind a wide comma.
+    """
+    text = text.strip().replace(TRAINING_TIME, "2023年")
+    return re.sub(f"(?<=[{CHINESE}])[,!:;?]|[,!:;?](?=[{CHINESE}])", lambda found: WIDE[found[0]], text)
+
+
+def without_open_end(text: str) -> str:
+    """Return a text without those characters at its end of which `cleaned` makes what follows them says."""
+    begun = next((n for n in range(len(TRAINING_TIME) - 1, 0, -1) if text.endswith(TRAINING_TIME[:n])), 0)
+    return re.sub(r"[,!:;?\s]+$", "", text[: len(text) - begun])
 
 
 def make_encoder(tokenizer: Tokenizer, run: Run, length: int) -> DialogueEncoder | ChatGLMEncoder:

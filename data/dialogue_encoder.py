@@ -112,6 +112,14 @@ class DialogueEncoder:
         """Return the text of an answer that was written, without a thought in front."""
         return self.template.answer(self.tokenizer.decode(tokens))
 
+    def reference(self, dialogue: Dialogue) -> str:
+        """Return what an answer to the last question is compared with."""
+        return dialogue.turns[-1].answer
+
+    def shown(self, text: str, is_complete: bool) -> str:
+        """Return what is shown of an answer that is being written."""
+        return text
+
     def joined(self, turns: list[EncodedTurn]) -> list[int]:
         """Return whole turns one after the other, each with its end."""
         return [token for turn in turns for token in (*turn.prompt(), *turn.answer, *turn.end)]

@@ -1,14 +1,28 @@
 """What the rest of the program has to know about a kind of model."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from model.generation import Sampling
 from model.names import Entry
 from model.tokenizers.base import Tokenizer
 from model.transformer import Transformer
+
+LIKELIEST = Sampling()
+
+
+@dataclass(frozen=True)
+class Answering:
+    """How held-out dialogues are answered, to be scored (`pipeline/answers.py`)."""
+
+    sampling: Sampling = LIKELIEST  # an answer is as long as that where --max_target_length doesn't say
+    max_length: int = sys.maxsize  # tokens of a prompt and its answer together, within the context
+    room: int = sys.maxsize  # tokens that a long prompt leaves free for its answer; half of all at most
+    measures: str = "words"  # by which answers are scored: a name of MEASURES in pipeline/answers.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +48,8 @@ class Architecture:
     read_settings: Callable[[dict], dict[str, Any]] = lambda settings: {}  # -> fields that follow from several settings
     settings_read: tuple[str, ...] = ()  # what that function reads
     recipe: dict[str, Any] = field(default_factory=dict)  # settings of runs that go before those of any task's recipe
+    sampling: Sampling = LIKELIEST  # of --generate and --chat, where no flag says otherwise
+    answering: Answering = field(default_factory=Answering)
     always_tied: bool = False  # whether a head in the files is left unread, as the published code does, equal or not
 
     @property

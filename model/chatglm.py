@@ -44,6 +44,7 @@ class ChatGLMConfig:
     end_ids: tuple[int, ...] = (130005,)  # <eop>
 
     causal: ClassVar[bool] = True  # `layout` says where it isn't
+    token_where_invalid: ClassVar[int] = 5  # "▁", which is written where a score is no number, as in the published code
 
     def __post_init__(self):
         check_heads(self.dim, self.n_heads)

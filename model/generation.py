@@ -57,11 +57,13 @@ def generate(
     *,
     eos_id: int | Sequence[int] | None = None,
     seed: int = 0,
+    max_length: int | None = None,
     **sampling,
 ) -> list[list[int]]:
     """Return the tokens that follow each text, without the end-of-text token; the arguments are those of `stream`."""
     answers: list[list[int]] = [[] for _ in input_ids]
-    for tokens in stream(model, input_ids, attention_mask, eos_id=eos_id, seed=seed, **sampling):
+    written = stream(model, input_ids, attention_mask, eos_id=eos_id, seed=seed, max_length=max_length, **sampling)
+    for tokens in written:
         for answer, token in zip(answers, tokens.tolist(), strict=True):
             if token != NOTHING:
                 answer.append(token)
@@ -76,6 +78,7 @@ def stream(
     *,
     eos_id: int | Sequence[int] | None = None,
     seed: int = 0,
+    max_length: int | None = None,
     **sampling,
 ) -> Iterator[torch.Tensor]:
     """Yield the next token of each text, [B], as long as one goes on; NOTHING for those that have ended.
@@ -84,12 +87,14 @@ def stream(
     attention_mask  [B, T], 1 = real and 0 = padding; None: everything is real
     eos_id          the token that ends a text, or several
     seed            of the draws, where temperature isn't 0
+    max_length      the most tokens of a text and what follows it; None: the model's context
     sampling        fields of `Sampling`
 
     What a text gets doesn't depend on how much padding it has.
     """
-    how, mask = Sampling(**sampling), _checked_mask(model, input_ids, attention_mask)
-    limit, cache = model.config.context_length, fast_path.KVCache(model)
+    limit = min(model.config.context_length, max_length or model.config.context_length)
+    how, mask = Sampling(**sampling), _checked_mask(model, input_ids, attention_mask, limit)
+    cache, token_where_invalid = fast_path.KVCache(model), getattr(model.config, "token_where_invalid", None)
     generator = torch.Generator(input_ids.device).manual_seed(seed)
     is_padded = not bool(mask.all())
     lengths, positions = mask.sum(1), (mask.cumsum(1) - 1).clamp(min=0)  # [B], [B, T]: 0 is the first real token
@@ -101,7 +106,8 @@ def stream(
     try:
         for _ in range(how.max_new_tokens):
             logits = fast_path.next_logits(model, input_ids, mask if is_padded else None, positions, cache)  # [B, V]
-            tokens = pick(scores(logits.float(), seen > 0, how), how.temperature, generator)  # [B]
+            logits = without_invalid(logits.float(), token_where_invalid)
+            tokens = pick(scores(logits, seen > 0, how), how.temperature, generator)  # [B]
             ended = ended | torch.isin(tokens, ends)
             if ended.all():
                 return
@@ -115,6 +121,18 @@ def stream(
             seen.scatter_add_(1, input_ids, torch.ones_like(input_ids, dtype=seen.dtype))
     finally:
         model.train(was_training)
+
+
+def without_invalid(logits: torch.Tensor, token: int | None) -> torch.Tensor:
+    """Return the logits [B, V], or, where any of them isn't finite, others by which every text gets `token`.
+
+    That is the rule of ChatGLM's published code; other models (None) have none.
+    """
+    if token is None or bool(logits.isfinite().all()):
+        return logits
+    logits = torch.zeros_like(logits)
+    logits[:, token] = 5e4
+    return logits
 
 
 def scores(logits: torch.Tensor, seen: torch.Tensor, how: Sampling) -> torch.Tensor:
@@ -150,8 +168,8 @@ def left_padded(texts: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[torch.
     return ids, (torch.arange(width) >= width - torch.tensor([[len(text)] for text in texts])).long()
 
 
-def _checked_mask(model: Transformer, input_ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Return the mask [B, T]. Raises UserError where the model can't go on with these texts."""
+def _checked_mask(model: Transformer, input_ids: torch.Tensor, mask: torch.Tensor | None, limit: int) -> torch.Tensor:
+    """Return the mask [B, T]. Raises UserError where the model can't go on with these texts, to `limit` tokens at most."""
     if getattr(model.head, "kind", None) != "lm":
         raise UserError('generation needs a language model: from_pretrained(..., head="lm")')
     if not input_ids.numel():
@@ -159,9 +177,8 @@ def _checked_mask(model: Transformer, input_ids: torch.Tensor, mask: torch.Tenso
     mask = torch.ones_like(input_ids) if mask is None else mask.long()
     if not mask[:, -1].all():
         raise UserError("a text of the batch ends with padding; generation needs the padding on the left")
-    longest, limit = int(mask.sum(1).max()), model.config.context_length
+    longest, context = int(mask.sum(1).max()), model.config.context_length
     if longest >= limit:
-        raise UserError(
-            f"a prompt of {longest} tokens leaves no room for an answer in the model's context of {limit} tokens"
-        )
+        within = f"the model's context of {context} tokens" if limit == context else f"{limit} tokens"
+        raise UserError(f"a prompt of {longest} tokens leaves no room for an answer in {within}")
     return mask

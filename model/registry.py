@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.architecture import Architecture
+from model.architecture import Answering, Architecture
 from model.bert import Bert, BertConfig, Roberta, RobertaConfig
 from model.chatglm import ChatGLM, ChatGLMConfig
 from model.chatglm_settings import CHATGLM_SETTINGS_READ, read_chatglm, write_chatglm
 from model.distilbert import DistilBert, DistilBertConfig
+from model.generation import Sampling
 from model.gpt2 import GPT2, GPT2_SIZES, GPT2Config
 from model.heads import ClassifierHead, EncoderClassifierHead, LanguageModelHead, MaskedLanguageModelHead
 from model.llama import Llama, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, SmolLM3Config
@@ -312,6 +313,9 @@ CHATGLM_ENTRY = Architecture(
         "gradient_checkpointing": True,
         "prefix_dropout": 0.1,
     },
+    sampling=Sampling(2048, temperature=0.95, top_p=0.7),  # of the published chat
+    # The log's tool left prompts their 512 tokens, of 768 in all.
+    answering=Answering(Sampling(768, temperature=0.95, top_p=0.7), max_length=768, room=256, measures="chatglm"),
     always_tied=True,
 )
 

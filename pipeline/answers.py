@@ -1,17 +1,19 @@
 """What a trained language model answers to held-out dialogues, and how close that comes to the answers of the data.
 
-BLEU-4 is that of `sacrebleu` over all answers (Papineni et al. 2002), ROUGE-1, -2 and -L the mean F-measure of
-`rouge_score` over them (Lin 2004). Neither package is needed for anything else. Chinese and Japanese count by characters.
+Which measures say so depends on the kind of model (`MEASURES`). Without its own, BLEU-4 is that of `sacrebleu` over all
+answers (Papineni et al. 2002), ROUGE-1, -2 and -L the mean F-measure of `rouge_score` over them (Lin 2004). Neither package
+is needed for anything else. Chinese and Japanese count by characters.
 """
 
 import json
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -23,16 +25,17 @@ from data.chatglm_encoder import make_encoder
 from data.dialogues import Dialogue
 from data.encode import padded_length
 from model.generation import generate, left_padded
+from model.registry import architecture_of
 from model.tokenizers.base import Tokenizer
+from pipeline import chatglm_scores
+from pipeline.chatglm_scores import SCORES as SCORES
 from pipeline.reload import load_run
 from pipeline.result import read_result, write_json, write_text
 from training import distributed
 from training.device import pick_device
 from utils.errors import UserError
 
-SCORES = ("bleu4", "rouge1", "rouge2", "rougel")
 SPLITS = ("test", "general")  # whose dialogues are answered
-LONGEST_ANSWER = 100  # tokens, where --max_target_length doesn't say
 FILE = "samples.jsonl"
 # Kana, those of half width too, the ideographs, and the signs that repeat one.
 CJK = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -43,13 +46,13 @@ def evaluate_answers(directory: str | Path, count: int, device: str | None = Non
 
     Raises UserError.
     """
-    need_scorers()
     trained, directory = load_run(directory), Path(directory)
     task, result = trained.inputs.task, read_result(directory)
     if not isinstance(task, ChatTask):
         raise UserError(f"{directory} was trained on {task.name}, which has no dialogues to answer")
     if result.get("interrupted"):
         raise UserError(f"{directory} holds an interrupted run; end it with --resume first")
+    need_scorers(trained.inputs.model_config)
     run = replace(trained.run, eval_generate=count)
     model = trained.model.to(pick_device(device or "auto"))
     scores = answer_and_score(model, run, trained.inputs.splits, trained.inputs.tokenizer, directory)
@@ -58,15 +61,14 @@ def evaluate_answers(directory: str | Path, count: int, device: str | None = Non
     return result
 
 
-def why_no_scores() -> str:
-    """Return "" where answers can be scored, else what is missing."""
-    missing = [name for name in ("sacrebleu", "rouge_score") if find_spec(name) is None]
-    return f"BLEU and ROUGE need {' and '.join(missing)}: pip install sacrebleu rouge-score" if missing else ""
+def why_no_scores(model_config: Any) -> str:
+    """Return "" where the answers of a model can be scored, else what is missing."""
+    return measures_of(model_config).why_missing()
 
 
-def need_scorers() -> None:
-    """Raise UserError where the packages that score answers aren't installed."""
-    if reason := why_no_scores():
+def need_scorers(model_config: Any) -> None:
+    """Raise UserError where the packages that score a model's answers aren't installed."""
+    if reason := why_no_scores(model_config):
         raise UserError(f"--eval_generate: {reason}")
 
 
@@ -82,7 +84,8 @@ def answer_and_score(
     }
     lines = [{"split": split, **sample} for split, samples in by_split.items() for sample in samples]
     write_text(directory / FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    scores = {split: scores_of(samples) for split, samples in by_split.items() if samples}
+    measures = measures_of(model.config)
+    scores = {split: measures.scores_of(samples) for split, samples in by_split.items() if samples}
     return {f"{split}_{name}": value for split, values in scores.items() for name, value in values.items()}
 
 
@@ -94,37 +97,50 @@ def answer_in_turns(model: nn.Module, run: Run, dialogues: list[Dialogue], token
 
 
 def answers(model: nn.Module, run: Run, dialogues: list[Dialogue], tokenizer: Tokenizer) -> list[dict]:
-    """Return greedy answers to the last question of each dialogue: {"prompt", "reference", "answer"}, in their order.
+    """Return answers to the last question of each dialogue: {"prompt", "reference", "answer"}, in their order.
 
-    Half the context at most is kept free for an answer. What is too long for the rest is cut as for training, see
-    `DialogueEncoder`.
+    They are greedy, or sampled as it is usual for the model's kind. Half the context at most is kept free for an answer.
+    What is too long for the rest is cut as for training, see `DialogueEncoder`.
     """
-    length = padded_length(run, model.config.context_length, model.config.context_length)
-    room = min(run.max_target_length or LONGEST_ANSWER, max(1, length // 2))
+    how, context = architecture_of(model.config).answering, model.config.context_length
+    length = min(padded_length(run, context, context), how.max_length)
+    sampling = replace(how.sampling, max_new_tokens=run.max_target_length or how.sampling.max_new_tokens)
     encoder = make_encoder(tokenizer, run, length)
+    room = min(sampling.max_new_tokens, how.room, max(1, length // 2))
     prompts = [encoder.prompt_with_room(dialogue, room) for dialogue in dialogues]
-    written = generate_all(model, prompts, run.eval_batch_size, encoder.end_ids, room)
-
+    written = generate_all(model, prompts, run, encoder.end_ids, {"max_length": length, **asdict(sampling)})
     return [
-        {"prompt": tokenizer.decode(ids), "reference": dialogue.turns[-1].answer, "answer": encoder.said(tokens)}
+        {"prompt": tokenizer.decode(ids), "reference": encoder.reference(dialogue), "answer": encoder.said(tokens)}
         for ids, dialogue, tokens in zip(prompts, dialogues, written, strict=True)
     ]
 
 
 def generate_all(
-    model: nn.Module, prompts: list[list[int]], batch_size: int, end_ids: tuple[int, ...], max_new_tokens: int
+    model: nn.Module, prompts: list[list[int]], run: Run, end_ids: Sequence[int], how: dict
 ) -> list[list[int]]:
-    """Return the token ids that follow each prompt. Prompts of similar length share a batch, so that little is padded."""
+    """Return the token ids that follow each prompt; `how` are arguments of `generate`.
+
+    Prompts of similar length share a batch, so that little is padded. What is drawn depends on the run's seed.
+    """
     device: torch.device = next(model.parameters()).device
     written: list[list[int]] = [[] for _ in prompts]
     order = by_length([len(ids) for ids in prompts])(0)
-    for start in range(0, len(order), batch_size):
-        numbers = [int(number) for number in order[start : start + batch_size]]
+    for start in range(0, len(order), run.eval_batch_size):
+        numbers = [int(number) for number in order[start : start + run.eval_batch_size]]
         ids, mask = left_padded([prompts[i] for i in numbers])  # [B, T] each
-        found = generate(model, ids.to(device), mask.to(device), eos_id=end_ids, max_new_tokens=max_new_tokens)
+        found = generate(model, ids.to(device), mask.to(device), eos_id=end_ids, seed=run.seed + start, **how)
         for number, tokens in zip(numbers, found, strict=True):
             written[number] = tokens
     return written
+
+
+# --- scores by words, of all models that have no measures of their own
+
+
+def why_no_words() -> str:
+    """Return "" where answers can be scored by words, else what is missing."""
+    missing = [name for name in ("sacrebleu", "rouge_score") if find_spec(name) is None]
+    return f"BLEU and ROUGE need {' and '.join(missing)}: pip install sacrebleu rouge-score" if missing else ""
 
 
 def scores_of(samples: Sequence[dict]) -> dict[str, float]:
@@ -163,3 +179,25 @@ def rouge(written: list[str], references: list[str]) -> dict[str, float]:
     scorer = RougeScorer(list(measures.values()), tokenizer=Words())
     scored = [scorer.score(reference, answer) for reference, answer in zip(references, written, strict=True)]
     return {name: statistics.mean(one[measure].fmeasure for one in scored) for name, measure in measures.items()}
+
+
+# --- which measures
+
+
+class Measures(NamedTuple):
+    """Scores of answers."""
+
+    why_missing: Callable[[], str]  # "" where they can be had, else what is missing
+    scores_of: Callable[[Sequence[dict]], dict[str, float]]  # SCORES of samples, as fractions of 1
+
+
+# By the names that the kinds of models have for them (model/registry.py).
+MEASURES = {
+    "words": Measures(why_no_words, scores_of),
+    "chatglm": Measures(chatglm_scores.why_no_words, chatglm_scores.scores_of),
+}
+
+
+def measures_of(model_config: Any) -> Measures:
+    """Return how the answers of a model are scored."""
+    return MEASURES[architecture_of(model_config).answering.measures]

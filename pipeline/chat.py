@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from data.dialogues import Dialogue, Turn
 from data.registry import get_task
 from model import from_pretrained
 from model.generation import NOTHING, Sampling, stream
-from model.registry import ARCHITECTURES
+from model.registry import ARCHITECTURES, architecture_of
 from model.tokenizers.base import Tokenizer
 from pipeline.flags import typed
 from pipeline.inputs import find_tokenizer_folder, read_tokenizer
@@ -34,12 +34,15 @@ class Speaker:
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Tokenizer, run: Run, description: str, sampling: Sampling, device: torch.device
+        self, model: nn.Module, tokenizer: Tokenizer, run: Run, description: str, sampling: dict, device: torch.device
     ):
+        """`sampling` are fields of `Sampling`; the others are as the model's kind has them (model/registry.py)."""
         if getattr(model.head, "kind", None) != "lm" or not hasattr(tokenizer, "end_of_text"):
             raise UserError(f"{description} doesn't write; choose a GPT-2, a Llama, or a run on dialogues")
         self.model, self.tokenizer = model.to(device), tokenizer
-        self.description, self.sampling, self.seed = description, sampling, run.seed
+        own = architecture_of(model.config).sampling
+        self.sampling, self.seed = replace(own, **sampling), run.seed
+        self.description = description + ("" if own == Sampling() else f"; {described(self.sampling)}")
         self.device, self.context_length = device, model.config.context_length
         self.encoder = make_encoder(tokenizer, run, self.context_length)
         self.turns: tuple[Turn, ...] = ()
@@ -69,12 +72,18 @@ class Speaker:
             written.append(token)
             text = self.tokenizer.decode(written)
             if not text.endswith("\ufffd"):  # else a character of several tokens isn't complete yet
+                text = self.encoder.shown(text, is_complete=False)
                 yield text[len(shown) :]
                 shown = text
-        text = self.tokenizer.decode(written)
+        text = self.encoder.shown(self.tokenizer.decode(written), is_complete=True)
         if len(text) > len(shown):
             yield text[len(shown) :]
         self.turns = (*self.turns, Turn(question, "", text))
+
+
+def described(sampling: Sampling) -> str:
+    """Return in words how an answer is chosen."""
+    return ", ".join(f"{name} {value:g}" for name, value in asdict(sampling).items() if value != getattr(Sampling, name))
 
 
 def make_speaker(overrides: Run, directory: str | None, sampling: dict) -> Speaker:
@@ -86,15 +95,16 @@ def make_speaker(overrides: Run, directory: str | None, sampling: dict) -> Speak
     if useless := [name for name in explicit(overrides) if name not in possible]:
         where = f"a trained model ({directory})" if directory else "a model as it is"
         raise UserError(f"--{useless[0]} changes no answer of {where}; what does: --{', --'.join(possible)}")
+    Sampling(**sampling)  # what it refuses is refused before a model is read
     device = pick_device(overrides.device or "auto")
     if directory is None:
-        return untrained_speaker(overrides, Sampling(**sampling), device)
+        return untrained_speaker(overrides, sampling, device)
     trained = load_run(directory)
     run = override(trained.run, overrides)
-    return Speaker(trained.model, trained.inputs.tokenizer, run, trained.description, Sampling(**sampling), device)
+    return Speaker(trained.model, trained.inputs.tokenizer, run, trained.description, sampling, device)
 
 
-def untrained_speaker(overrides: Run, sampling: Sampling, device: torch.device) -> Speaker:
+def untrained_speaker(overrides: Run, sampling: dict, device: torch.device) -> Speaker:
     """Return a speaker with a model as it comes. Raises UserError."""
     check_adapter_is_named(overrides)
     run, reason = choose_model(overrides, get_task(ARCHITECTURES["gpt2"].default_dataset))

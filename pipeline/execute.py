@@ -73,7 +73,7 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     if run.plot_loss:  # these two before any time is spent
         plots.need_matplotlib()
     if run.eval_generate:
-        answers.need_scorers()
+        answers.need_scorers(job.inputs.model_config)
     start = resumed(directory, run, len(setup.stages)) if run.resume else started_anew(directory, run)
     began -= start.seconds
     metrics = Metrics(None if distributed.rank() else directory / "metrics.jsonl", append=start.point is not None)

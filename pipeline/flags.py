@@ -48,12 +48,18 @@ TRAINED = {
     "export_model": DIRECTORY | {"help": "write the whole model as a checkpoint for transformers"},
     "export_peft": DIRECTORY | {"help": "write what the run trained as an adapter of the library peft"},
 }
-# Fields of `Sampling` (model/generation.py), which has their defaults and limits.
+# Fields of `Sampling` (model/generation.py), which has their limits and defaults; a kind of model may have others.
 SAMPLING = {
-    "max_new_tokens": {"type": int, "help": "the longest answer, in tokens (default 100)"},
-    "temperature": {"type": float, "help": "divides the scores of the next token (default 0: always the likeliest)"},
+    "max_new_tokens": {"type": int, "help": "the longest answer, in tokens (default 100; ChatGLM: 2048)"},
+    "temperature": {
+        "type": float,
+        "help": "divides the scores of the next token (default 0: always the likeliest; ChatGLM: 0.95)",
+    },
     "top_k": {"type": int, "help": "choose among the K likeliest tokens (default 0: all)"},
-    "top_p": {"type": float, "help": "choose among the likeliest tokens with this probability together (default 1: all)"},
+    "top_p": {
+        "type": float,
+        "help": "choose among the likeliest tokens with this probability together (default 1: all; ChatGLM: 0.7)",
+    },
     "repetition_penalty": {"type": float, "help": "makes tokens that are there already less likely (default 1: not)"},
 }
 OPTIONS = {"published rows": ROWS, "a trained model": TRAINED, "how it answers": SAMPLING}

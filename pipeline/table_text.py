@@ -1,5 +1,6 @@
 """A table as Markdown: what was measured beside what was published."""
 
+from model import config_of
 from pipeline.answers import why_no_scores
 from published.table import Table
 
@@ -52,10 +53,10 @@ def notes_of(table: Table, lines: list[dict]) -> list[str]:
                 ", ".join(f"{one:.2f}" for one in line["series"][which]) for which in ("published", "measured")
             )
             notes.append(f"Row {line['row']}, each evaluation: published {published}; measured {measured_here}")
-    unscored = any(name.endswith("bleu4") and name not in line["measured"] for name in table.metrics for line in measured)
-    if unscored and (reason := why_no_scores()):
-        notes.append(f"{reason}; the same command then adds the scores, and trains nothing again")
-    return notes
+    scores = [name for name in table.metrics if name.endswith("bleu4")]
+    unscored = {line["model"] for line in measured if not line["measured"].keys() >= {*scores}}
+    reasons = sorted({why_no_scores(config_of(model)) for model in unscored if scores} - {""})
+    return notes + [f"{reason}; the same command then adds the scores, and trains nothing again" for reason in reasons]
 
 
 def groups_of(table: Table) -> dict[str, tuple[str, ...]]:

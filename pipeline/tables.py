@@ -131,7 +131,8 @@ def std_of(metric: str, values: list[float]) -> float | None:
 
 def result_of(job: Job) -> dict:
     """Return the result of a run, which is done now unless it has been. Answers are scored where that can be done."""
-    run = replace(job.run, eval_generate=0) if job.run.eval_generate and why_no_scores() else job.run
+    unscored = job.run.eval_generate and why_no_scores(job.inputs.model_config)
+    run = replace(job.run, eval_generate=0) if unscored else job.run
     result = distributed.first(lambda: finished(job))
     if result is None:
         resume = distributed.first(lambda: not why_not_resumable(job))

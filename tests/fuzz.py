@@ -45,7 +45,7 @@ from data.spam import read_collection  # noqa: E402
 from model import architecture, from_pretrained  # noqa: E402
 from peft.huggingface.read import FromPeft  # noqa: E402
 from pipeline import chat, inputs  # noqa: E402
-from pipeline.answers import evaluate_answers, scores_of, why_no_scores  # noqa: E402
+from pipeline.answers import evaluate_answers, scores_of, why_no_words  # noqa: E402
 from tests.helpers import mutations as m  # noqa: E402
 from tests.helpers import setting_mutations as settings  # noqa: E402
 from tests.helpers.library import Library  # noqa: E402
@@ -192,7 +192,7 @@ KINDS = {
     "resume": Kind(tuple(interrupted_runs(Path())), RUN_FILES | STATE_FILES, go_on),
     "score": Kind(RUNS, RUN_FILES, partial(evaluate_answers, count=2), ("--eval_generate", "2", "--score", "{}")),
 }  # fmt: skip
-if why_no_scores():
+if why_no_words():
     del KINDS["score"]
 else:
     scores_of([{"answer": "x", "reference": "x"}])  # imports what takes more memory than a case may
