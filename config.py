@@ -178,7 +178,8 @@ class Run:
     )
     eval_generate: int = dialogue_flag(
         "let the trained model answer this many test dialogues, and as many general ones, and score the answers by BLEU "
-        "and ROUGE; an answer has at most --max_target_length tokens, else 100 (0: no answers)",
+        "and ROUGE; an answer has at most --max_target_length tokens, else 100; a ChatGLM has 768 with its prompt (0: no "
+        "answers)",
         0,
         least=0,
     )

@@ -26,6 +26,8 @@ def print_rows() -> int:
         print(f"{table.name}: {table.source}")
         for row in table.rows:
             print(f"  {row.number:>2}  {row.title:<34} {command(row.run)}")
+            if table.own_model:
+                print(f"      {'on ' + table.own_model:<34} {command(table.on_own_model(row))}")
     return 0
 
 

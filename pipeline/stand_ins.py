@@ -11,7 +11,6 @@ from data.task import size_of
 from model import architecture, canonical_name, config_of, hub
 from pipeline.job import prepare, why_no_data
 from pipeline.unused import completed, without_unused
-from published.chat import QKV
 from published.table import Row, Table
 
 
@@ -93,22 +92,24 @@ def choose_dialogues(table: Table, row: Row, overrides: Run) -> Choice:
         auxiliary = override(Run(auxiliary_dataset=str(file)), auxiliary)
         overrides = override(Run(general_dataset=str(file)), overrides)
     run, notes = override(row.run, overrides), []
+    if is_own(table, run):
+        run = override(override(row.run, row.own), overrides)
+        if not overrides.dataset:
+            notes.append(f"{run.dataset} stands in for the log's data, which isn't public (--dataset FILE)")
     if row.run.auxiliary_dataset:
-        run, notes = limit_auxiliary(override(run, auxiliary))
+        run, more = limit_auxiliary(override(run, auxiliary))
+        notes += more
     if row.run.num_epochs == 0:
         run = replace(run, num_epochs=0)
-    run = with_own_names(run)
     if row.run.learning_rate and overrides.learning_rate is None:
         factor = rate_factor(table, prepare(run).inputs.model_config)
         run = replace(run, learning_rate=float(f"{factor * row.run.learning_rate:.6g}"))
     return Choice(run, tuple(notes))
 
 
-def with_own_names(run: Run) -> Run:
-    """Return the run with the one layer of queries, keys and values as a target where its model has no three."""
-    if run.lora_target != QKV or not run.source:
-        return run
-    return replace(run, lora_target=architecture(run.source).recipe.get("lora_target", QKV))
+def is_own(table: Table, run: Run) -> bool:
+    """Return whether the run's model is of the kind of the log's own."""
+    return bool(run.source and table.own_model) and architecture(run.source) is architecture(table.own_model)
 
 
 def rate_factor(table: Table, model_config: Any) -> float:

@@ -33,7 +33,8 @@ def run_table(table: Table, rows: list[Row], overrides: Run, n_seeds: int, shard
     refuse_unused_in_rows(overrides, [with_flags(row, overrides) for row in rows])
     folder = Path(overrides.output_dir or "runs")
     overrides = replace(overrides, output_dir=None)
-    lines, rows = earlier_lines(table, overrides, folder), with_base(table, rows)
+    lines = earlier_lines(table, overrides, folder)
+    rows = [table.base, *rows] if table.base else rows
     for row in rows:
         choose(table, row, overrides)  # what no row can be run with is refused before the first one has trained
     mine = in_shard(table, rows, overrides, *shard)
@@ -64,11 +65,6 @@ def in_shard(table: Table, rows: list[Row], overrides: Run, place: int, n_shards
     runs = [choose(table, row, overrides).run for row in rows]
     different = list(dict.fromkeys(runs))
     return [row for row, run in zip(rows, runs, strict=True) if different.index(run) % n_shards == place - 1]
-
-
-def with_base(table: Table, rows: list[Row]) -> list[Row]:
-    """Return the rows, behind the one that they are compared with."""
-    return [table.base, *rows] if table.base else rows
 
 
 # --- measuring a row
@@ -173,7 +169,7 @@ def earlier_lines(table: Table, overrides: Run, folder: Path) -> dict[int, dict]
     lines = [line for line in lines if is_line(line)] if isinstance(lines, list) else []
     if not lines:
         return {}
-    commands = {row.number: command_of(choose(table, row, overrides).run) for row in with_base(table, table.rows)}
+    commands = {row.number: command_of(choose(table, row, overrides).run) for row in table.all_rows}
     return {line["row"]: line for line in lines if commands.get(line["row"]) == line["command"]}
 
 

@@ -18,6 +18,7 @@ class Row:
     note: str = ""
     series: tuple[float, ...] = ()  # validation accuracies in per cent, evaluation after evaluation, where the log has them
     published_std: dict[str, float] | None = None
+    own: Run = field(default_factory=Run)  # what the row says on the log's own kind of model, see `Table.own_model`
     position: str | None = None  # which token the log's model reads by itself, for models that by themselves read another
 
     def with_flags(self, overrides: Run) -> Run:
@@ -45,6 +46,9 @@ class Table:
     base            row 0: what the others are compared with, measured along with any of them
     seeds           the published seeds; without them, seeds count up from the run's own
     rate_factors    the factor on all rows' learning rates for models of the size of this one, which need other rates
+    own_model       the log's own model, where the rows' runs name none, as the shipped one takes its place. On models of
+                    its kind a row's `own` goes before its run
+    own_data        names of files for the log's own data, which aren't public
     dialogues_file  the file in --data_dir that is both the auxiliary and the general data set, where it is there
     """
 
@@ -58,12 +62,24 @@ class Table:
     base: Row | None = None
     seeds: tuple[int, ...] = ()
     rate_factors: dict[str, float] = field(default_factory=dict)
+    own_model: str | None = None
+    own_data: Run = field(default_factory=Run)
     dialogues_file: Path | None = None
+
+    @property
+    def all_rows(self) -> list[Row]:
+        """Return the base and the rows."""
+        return [self.base, *self.rows] if self.base else self.rows
 
     @property
     def compared(self) -> str:
         """Return the metric whose difference is printed."""
         return "test" if "test" in self.metrics else self.metrics[0]
+
+    def on_own_model(self, row: Row) -> Run:
+        """Return a row's run on the log's own model, with files of `own_data`."""
+        run = override(override(row.run, row.own), override(self.own_data, Run(model=self.own_model)))
+        return run if row.run.auxiliary_dataset else replace(run, auxiliary_dataset=None)
 
     def row(self, number: int) -> Row:
         """Return a row by its number. Raises UserError for one that the table doesn't have."""

@@ -105,13 +105,20 @@ def published_table(name: str) -> list[str]:
     table, (heading, columns) = get_table(name), PUBLISHED[name]
     measured = {column.folder: read_table(column.folder, name) for column in columns}
     rows = []
-    for row in [table.base, *table.rows] if table.base else table.rows:
+    for row in table.all_rows:
         cells = [str(row.number), row.title, values_of(row.published, row.published_std, table.printed or table.metrics)]
         cells += [measured_cell(measured[column.folder].get(row.number), column.metrics) for column in columns]
         in_full = name == "spam" or row is table.base
         typed = command(row.run) if in_full else f"python experiments.py --row {name}:{row.number}"
         rows.append([*cells, f"`{typed}`"])
     return markdown(["row", "what it changes", heading, *(column.heading for column in columns), "command"], rows)
+
+
+def own_table(name: str) -> list[str]:
+    """Return a table's rows with the command of each on the log's own model."""
+    table = get_table(name)
+    rows = [[str(row.number), row.title, f"`{command(table.on_own_model(row))}`"] for row in table.all_rows]
+    return markdown(["row", "what it changes", "command"], rows)
 
 
 def measured_cell(line: dict | None, metrics: tuple[str, ...]) -> str:
@@ -312,6 +319,7 @@ TABLES: dict[str, Callable[[str, str], list[str]]] = {
     "speed-encoders": lambda before, old: benchmark_table("encoders"),
     "speed-growth": lambda before, old: benchmark_table("growth"),
     "speed-steps": lambda before, old: growth_table(),
+    "chatglm": lambda before, old: own_table("chat"),
     **{name: lambda before, old, name=name: published_table(name) for name in PUBLISHED},
 }
 

@@ -271,4 +271,5 @@ def test_list_prints_every_row_with_a_command_that_is_the_row(capsys):
     assert experiments.main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     found = [line.split(maxsplit=1)[0] + ": " + line[line.index("python ") :] for line in lines if "python " in line]
+    found = [line for line in found if not line.startswith("on: ")]  # on a table's own model
     assert found == [f"{row.number}: {command(row.run)}" for table in TABLES.values() for row in table.rows]
