@@ -10,7 +10,8 @@ from model import hub
 from model.registry import architecture_of
 from model.tokenizers.base import Tokenizer
 from model.tokenizers.bpe import BytePairTokenizer
-from model.tokenizers.ends import set_ends
+from model.tokenizers.chatglm import ChatGLMTokenizer
+from model.tokenizers.ends import set_chatglm_ends, set_ends
 from model.tokenizers.files import TOKENIZER_FILES, has_tokenizer_files, library_files, refuse_sentencepiece
 from peft.huggingface.read import adapter_folder
 from pipeline.result import data_sha256, files_sha256
@@ -116,4 +117,6 @@ def read_tokenizer(folder: Path, model_config: Any) -> Tokenizer:
         )
     if isinstance(tokenizer, BytePairTokenizer) and hasattr(tokenizer, "end_of_text") and hasattr(model_config, "end_ids"):
         set_ends(tokenizer, model_config)
+    if isinstance(tokenizer, ChatGLMTokenizer):
+        set_chatglm_ends(tokenizer, model_config)
     return tokenizer

@@ -46,6 +46,7 @@ from model import architecture, from_pretrained  # noqa: E402
 from peft.huggingface.read import FromPeft  # noqa: E402
 from pipeline import chat, inputs  # noqa: E402
 from pipeline.answers import evaluate_answers, scores_of, why_no_words  # noqa: E402
+from tests.helpers import chatglm_files as chatglm  # noqa: E402
 from tests.helpers import mutations as m  # noqa: E402
 from tests.helpers import setting_mutations as settings  # noqa: E402
 from tests.helpers.library import Library  # noqa: E402
@@ -164,6 +165,7 @@ SETTINGS = {
 }
 
 LLAMA_SETTINGS = SETTINGS | {"config.json": (settings.llama_config,), "tokenizer.json": (settings.decoder_json,)}
+ASK = ("--generate", "Hi")
 COMPARING = {"settings", "llama-settings"}  # kinds that are compared with the libraries
 
 KINDS = {
@@ -189,6 +191,7 @@ KINDS = {
     "adapter": Kind(ADAPTERS, {"*.json": JSON, "*.safetensors": SAFETENSORS}, attach_adapter, BY_ADAPTER),
     "settings": Kind((*TEMPLATES, *TEMPLATES, *ADAPTERS), SETTINGS, compare),
     "llama-settings": Kind((*LLAMAS,), LLAMA_SETTINGS, compare),
+    "chatglm": Kind(chatglm.TEMPLATES, chatglm.FILES, chatglm.read, ("--max_new_tokens", "2", "--checkpoint", "{}", *ASK)),
     "resume": Kind(tuple(interrupted_runs(Path())), RUN_FILES | STATE_FILES, go_on),
     "score": Kind(RUNS, RUN_FILES, partial(evaluate_answers, count=2), ("--eval_generate", "2", "--score", "{}")),
 }  # fmt: skip

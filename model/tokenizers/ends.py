@@ -3,6 +3,8 @@
 from typing import Any
 
 from model.tokenizers.bpe import BytePairTokenizer
+from model.tokenizers.chatglm import ChatGLMTokenizer
+from utils.errors import UserError
 
 
 def set_ends(tokenizer: BytePairTokenizer, config: Any) -> None:
@@ -23,3 +25,26 @@ def set_ends(tokenizer: BytePairTokenizer, config: Any) -> None:
     pad_id = config.pad_id if config.pad_id in special else tokenizer.end_of_text
     tokenizer.pad_id = ids.get(tokenizer.named.get("pad_token", ""), pad_id)
     tokenizer.special_ids |= {*tokenizer.end_ids, tokenizer.pad_id}
+
+
+def set_chatglm_ends(tokenizer: ChatGLMTokenizer, config: Any) -> None:
+    """Set what ends a text that a ChatGLM writes, in place: <eop>, and what config.json or generation_config.json adds.
+
+    Raises UserError where the model looks for other marks than its tokenizer writes.
+    """
+    marks = {
+        "mask_token_id": (config.mask_id, tokenizer.mask_id),
+        "gmask_token_id": (config.gmask_id, tokenizer.gmask_id),
+        "bos_token_id": (config.start_id, tokenizer.start_id),
+    }
+    for name, (of_model, of_tokenizer) in marks.items():
+        if of_model != of_tokenizer:
+            raise UserError(f"config.json sets {name} to {of_model}, and that token of its tokenizer is {of_tokenizer}")
+    if tokenizer.end_of_text not in config.end_ids:
+        ends = ", ".join(map(str, config.end_ids)) or "no token"
+        raise UserError(
+            f"config.json or generation_config.json ends a text with {ends}, and <eop> of its tokenizer is "
+            f"{tokenizer.end_of_text}"
+        )
+    others = (number for number in config.end_ids if number != tokenizer.end_of_text)
+    tokenizer.end_ids = (tokenizer.end_of_text, *others)

@@ -18,6 +18,7 @@ from data.domains import INTENTS, POLARITIES
 from data.glue import ENTAILMENTS, SENTIMENTS
 from model import fast_path
 from pipeline import stages
+from tests.helpers import chatglm_files
 from tests.helpers.small import make_checkpoint, make_encoder, write_messages
 
 QUESTIONS = ("Who are you?", "Where do you live?", "What do you like?", "Why, naïve 海?")
@@ -31,6 +32,7 @@ def make_templates(folder: Path) -> None:
     make_runs(folder)
     make_interrupted(folder)
     make_adapters(folder)
+    chatglm_files.make_templates(folder)
 
 
 def write(path: Path, *lines: str) -> None:

@@ -238,7 +238,7 @@ def test_the_files_are_copied(folder, tmp_path):
 def test_the_published_settings_are_read(tmp_path):
     published = {
         **{"name_or_path": "THUDM/chatglm-6b", "bos_token": "<sop>", "eos_token": "<eop>", "end_token": "</s>"},
-        **{"gmask_token": "[gMASK]", "mask_token": "[MASK]", "pad_token": {"content": "<pad>"}, "unk_token": "<unk>"},
+        **{"gmask_token": "[gMASK]", "mask_token": "[MASK]", "pad_token": "<pad>", "unk_token": "<unk>"},
         **{"remove_space": False, "do_lower_case": False, "tokenizer_class": "ChatGLMTokenizer", "num_image_tokens": 0},
         "auto_map": {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]},
     }
@@ -255,6 +255,7 @@ def test_the_published_settings_are_read(tmp_path):
         ("bos_token", "<s>"),
         ("gmask_token", "[MASK]"),
         ("pad_token", {"content": "<s>"}),
+        ("pad_token", {"content": "<pad>", "lstrip": False}),  # which leaves the spaces around it
         ("additional_special_tokens", ["<new>"]),
         ("tokenizer_class", "T5Tokenizer"),
         ("vocabulary", "x"),

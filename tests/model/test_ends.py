@@ -11,6 +11,8 @@ from model.generation import generate
 from model.gpt2 import GPT2, GPT2Config
 from model.weights import save_pretrained
 from pipeline.inputs import read_tokenizer
+from tests.helpers.unigram_files import save
+from tools.chatglm_tiny import make as make_chatglm
 from tools.learn_vocabulary import save_tokenizer
 from utils.errors import UserError
 
@@ -119,3 +121,43 @@ def test_a_text_ends_at_any_of_several_tokens():
         assert generate(model, ids, eos_id=[other, free[number]], max_new_tokens=12) == [free[:first]]
         assert generate(model, ids, eos_id=free[number], max_new_tokens=12) == [free[:first]]
     assert generate(model, ids, eos_id=(), max_new_tokens=12) == [free]
+
+
+# --- a ChatGLM
+
+
+@pytest.fixture
+def chatglm(tmp_path) -> Path:
+    """Return a small ChatGLM with its tokenizer."""
+    make_chatglm(save(tmp_path / "tokenizer"), tmp_path / "chatglm", dim=16, n_layers=1)
+    return tmp_path / "chatglm"
+
+
+def test_a_chatglm_ends_with_eop_and_what_the_files_add(chatglm):
+    end = config_of(chatglm).end_ids[0]
+    assert ends(chatglm)[:2] == (end, (end,))
+    write(chatglm, GENERATION, eos_token_id=[7, end])
+    assert ends(chatglm)[:2] == (end, (end, 7))
+    model = from_pretrained(chatglm).eval()
+    tokenizer = read_tokenizer(chatglm, model.config)
+    prompt = torch.tensor([tokenizer.build(tokenizer.encode("abc"))[0]])
+    with torch.no_grad():
+        model.token_embedding.weight[7] = 100 * model.token_embedding.weight[7].sign()
+        states = model.encode(prompt)[0, -1]
+        model.token_embedding.weight[7] = 100 * states.sign()  # it is always the likeliest
+    assert generate(model, prompt, max_new_tokens=3, eos_id=tokenizer.end_ids) == [[]]
+    assert generate(model, prompt, max_new_tokens=3, eos_id=end)[0][:1] == [7]
+
+
+@pytest.mark.parametrize("name", ["mask_token_id", "gmask_token_id", "bos_token_id"])
+def test_a_chatglm_looks_for_the_marks_that_its_tokenizer_writes(name, chatglm):
+    write(chatglm, CONFIG, **{name: 9})
+    with pytest.raises(UserError, match=f"config.json sets {name} to 9, and that token of its tokenizer is [0-9]+"):
+        ends(chatglm)
+
+
+@pytest.mark.parametrize("said, end", [(7, "7"), (None, "no token"), (10**6, "no token"), ([8, 7], "8, 7")])
+def test_a_chatglm_without_eop_is_refused(said, end, chatglm):
+    write(chatglm, CONFIG, eos_token_id=said)
+    with pytest.raises(UserError, match=f"ends a text with {end}, and <eop> of its tokenizer is [0-9]+"):
+        ends(chatglm)

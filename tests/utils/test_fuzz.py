@@ -40,6 +40,15 @@ def test_all_cases():
     assert taken + refused == 2000 and failed == 0 and shells == 20
 
 
+@pytest.mark.slow
+def test_chatglm_files():
+    pytest.importorskip("sentencepiece", reason="needs sentencepiece, whose ids are compared")
+    found = fuzz("--cases", 300, "--seed", 7, "--kinds", "chatglm", "--shells", 6)
+    assert found.returncode == 0, found.stdout + found.stderr
+    taken, refused, failed, shells = totals(found.stdout)
+    assert taken + refused == 300 and min(taken, refused) > 60 and failed == 0 and shells == 6
+
+
 @pytest.mark.parametrize("kind", ["settings", "llama-settings"])
 @pytest.mark.parametrize("cases", [60, pytest.param(1000, marks=pytest.mark.slow)])
 def test_changed_settings_mean_what_they_mean_to_the_libraries(cases, kind):
@@ -72,6 +81,16 @@ WITHOUT = {
         "from utils.settings import KnownSettings\nKnownSettings.check = lambda self, place, content: None",
         "llama-settings",
         "Failure: 'hidden: theirs",
+    ),
+    "a look at what ends a ChatGLM's text": (
+        "from pipeline import inputs\ninputs.set_chatglm_ends = lambda *given: None",
+        "chatglm",
+        "Failure: 'a text ends with",
+    ),
+    "a look at the settings of a ChatGLM's vocabulary": (
+        "from model.tokenizers import unigram_file\nunigram_file.check_parts = lambda parts: None",
+        "chatglm",
+        "theirs",
     ),
     "a limit to brackets within brackets": (
         "import json, model.config_file\nmodel.config_file.read_json = lambda file: json.loads(file.read_text())",
