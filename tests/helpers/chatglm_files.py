@@ -132,7 +132,7 @@ def change_part(draw: Draw, parts: list) -> None:
             )
         )
     else:
-        name = draw.choice((*REQUIRED[number], *range(1, 50)))
+        name = draw.choice((*REQUIRED[number],)) if draw.random() < 0.6 else draw.randrange(1, 50)
         found[name] = draw.choice((0, 1, 2, 3, 4, b"", b"x", " ⁇ ".encode(), 0.5))
     parts[places[number]] = number, message(found)
 
