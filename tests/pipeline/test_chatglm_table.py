@@ -55,6 +55,7 @@ def test_the_logged_rows_are_the_commands_of_the_log(shared, blocks):
         assert run.batch_size == int(flags["per_device_train_batch_size"]) and run.num_epochs == result["epoch"]
         assert run.accumulation_steps == int(flags["gradient_accumulation_steps"]) and run.warmup_ratio == 0
         assert run.source_prefix == flags.get("source_prefix")
+        assert (run.base_precision == "fp16") == ("--fp16" in command)
         assert {name: getattr(run, name) for name in PEFT_OF_THE_LOG} == PEFT_OF_THE_LOG
         theirs = find_sites(blocks, flags.get("lora_target", "query_key_value"), "all", "endswith")
         assert list(find_sites(blocks, run.lora_target, run.layers, run.lora_matching)) == list(theirs)
