@@ -285,10 +285,11 @@ def print_memory_report(job: Job, setup: Setup) -> None:
     run = job.run
     width = max(len(example.ids) for example in setup.batches["train"].examples)
     unread = replace(run, weights="random")  # shapes are all that matters: nothing is read from the checkpoint
-    shape = (run.batch_size, width, run.gradient_checkpointing)
+    shape = (run.batch_size, width)
     method = peft.method_of(setup.stages[0])
 
     def build(in_full: bool) -> Transformer:
         return build_model(replace(unread, base_precision="fp32") if in_full else unread, len(job.task.labels))
 
-    print(memory.report(build, method, *shape), flush=True)
+    budgets = memory.budgets(build, method, *shape, run.gradient_checkpointing)
+    print(memory.report(*budgets, *shape), flush=True)

@@ -81,20 +81,25 @@ def budget(model: nn.Module, batch_size: int, length: int) -> Budget:
     return Budget(weights, count_parameters(model)[0], saved_activations(model.train(), batch_size, length))
 
 
-def report(build, method, batch_size: int, length: int, checkpointing: bool = False) -> str:
-    """Return what full fine-tuning and the method need, side by side.
+def budgets(build, method, batch_size: int, length: int, checkpointing: bool = False) -> list[Budget]:
+    """Return what full fine-tuning needs, and what the method needs.
 
     build           makes the model that is to be trained in full (True), or by the method (False), on the meta device
     checkpointing   of gradients; the backward pass then needs the activations of one block at a time besides
     """
-    budgets = []
+    found = []
     for in_full, one in ((True, peft.Freeze("all")), (False, method)):
         with torch.device("meta"):
             model = peft.attach(build(in_full), one)
             model.gradient_checkpointing = checkpointing
-            budgets.append(budget(model, batch_size, length))
+            found.append(budget(model, batch_size, length))
+    return found
+
+
+def report(in_full: Budget, chosen: Budget, batch_size: int, length: int) -> str:
+    """Return what full fine-tuning and a method need for batches of [batch_size, length] tokens, side by side."""
     lines = [f"memory   for {batch_size} x {length} tokens, in MB{'all layers':>18}{'this method':>14}"]
     for name in ("weights", "gradients", "optimizer", "activations", "total"):
-        full, chosen = (getattr(one, name) / 1e6 for one in budgets)
-        lines.append(f"         {name:<34}{full:>14,.1f}{chosen:>14,.1f}")
+        megabytes = [getattr(one, name) / 1e6 for one in (in_full, chosen)]
+        lines.append(f"         {name:<34}{megabytes[0]:>14,.1f}{megabytes[1]:>14,.1f}")
     return "\n".join(lines)

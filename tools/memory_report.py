@@ -11,7 +11,7 @@ import sys
 from dataclasses import replace
 
 import peft
-from config import Run
+from config import Run, override
 from data.registry import get_task
 from model import config_of
 from model.transformer import Transformer
@@ -19,12 +19,16 @@ from pipeline import memory
 from pipeline.build import build_model
 from pipeline.flags import find_row, parse
 from pipeline.resolve import resolve_run
-from pipeline.stand_ins import with_flags, with_own_names
+from pipeline.stand_ins import is_own, with_flags
+from published import get_table
 from utils.errors import UserError, run_program
 
 
-def report(run: Run, length: int) -> str:
-    """Return what training all layers and what the run's method needs, for batches of texts of this length."""
+def budgets(run: Run, length: int) -> tuple[Run, list[memory.Budget]]:
+    """Return the run with every setting filled in, and what training all layers and what its method needs.
+
+    length    of the texts, in tokens. Raises UserError.
+    """
     if not run.source:
         raise UserError("name a model with --model or --checkpoint")
     config = config_of(run.source)
@@ -34,7 +38,31 @@ def report(run: Run, length: int) -> str:
     def build(in_full: bool) -> Transformer:
         return build_model(replace(run, base_precision="fp32") if in_full else run, len(task.labels))
 
-    return memory.report(build, peft.method_of(run), run.batch_size, length, run.gradient_checkpointing)
+    return run, memory.budgets(build, peft.method_of(run), run.batch_size, length, run.gradient_checkpointing)
+
+
+def of_row(text: str, overrides: Run) -> Run:
+    """Return what a published row is with these flags."""
+    row, table = find_row(text), get_table(text.rpartition(":")[0] or "spam")
+    run = with_flags(row, overrides)
+    return override(override(run, row.own), overrides) if is_own(table, run) else run
+
+
+# The rows of docs/chatglm.md: what trains, and the forms of the frozen weights.
+CHATGLM_ROWS = {1: "Freeze, mlp, last3", 9: "P-Tuning", 21: "LoRA, qkv, all"}
+CHATGLM_PRECISIONS = ("fp16", "int8", "int4", "nf4")
+
+
+def chatglm_rows(length: int = 1024) -> list[list[str]]:
+    """Return one line for each of CHATGLM_ROWS and each form: GB of weights, gradients and moments, activations, in all."""
+    lines = []
+    for number, title in CHATGLM_ROWS.items():
+        for precision in CHATGLM_PRECISIONS:
+            run = of_row(f"chat:{number}", Run(model="chatglm-6b", base_precision=precision))
+            needed = budgets(run, length)[1][1]
+            parts = (needed.weights, needed.gradients + needed.optimizer, needed.activations, needed.total)
+            lines.append([f"{number}, {title}", precision, *(f"{part / 1e9:.2f}" for part in parts)])
+    return lines
 
 
 def main() -> int:
@@ -45,8 +73,8 @@ def main() -> int:
     overrides, options = parse(flags)
     if unread := options.keys() - {"row"}:
         raise UserError(f"--{min(unread)} says nothing about memory; give --row and flags of a run")
-    run = with_own_names(with_flags(find_row(options["row"]), overrides)) if "row" in options else overrides
-    print(report(run, args.length))
+    run, found = budgets(of_row(options["row"], overrides) if "row" in options else overrides, args.length)
+    print(memory.report(*found, run.batch_size, args.length))
     return 0
 
 

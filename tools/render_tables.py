@@ -24,6 +24,7 @@ from pipeline.job import prepare
 from pipeline.table_text import key_of, scale_of, values_of
 from published import get_table
 from published.table import Row
+from tools.memory_report import chatglm_rows
 from utils.errors import UserError, run_program
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -320,6 +321,9 @@ TABLES: dict[str, Callable[[str, str], list[str]]] = {
     "speed-growth": lambda before, old: benchmark_table("growth"),
     "speed-steps": lambda before, old: growth_table(),
     "chatglm": lambda before, old: own_table("chat"),
+    "chatglm-memory": lambda before, old: markdown(
+        ["row", "frozen weights", "weights", "gradients, moments", "activations", "in all"], chatglm_rows()
+    ),
     **{name: lambda before, old, name=name: published_table(name) for name in PUBLISHED},
 }
 

@@ -71,7 +71,8 @@ LLAMA3 = LlamaConfig(
 
 @pytest.mark.parametrize(("config", "parameters"), [(SMOLLM2, 134_515_008), (LLAMA3, 1_235_814_400)])
 def test_models_of_true_size_need_no_memory_to_be_counted(config, parameters):
-    text = memory.report(lambda in_full: build_llama(config), peft.LoRA(rank=16, targets="attn.q,attn.v"), 8, 120)
+    method = peft.LoRA(rank=16, targets="attn.q,attn.v")
+    text = memory.report(*memory.budgets(lambda in_full: build_llama(config), method, 8, 120), 8, 120)
     cells = [[float(cell.replace(",", "")) for cell in line.split()[1:]] for line in text.splitlines()[1:]]
     full, lora = zip(*cells, strict=True)
     weights = 4e-6 * (parameters + 2 * config.dim)  # MB; with the classifier
@@ -82,7 +83,7 @@ def test_models_of_true_size_need_no_memory_to_be_counted(config, parameters):
 
 
 def test_a_method_needs_less_than_everything():
-    text = memory.report(lambda in_full: build(), peft.LoRA(rank=2), batch_size=4, length=10)
+    text = memory.report(*memory.budgets(lambda in_full: build(), peft.LoRA(rank=2), 4, 10), 4, 10)
     cells = {line.split()[0]: [float(cell.replace(",", "")) for cell in line.split()[1:]] for line in text.splitlines()[1:]}
     full, lora = zip(*(cells[name] for name in ("weights", "gradients", "optimizer", "activations", "total")), strict=True)
     parameters = sum(parameter.numel() for parameter in build().parameters())
