@@ -183,6 +183,11 @@ class Run:
         0,
         least=0,
     )
+    class_weights: str = classifier_flag(
+        "balanced: a text's loss in training is weighted by texts / (classes x texts of its class); none",
+        "none",
+        choices=("none", "balanced"),
+    )
     ignore_index: int = classifier_flag("a label that the loss leaves out", -100, least=-(2**63), below=2**63)
 
     num_epochs: int = flag(

@@ -28,7 +28,7 @@ from training.early_stopping import EarlyStopping
 from training.meter import Meter
 from training.metrics_log import Metrics
 from training.optimizer import AdamW, make_optimizer
-from training.scores import macro_f1
+from training.scores import confusion_matrix, macro_f1
 from training.signals import interrupt_flag
 from utils.errors import UserError
 
@@ -36,13 +36,14 @@ from utils.errors import UserError
 def plain_loss(model: nn.Module, batch: Batch, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the summed cross-entropy of a batch, the class ranked first for each label, and the labels.
 
-    One rule for both tasks: classification has a label per text, language modelling one per position. Read this one; what
-    runs is `model.fast_path.loss`, which saves work, and tests hold it to this one: the same loss, gradients and
-    predictions. Positions without a target, which it leaves out, have the label `ignore_index` here.
+    One rule for both tasks: classification has a label per text, language modelling one per position. Each label counts as
+    much as its class weighs (--class_weights). Read this one; what runs is `model.fast_path.loss`, which saves work, and
+    tests hold it to this one: the same loss, gradients and predictions. Positions without a target, which it leaves out,
+    have the label `ignore_index` here.
     """
     logits = model(batch.input_ids, batch.visible(), batch.lengths, batch.token_type_ids, batch.positions)
     logits, labels = logits.flatten(0, -2).float(), batch.labels.flatten()  # [B, C] and [B], or [B T, V] and [B T]
-    loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    loss = F.cross_entropy(logits, labels, weight=batch.class_weights, ignore_index=ignore_index, reduction="sum")
     return loss, logits.argmax(dim=-1), labels
 
 
@@ -143,9 +144,10 @@ def accumulate_gradients(
 ) -> int:
     """Add up the gradient of the mean loss over all targets of a window, batch by batch. Return how many targets it has."""
     own_targets = sum(count_targets(batch, run.ignore_index) for batch in window)
-    (n_targets,) = distributed.total(own_targets)  # summed over the processes
+    own_weight = sum(batch.weight(run.ignore_index) for batch in window)  # the same number without --class_weights
+    n_targets, weight = distributed.total(own_targets, own_weight)  # summed over the processes
     # Several processes average their gradients, so that each divides by its part of the targets, not by all of them.
-    divisor = max(n_targets, 1) / distributed.size()
+    divisor = (weight or 1) / distributed.size()
     for number, batch in enumerate(window, start=1):
         with distributed.no_sync(compute_loss, last=number == len(window)):
             with autocast(run.amp, device):
@@ -224,11 +226,11 @@ def evaluate(
     amp: str = "off",
     ignore_index: int = IGNORED,
     compute_loss: Callable | None = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Return loss, accuracy (means over every target of every example) and targets (their number).
 
-    A classifier that had a target also gets macro_f1, a language model perplexity. Draws no random number and leaves the
-    model's mode as it was. `compute_loss` is as for `fit`.
+    A classifier that had a target also gets macro_f1 and confusion, a language model perplexity. Draws no random number and
+    leaves the model's mode as it was. `compute_loss` is as for `fit`. `batches` without class weights: an unweighted loss.
     """
     device, was_training = next(model.parameters()).device, model.training
     compute_loss = compute_loss or partial(fast_path.loss, model)
@@ -252,7 +254,7 @@ def evaluate(
     if not answers:
         result["perplexity"] = math.exp(min(result["loss"], 700.0))  # exp overflows a float at about 709
     elif n_targets:
-        predictions, labels = (torch.cat(part).cpu() for part in zip(*answers, strict=True))
-        per_process = distributed.gather((predictions, labels))
-        result["macro_f1"] = macro_f1(*(torch.cat(part) for part in zip(*per_process, strict=True)))
+        per_process = distributed.gather([torch.cat(part).cpu() for part in zip(*answers, strict=True)])
+        predictions, labels = (torch.cat(part) for part in zip(*per_process, strict=True))
+        result |= {"macro_f1": macro_f1(predictions, labels), "confusion": confusion_matrix(predictions, labels)}
     return result

@@ -40,6 +40,7 @@ class Batch:
     lengths: torch.Tensor  # [B], real tokens
     attention_mask: torch.Tensor | None  # [B, T], or None where the model is to see every position
     token_type_ids: torch.Tensor | None = None  # [B, T], or None where the tokenizer has no types
+    class_weights: torch.Tensor | None = None  # [C], of a classifier's loss; None: each class weighs 1
     documents: torch.Tensor | None = None  # [B, T], which text of its row a token is of: 1, 2, ..., and 0 for padding
     positions: torch.Tensor | None = None  # [B, T], the place of each token in its text; both None for one text per row
     cached: CachedStates | None = None
@@ -50,6 +51,11 @@ class Batch:
         if self.documents is None:
             return self.attention_mask
         return self.documents[:, :, None] == self.documents[:, None, :]  # padding sees padding, and no text sees it
+
+    def weight(self, ignore_index: int) -> float:
+        """Return the sum of the weights of the labels that the loss doesn't leave out, by which its mean is divided."""
+        known = self.labels[self.labels != ignore_index]
+        return len(known) if self.class_weights is None else self.class_weights[known].sum().item()
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on the device, with `targets`: found before the move, so that no device is waited for."""
@@ -180,9 +186,11 @@ class Batches:
         pad_id: int,
         pad_to: int | None = None,
         order: Order | None = None,
+        class_weights: torch.Tensor | None = None,
     ):
         self.examples, self.batch_size, self.pad_id, self.pad_to = examples, batch_size, pad_id, pad_to
         self.order = order or (lambda epoch: range(len(examples)))
+        self.class_weights = class_weights  # [C], of the loss in training
         self._n_examples: int | None = None
 
     def n_examples(self) -> int:
@@ -200,4 +208,4 @@ class Batches:
         order = self.order(number)
         for start in range(0, len(order), self.batch_size):
             chosen = [self.examples[i] for i in order[start : start + self.batch_size]]
-            yield collate(chosen, self.pad_id, self.pad_to)
+            yield replace(collate(chosen, self.pad_id, self.pad_to), class_weights=self.class_weights)

@@ -55,7 +55,7 @@ class ChatTask(Task):
             raise UserError(f"--auxiliary_samples is {run.auxiliary_samples}, but no --auxiliary_dataset is named")
         if run.disable_causal_mask:
             raise UserError("--disable_causal_mask would show each token the one that it has to predict")
-        for name in ("ignore_index", "average_embeddings", "head_labels"):
+        for name in ("ignore_index", "class_weights", "average_embeddings", "head_labels"):
             if getattr(run, name) != DEFAULTS.get(name):
                 raise UserError(f"--{name} is about classification, and {self.name} has no classes")
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from config import Run
 from data.batching import Batches, Example, Order, bucketed_order, by_length, published_order, seeded_order
@@ -84,7 +85,20 @@ def make_batches(task, run: Run, texts: dict[str, list[TextExample]], tokenizer:
             Example(ids, one.label, types, is_cut=size > limit)
             for one, (ids, types), size in zip(examples, sequences, sizes[name], strict=True)
         ]
-    return batches_of(run, splits, tokenizer.pad_id, None if run.no_padding or unread else length)
+    batches = batches_of(run, splits, tokenizer.pad_id, None if run.no_padding or unread else length)
+    if run.class_weights == "balanced":
+        labels = [one.label for one in splits["train"] if one.label != run.ignore_index]
+        batches["train"].class_weights = balanced_weights(labels, len(task.labels))
+    return batches
+
+
+def balanced_weights(labels: list[int], n_classes: int) -> torch.Tensor:
+    """Return a weight per class [C], so that each class weighs as much as any other in N labels: N / (classes * count).
+
+    Classes without a label count as none, and weigh 0.
+    """
+    counts = torch.bincount(torch.tensor(labels, dtype=torch.long), minlength=n_classes)  # [C]
+    return torch.where(counts > 0, len(labels) / ((counts > 0).sum() * counts.clamp(min=1)), 0.0)
 
 
 def describe_cuts(batches: dict[str, Batches]) -> str:

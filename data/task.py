@@ -49,7 +49,7 @@ class Task:
     models: tuple[str, str] = ("gpt2-small", "gpt2-pocket")
     metrics: tuple[str, ...] = ("accuracy",)
     few_shot: bool = False
-    measures: tuple[str, ...] = ("accuracy", "macro_f1")
+    measures: tuple[str, ...] = ("accuracy", "macro_f1", "per_class", "confusion")
     evaluated: tuple[str, ...] = ("train", "validation", "test")
     has_dialogues: ClassVar[bool] = False
 

@@ -41,7 +41,9 @@ def loss(model: Transformer, batch: Any, ignore_index: int) -> tuple[torch.Tenso
         known = start is None
         scores = logits_of(model, hidden) if known else logits(model, hidden, mask, batch.lengths, start, positions)
         scores = scores.float()  # [B, C]
-        total = F.cross_entropy(scores, batch.labels, ignore_index=ignore_index, reduction="sum")
+        total = F.cross_entropy(
+            scores, batch.labels, weight=batch.class_weights, ignore_index=ignore_index, reduction="sum"
+        )
         return total, scores.argmax(dim=-1), batch.labels
     assert start is not None  # only a classifier's states can lie behind the last block
     hidden = model.final_norm(run_blocks(model, hidden, start, mask, positions))  # [B, T, D]

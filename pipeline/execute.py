@@ -36,6 +36,7 @@ from train import evaluate
 from training import distributed
 from training.checkpoints import TRAINED, ResumePoint, newest, remove_states
 from training.metrics_log import Metrics
+from training.scores import by_class
 from utils.errors import UserError
 
 
@@ -163,6 +164,7 @@ def about(job: Job, argv: list[str] | None) -> dict:
         "weights": run.weights,
         "dataset": run.dataset,
         "data_reason": job.data_reason,
+        "labels": list(job.task.labels) or None,
         "method": run.trainable_layers,
         "seed": run.seed,
         "amp": run.amp,
@@ -275,8 +277,9 @@ def final_measures(
         name = "train_in_order" if split == "train" else split
         if name not in batches or (split == "train" and run.eval_train == "no"):
             continue
-        measures[split] = evaluate(model, batches[name], run.amp, run.ignore_index, compute_loss)
-        metrics.write(step=step, epoch=run.num_epochs, split=f"final {split}", **measures[split])
+        found = evaluate(model, batches[name], run.amp, run.ignore_index, compute_loss)
+        metrics.write(step=step, epoch=run.num_epochs, split=f"final {split}", **found)
+        measures[split] = found | by_class(found["confusion"], job.task.labels) if "confusion" in found else found
     return measures
 
 

@@ -110,7 +110,7 @@ class CachedBatches(Batches):
     """The same batches, with the hidden states of their texts."""
 
     def __init__(self, of: Batches, cache: ActivationCache):
-        super().__init__(of.examples, of.batch_size, of.pad_id, of.pad_to, of.order)
+        super().__init__(of.examples, of.batch_size, of.pad_id, of.pad_to, of.order, of.class_weights)
         self.cache = cache
 
     def epoch(self, number: int = 0) -> Iterator[Batch]:
@@ -123,7 +123,7 @@ class CachedBatches(Batches):
         while start < len(order):
             stop, ahead = start + ahead * self.batch_size, min(2 * ahead, max(1, FARTHEST // self.batch_size))
             known = self.cache.lookup([self.examples[i] for i in order[start:stop]])
-            yield from Batches(known, self.batch_size, self.pad_id, self.pad_to).epoch()
+            yield from Batches(known, self.batch_size, self.pad_id, self.pad_to, None, self.class_weights).epoch()
             start = stop
 
 

@@ -140,6 +140,7 @@ def share_of(of: Batches, ignore_index: int) -> Batches:
         of.pad_id,
         of.pad_to,
         share_of_order(of.order, of.batch_size, len(of.examples)),
+        of.class_weights,
     )
 
 

@@ -54,6 +54,8 @@ class Metrics:
         self._size = self._file.tell()  # of the whole lines in it
 
     def write(self, **record) -> None:
+        """Log the numbers of a record. What is a list, such as a confusion matrix, is left to `result.json`."""
+        record = {name: value for name, value in record.items() if not isinstance(value, list | dict)}
         record |= {} if self.stage is None else {"stage": self.stage}
         self.records.append(record)
         if self._file:

@@ -13,3 +13,27 @@ def macro_f1(predictions: torch.Tensor, labels: torch.Tensor) -> float:
         hits = ((predictions == one) & (labels == one)).sum().item()
         scores.append(2 * hits / ((predictions == one).sum().item() + (labels == one).sum().item()))
     return sum(scores) / len(scores)
+
+
+def confusion_matrix(predictions: torch.Tensor, labels: torch.Tensor) -> list[list[int]]:
+    """Return how often each class (row) was taken for each (column), for classes [N] and [N], up to the last of them."""
+    n = int(torch.cat([predictions, labels]).max()) + 1
+    return torch.bincount(labels * n + predictions, minlength=n * n).view(n, n).tolist()
+
+
+def by_class(confusion: list[list[int]], names: tuple[str, ...]) -> dict:
+    """Return what `result.json` has of a confusion matrix: the matrix with a row and a column for each name, and for each
+    name precision, recall, F1 and the number of texts. Precision of a class that is never predicted is 0."""
+    matrix = torch.zeros(len(names), len(names), dtype=torch.long)
+    matrix[: len(confusion), : len(confusion)] = torch.tensor(confusion)
+    texts, guesses, hits = matrix.sum(dim=1).tolist(), matrix.sum(dim=0).tolist(), matrix.diagonal().tolist()
+    per_class = {
+        name: {
+            "precision": hits[i] / max(guesses[i], 1),
+            "recall": hits[i] / max(texts[i], 1),
+            "f1": 2 * hits[i] / max(texts[i] + guesses[i], 1),
+            "texts": texts[i],
+        }
+        for i, name in enumerate(names)
+    }
+    return {"per_class": per_class, "confusion": matrix.tolist()}

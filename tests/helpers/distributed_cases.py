@@ -39,6 +39,7 @@ CASES = {
     "accumulated, one left": {"batch_size": 4, "accumulation_steps": 2},
     "clipped": {"max_grad_norm": 0.05},
     "a class ignored": {"ignore_index": 1},
+    "classes weighed": {"weighed": (0.5, 2.0), "n": 9, "batch_size": 4, "accumulation_steps": 2},
     "early stopping": {"early_stopping_patience": 1, "learning_rate": 0.05, "num_epochs": 6},
     "activations computed twice": {"gradient_checkpointing": True},
     "a tensor that nothing uses": {"spare": True},
@@ -54,7 +55,9 @@ CASES = {
 }
 
 
-def learn(n=13, labels="class", pad_to=12, batch_size=8, method=None, kept=False, spare=False, stop=None, **changes):
+def learn(
+    n=13, labels="class", pad_to=12, batch_size=8, method=None, kept=False, spare=False, stop=None, weighed=None, **changes
+):
     """Trains the small model, evaluates it, and returns all that came of it. `batch_size` is that of all processes
     together; `stop`: Ctrl-C reaches the last process in its n-th forward pass."""
     keeper, dropout = keeper_of(changes.pop("state", None), changes.get("resume")), changes.pop("dropout", 0.0)
@@ -70,6 +73,7 @@ def learn(n=13, labels="class", pad_to=12, batch_size=8, method=None, kept=False
         "train_in_order": make_batches(examples, 6, pad_to),
         "validation": make_batches(make_examples(n + 5, labels)[n:], 2, pad_to),
     }
+    whole["train"].class_weights = None if weighed is None else torch.tensor(weighed)
     batches = distributed.share(whole, run.ignore_index)
     is_sharded = run.fsdp and distributed.size() > 1
     compute_loss = distributed.shard_model(model, CPU) if is_sharded else None

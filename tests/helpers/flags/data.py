@@ -55,6 +55,19 @@ def ignore_index(experiment, fixtures):
     assert spam + ham == 24 and spam > 0 and ham > 0
 
 
+@check("class_weights")
+def class_weights(experiment, fixtures):
+    flags = ("--train_samples", 21, "--batch_size", 21)  # 11 ham and 10 spam of this seed
+    plain, weighed = (experiment(*flags, "--class_weights", choice) for choice in ("none", "balanced"))
+    labels = weighed.result["train_confusion"]
+    assert sum(labels[0]) != sum(labels[1]) and plain.logged("loss")[0] != weighed.logged("loss")[0]
+    assert plain.logged("loss")[0] == pytest.approx(weighed.logged("loss")[0], rel=0.2)
+    frozen = [experiment(*flags, "--class_weights", choice, learning_rate=0) for choice in ("none", "balanced")]
+    assert frozen[0].logged("loss", "final train") == frozen[1].logged("loss", "final train")  # it weighs nothing
+    with pytest.raises(UserError, match="--class_weights is about classification, and persona has no classes"):
+        experiment("--dataset", "persona", "--class_weights", "balanced")
+
+
 @check("train_samples")
 def train_samples(experiment, fixtures):
     found = experiment("--train_samples", 10, "--num_epochs", 1, max_steps=None)
