@@ -33,6 +33,7 @@ METHODS = (*FREEZING, *LORA, "ia3", "adapter", "bypass", "prefix", "prompt", "pe
 ON_CHOSEN_BLOCKS = ("freeze", *LORA, "ia3", "adapter", "prefix")
 
 CLASSIFICATION, DIALOGUES = "classification", "dialogues"  # the two kinds of tasks
+COLUMNS = ("text_column", "pair_column", "label_column")  # of a user's own data
 DATASETS = ("dataset", "auxiliary_dataset", "general_dataset")
 PATHS = ("model", "checkpoint", "tokenizer", "adapter", "data_dir", *DATASETS, "output_dir")  # what is or may be a path
 
@@ -140,14 +141,22 @@ class Run:
     )
 
     dataset: str | None = flag(
-        "spam, sst2, rte, restaurant_sup, acl_sup, agnews_sup, persona, or a file of dialogues; .json or .jsonl; "
-        "few-shot: restaurant_fs, ...; shipped: spam-pocket, sentiment-pocket, persona, general (default: spam for GPT-2, "
-        "else sst2, where it can be had)",
+        "spam, sst2, rte, restaurant_sup, acl_sup, agnews_sup, persona, or a file of yours; texts with labels in .csv, "
+        ".tsv, .jsonl, .json or .parquet, a directory with such files for train, validation and test, or owner/name on the "
+        "hub; dialogues in .json or .jsonl; few-shot: restaurant_fs, ...; shipped: spam-pocket, sentiment-pocket, persona, "
+        "general (default: spam for GPT-2, else sst2, where it can be had)",
         section="the data",
         everyday=True,
     )
     data_dir: str | None = flag(
         "a directory with data sets; it holds sms_spam/SMSSpamCollection, glue_sst2/train.tsv, ...", everyday=True
+    )
+    text_column: str | None = classifier_flag("the column with the texts of your own data (default: one with a usual name)")
+    pair_column: str | None = classifier_flag(
+        "the column with the second text of each pair (default: none, or one with a usual name)"
+    )
+    label_column: str | None = classifier_flag(
+        "the column with the labels of your own data (default: one with a usual name)"
     )
     trainable_token_pos: str = classifier_flag(
         "the token whose hidden state the classifier reads", "last", choices=("first", "last", "flexible")

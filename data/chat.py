@@ -50,6 +50,7 @@ class ChatTask(Task):
 
     def check(self, run: Run) -> None:
         """Raise UserError where a complete run sets what dialogues make no use of."""
+        self.check_columns(run)
         find_template(run.template)
         if run.auxiliary_samples and not run.auxiliary_dataset:
             raise UserError(f"--auxiliary_samples is {run.auxiliary_samples}, but no --auxiliary_dataset is named")
@@ -154,18 +155,18 @@ RECIPE = {
 MODEL_RECIPES = {GPT2_POCKET: {"learning_rate": 5e-3}}
 
 
-def make_task(name: str, path: Path, recipe: dict | None = None) -> ChatTask:
+def make_task(name: str, path: Path, recipe: dict | None = None, kind: str = "") -> ChatTask:
     """Return the task of one file of dialogues; `recipe` goes before RECIPE."""
 
     def read(data_dir: Path | None) -> dict[str, list[Dialogue]]:
         return split(read_records(path), DEFAULTS["test_share"])
 
-    return ChatTask(name, (), read, RECIPE | (recipe or {}), MODEL_RECIPES, path=path)
+    return ChatTask(name, (), read, RECIPE | (recipe or {}), MODEL_RECIPES, path=path, kind=kind)
 
 
 def task_of_file(name: str) -> ChatTask | None:
     """Return the task of a user's own file, or None where the name can't be that of one."""
-    return make_task(name, Path(name)) if name.lower().endswith((".json", ".jsonl")) else None
+    return make_task(name, Path(name), kind="dialogues") if name.lower().endswith((".json", ".jsonl")) else None
 
 
 TASKS = (

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from config import DEFAULTS, DIALOGUES_ONLY, Run
+from config import COLUMNS, DEFAULTS, DIALOGUES_ONLY, Run
 from data.encode import describe_cuts, make_batches, unread_tail
 from data.files import TextExample
 from model.registry import architecture_of
@@ -37,6 +37,8 @@ class Task:
     metrics  what was published for it: "accuracy", "macro_f1"
     few_shot train on a small draw from the training split, see `few_shot_sample`
     measures what `result.json` has of each split of `evaluated`
+    said     what the header of a run says of the data, a line each
+    kind     what a user's own file turned out to hold
     """
 
     name: str
@@ -51,7 +53,10 @@ class Task:
     few_shot: bool = False
     measures: tuple[str, ...] = ("accuracy", "macro_f1", "per_class", "confusion")
     evaluated: tuple[str, ...] = ("train", "validation", "test")
+    said: tuple[str, ...] = ()
+    kind: str = ""
     has_dialogues: ClassVar[bool] = False
+    reads_columns: ClassVar[bool] = False  # --text_column and so on
 
     def splits(self, run: Run) -> dict[str, list]:
         """Return all that a run reads, by split. Raises UserError."""
@@ -62,6 +67,13 @@ class Task:
         for name in DIALOGUES_ONLY:
             if getattr(run, name) != DEFAULTS.get(name):
                 raise UserError(f"--{name} is about dialogues, and {self.name} has none")
+        self.check_columns(run)
+
+    def check_columns(self, run: Run) -> None:
+        """Raise UserError where a run names columns and the data have none to choose."""
+        for name in COLUMNS:
+            if getattr(run, name) is not None and not self.reads_columns:
+                raise UserError(f"--{name} is about a file of your own, and --dataset {self.name} is none")
 
     def make_batches(self, run: Run, splits: dict[str, list], tokenizer, config):
         """Return the batches of each split ("train" in its training order, "train_in_order" for evaluation), and notes.

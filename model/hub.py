@@ -210,11 +210,11 @@ def _download(repository: str, revision: str | None, files: list[str]) -> Path:
     try:
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=files))
         for file, sha256 in _published_hashes(repository, folder).items():
-            _check_hash(file, sha256)
+            check_hash(file, sha256)
     except UserError:
         raise
     except Exception as error:  # of the file system, of the HTTP library, or of the one behind large files
-        reason = _reason(error, repository)
+        reason = reason_of(error, repository)
         raise UserError(f"{name} can't be downloaded from {constants.ENDPOINT}: {reason}") from None
     if "model.safetensors" in files and not any(folder.glob("model*.safetensors")):
         raise UserError(
@@ -224,7 +224,7 @@ def _download(repository: str, revision: str | None, files: list[str]) -> Path:
     return folder
 
 
-def _reason(error: Exception, repository: str) -> str:
+def reason_of(error: Exception, repository: str) -> str:
     """Return what went wrong and what to do, from the client's error or from one that it wraps."""
     chain: list[BaseException] = []
     inner: BaseException | None = error
@@ -270,7 +270,7 @@ def _published_hashes(repository: str, folder: Path) -> dict[Path, str]:
     return hashes
 
 
-def _check_hash(file: Path, sha256: str) -> None:
+def check_hash(file: Path, sha256: str) -> None:
     """Remove the file and raise UserError where its content has another hash."""
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()

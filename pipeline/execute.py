@@ -165,6 +165,7 @@ def about(job: Job, argv: list[str] | None) -> dict:
         "dataset": run.dataset,
         "data_reason": job.data_reason,
         "labels": list(job.task.labels) or None,
+        "data": [*job.task.said],
         "method": run.trainable_layers,
         "seed": run.seed,
         "amp": run.amp,

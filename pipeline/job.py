@@ -48,7 +48,7 @@ def prepare(run: Run) -> Job:
     check_model_is_named_once(run)
     check_adapter_is_named(run)
     run = with_adapter(run)
-    task = get_task(run.dataset) if run.dataset else None
+    task = get_task(run.dataset, run) if run.dataset else None
     model_config = config_of(run.source) if run.source else None
     default_task = task or get_task(default_dataset(model_config))
     run, model_reason = choose_model(run, default_task)
@@ -111,7 +111,7 @@ def choose_model(run: Run, task: Task) -> tuple[Run, str]:
 def choose_dataset(run: Run, default: Task) -> tuple[Run, str]:
     """Return the run with its data set named, and why that one."""
     if run.dataset:
-        return run, "named"
+        return run, f"named; {default.kind}" if default.kind else "named"
     run = replace(run, dataset=default.name)
     if run.data_dir:
         return run, f"the published data, from {run.data_dir}"

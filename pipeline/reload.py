@@ -69,7 +69,7 @@ def read_run(directory: Path) -> tuple[Run, Inputs, dict]:
     run = seen_from_here(Run(**result["config"]), directory)
     if not run.source or not run.dataset:
         raise UserError(f"{directory}/result.json doesn't name the model and the dataset of the run")
-    task, model_config = get_task(run.dataset), config_of(run.source)
+    task, model_config = get_task(run.dataset, run, result.get("labels")), config_of(run.source)
     run = resolve(run, task.recipe_for(model_config))  # settings that are newer than the run are at their defaults
     return run, Inputs(run, task, model_config), result
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from config import DATASETS, DEFAULTS, PATHS, Run, resolve
 from data.chat import task_of_file
+from data.registry import is_path
 from data.task import Task
 from model import hub
 from model.registry import architecture_of
@@ -30,7 +31,7 @@ def paths_of(config: dict) -> dict[str, str]:
     """Return the inputs among the fields of a Run that are paths. A repository on the hub, owner/name, may be among them:
     it reads like a path in its shortest spelling."""
     given = {name: value for name, value in config.items() if name in PATHS and value and isinstance(value, str)}
-    names = {name for name in DATASETS if not task_of_file(given.get(name, ""))}
+    names = {name for name in DATASETS if name in given and not (task_of_file(given[name]) or is_path(given[name]))}
     return {name: path for name, path in given.items() if name not in (*names, "model", "output_dir")}
 
 

@@ -33,7 +33,8 @@ def print_header(job: Job, model: Transformer, stages: list[Run], batches: dict[
 
     model    with the method of the first stage attached
     """
-    lines = [model_line(job, model), dataset_line(job, batches), method_line(stages, model), training_line(job.run)]
+    lines = [model_line(job, model), dataset_line(job, batches), *job.task.said]
+    lines += [method_line(stages, model), training_line(job.run)]
     if changes := changed_settings(job):
         lines.append(f"changed  {', '.join(changes)}")
     if distributed.size() > 1:

@@ -55,10 +55,10 @@ def choose_stand_ins(row: Row, overrides: Run) -> Choice:
     """Return the row's run, with the shipped model and data in the place of those that can't be had."""
     run, notes = with_flags(row, overrides), []
     if not (overrides.checkpoint or overrides.model) and (reason := why_no_model(run.model)):
-        run = replace(run, model=get_task(run.dataset).models[1], head_labels=None)
+        run = replace(run, model=get_task(run.dataset, run).models[1], head_labels=None)
         notes.append(f"{run.model} stands in, {reason}")
     if not overrides.dataset and (reason := why_no_data(get_task(run.dataset), run.data_dir)):
-        run = replace(run, dataset=get_task(run.dataset).shipped)
+        run = replace(run, dataset=get_task(run.dataset, run).shipped)
         notes.append(f"{run.dataset} stands in, {reason}")
     return Choice(run, tuple(notes))
 

@@ -45,7 +45,7 @@ def without_unused(run: Run, overrides: Run) -> Run:
 def completed(run: Run) -> tuple[Run, Task]:
     """Return the run with its method filled in, and its task. What depends on the machine stays open."""
     run = with_adapter(run)
-    task = get_task(run.dataset or default_dataset(config_of(run.source) if run.source else None))
+    task = get_task(run.dataset or default_dataset(config_of(run.source) if run.source else None), run)
     return resolve(run, task.recipe), task
 
 

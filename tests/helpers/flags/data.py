@@ -55,6 +55,29 @@ def ignore_index(experiment, fixtures):
     assert spam + ham == 24 and spam > 0 and ham > 0
 
 
+@check("text_column", "pair_column", "label_column")
+def columns(experiment, fixtures):
+    rows = [f"{'good' if i % 2 else 'bad'} {i},see {i},{i % 2},{i % 3}" for i in range(60)]
+    path = fixtures["alone"] / "own.csv"
+    path.write_text("\n".join(["text,more,label,kind", *rows]) + "\n", encoding="utf-8")
+
+    def run(*flags):
+        return experiment("--dataset", path, "--num_epochs", 1, *flags, data_dir=None)
+
+    plain = run()
+    assert "text 'text', label 'label'; not read: more, kind" in plain.out and plain.result["labels"] == ["0", "1"]
+    assert run("--text_column", "more").logged("loss") != plain.logged("loss")
+    assert run("--label_column", "kind").result["labels"] == ["0", "1", "2"]
+    paired = run("--pair_column", "more")
+    assert "pair 'text' and 'more'" in paired.out and max(paired.widths(True)) > max(plain.widths(True))
+    with pytest.raises(
+        UserError, match=r"--label_column is 'x'; .*own\.csv has the columns 'text', 'more', 'label', 'kind'"
+    ):
+        run("--label_column", "x")
+    with pytest.raises(UserError, match="--text_column is about a file of your own, and --dataset spam is none"):
+        experiment("--text_column", "text")
+
+
 @check("class_weights")
 def class_weights(experiment, fixtures):
     flags = ("--train_samples", 21, "--batch_size", 21)  # 11 ham and 10 spam of this seed

@@ -1,0 +1,239 @@
+"""A user's own texts with labels: in which columns they stand, which labels there are, which texts are held out."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from data.files import TextExample, shown
+from data.own_splits import (
+    SPLIT,
+    SPLIT_NAMES,
+    SPLIT_OF,
+    Text,
+    check_labels,
+    counts_of,
+    describe_equal,
+    divide,
+    find_labels,
+    with_numbers_alike,
+)
+from data.tables import BadRow, Row, as_rows, read_table
+from utils.errors import UserError
+
+# The usual names of columns, in lower case.
+TEXTS = (
+    *("text", "sentence", "review", "content", "comment", "message", "document", "utterance", "tweet", "question"),
+    *("body", "headline"),
+)
+PAIRS = (
+    *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("text_a", "text_b"), ("question1", "question2")),
+    *(("text1", "text2"), ("sentence_a", "sentence_b"), ("question", "sentence"), ("#1 string", "#2 string")),
+)
+LABELS = (
+    *("label", "labels", "class", "target", "category", "sentiment", "gold_label", "intent", "topic", "emotion"),
+    *("polarity", "rating", "stars", "is_duplicate", "quality"),
+)
+NO_NUMBER = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
+
+
+class Columns(NamedTuple):
+    """The names of the columns that are read."""
+
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+    split: str | None = None
+
+
+class Own(NamedTuple):
+    """A user's own data."""
+
+    splits: dict[str, list[TextExample]]
+    labels: tuple[str, ...]
+    said: tuple[str, ...]  # what the header of a run says of it, a line each
+
+
+def read_own(files: dict[str | None, list[Path]], named: Columns, notes: Sequence[str] = ()) -> Own:
+    """Return the texts of some files. Raises UserError.
+
+    files   the files of each split; those under None say themselves where a text belongs, or all is drawn
+    named   the columns that flags name
+    notes   on how the files were found
+    """
+    texts: list[Text] = []
+    columns: dict[str, None] = {}  # what is said of them, each once
+    for split, paths in files.items():
+        for path in paths:
+            found, said = read_file(path, named, with_splits=split is None)
+            texts += found if split is None else [replace(one, split=split) for one in found]
+            columns[said] = None
+    place = str(next(path for paths in files.values() for path in paths))
+    texts = with_numbers_alike(texts)
+    check_labels(texts, place)
+    texts, origin = divide(texts, place, by_files=None not in files)
+    labels = find_labels(texts)
+    numbers = {label: number for number, label in enumerate(labels)}
+    splits = {name: [one for one in texts if one.split == name] for name in SPLIT_NAMES}
+    examples = {
+        name: [TextExample(one.text, numbers[one.label], one.pair) for one in some] for name, some in splits.items() if some
+    }
+    first = "; ".join([*columns, *notes, *origin, *describe_equal(texts)])
+    return Own(examples, labels, (f"columns  {first}", f"classes  {counts_of(examples, labels)}"))
+
+
+# --- columns
+
+
+def find_columns(place: str, names: Sequence[str], named: Columns, with_splits: bool) -> Columns:
+    """Return the columns to read: those that flags name, else those with usual names. Raises UserError.
+
+    A column without a usual name is taken where no other is left.
+    """
+    text, pair, label = (
+        called(place, names, flag, wanted)
+        for flag, wanted in zip(("text_column", "pair_column", "label_column"), named, strict=False)
+    )
+    split = usual(names, SPLIT) if with_splits else None
+    pairs = [(one, two) for first, second in PAIRS if (one := usual(names, first)) and (two := usual(names, second))]
+    if not text and not pair and len(pairs) == 1:
+        text, pair = pairs[0]
+    free = [name for name in names if name and name not in (text, pair, label, split)]
+    label = label or only_usual(place, names, free, LABELS, "label")
+    free = [name for name in free if name != label]
+    text = text or only_usual(place, names, free, TEXTS, "text")
+    free = [name for name in free if name != text]
+    if not (text and label) and (text or label) and len(free) == 1:
+        text, label = text or free[0], label or free[0]
+    for what, found in (("text", text), ("label", label)):
+        if not found:
+            usual_names = ", ".join(TEXTS if what == "text" else LABELS)
+            raise UserError(
+                f"{place}: no column has a usual name for the {what} ({usual_names}); the columns, which "
+                f"the first line has to name, are {', '.join(map(shown, names))}: say --{what}_column NAME"
+            )
+    chosen = [name for name in (text, pair, label) if name]
+    if len({*chosen}) < len(chosen):
+        raise UserError(f"{place}: text, pair and label are {text}, {pair} and {label}: each needs a column of its own")
+    return Columns(text, pair, label, split)
+
+
+def called(place: str, names: Sequence[str], flag: str, wanted: str | None) -> str | None:
+    """Return the column that a flag names; a name in another case counts, if it is the only one. Raises UserError."""
+    if wanted is None or wanted in names:
+        return wanted
+    alike = [name for name in names if name.casefold() == wanted.strip().casefold()]
+    if len(alike) != 1:
+        raise UserError(f"--{flag} is {wanted!r}; {place} has the columns {', '.join(map(shown, names))}")
+    return alike[0]
+
+
+def usual(names: Sequence[str], wanted: str) -> str | None:
+    """Return the column with a usual name, in any case, or None."""
+    return next((name for name in names if name.casefold() == wanted), None)
+
+
+def only_usual(place: str, names: Sequence[str], free: list[str], wanted: Sequence[str], what: str) -> str | None:
+    """Return the only column with one of the usual names, or None where none has. Raises UserError for several."""
+    found = [name for name in free if name.casefold() in wanted]
+    if len(found) > 1:
+        more = " (and --pair_column for a pair)" if what == "text" else ""
+        raise UserError(
+            f"{place}: {' and '.join(map(shown, found))} may each be the {what}: say --{what}_column NAME{more}"
+        )
+    return found[0] if found else None
+
+
+def describe_columns(columns: Columns, names: Sequence[str]) -> str:
+    """Return which columns are read and which aren't, in words."""
+    text, pair, label, _ = columns
+    read = f"text {text!r}" if pair is None else f"pair {text!r} and {pair!r}"
+    unread = [name or "one without a name" for name in names if name not in columns]
+    return f"{read}, label {label!r}" + (f"; not read: {', '.join(unread)}" if unread else "")
+
+
+# --- texts and labels
+
+
+def read_file(path: Path, named: Columns, with_splits: bool) -> tuple[list[Text], str]:
+    """Return the texts of a file, and what there is to say about its columns. Raises UserError.
+
+    In a .tsv quotes may enclose cells, or be text. They are text where they can't enclose cells everywhere.
+    """
+    try:
+        return read_rows(path, named, with_splits, quotes=True)
+    except BadRow as error:
+        if path.suffix.lower() != ".tsv":
+            raise
+        first = error
+    try:
+        texts, said = read_rows(path, named, with_splits, quotes=False)
+    except BadRow:
+        raise first from None
+    return texts, f"{said}; quotes are read as text"
+
+
+def read_rows(path: Path, named: Columns, with_splits: bool, quotes: bool) -> tuple[list[Text], str]:
+    """Return the texts of a file, and what there is to say about its columns. Raises UserError."""
+    table = read_table(path, quotes)
+    texts, columns, names, said, over_lines = [], None, None, "", []
+    for row in table.rows:
+        if columns is None:
+            names = row.cells.keys()
+            columns = find_columns(str(path), [*names], named, with_splits)
+            said = "; ".join(filter(None, (describe_columns(columns, [*names]), table.note)))
+        elif row.cells.keys() != names:  # of another JSON object
+            check_split_is_read(row, columns, with_splits)
+        texts.append(text_of_row(row, columns))
+        over_lines += [row] if row.lines else []
+    if columns is None:
+        raise UserError(f"{path} holds no texts")
+    known = {one.label for one in texts}
+    for row in over_lines:
+        inner = as_rows(row, table.delimiter)
+        if inner and all(cells[columns.label].strip() in known for cells in inner):
+            raise BadRow(f"{row.place}: a quote opens that swallows {len(inner) - 1} rows behind it; close or double it")
+    return texts, said
+
+
+def check_split_is_read(row: Row, columns: Columns, with_splits: bool) -> None:
+    """Raise UserError where an object says its split and the first one of the file doesn't."""
+    if with_splits and columns.split is None and usual([*row.cells], SPLIT):
+        raise UserError(f"{row.place}: it says its {SPLIT}, and the first object of the file doesn't: all have to, or none")
+
+
+def text_of_row(row: Row, columns: Columns) -> Text:
+    """Return what a row holds. Raises UserError."""
+    text, pair = (cell_text(row, name) if name is not None else None for name in (columns.text, columns.pair))
+    split = None
+    if columns.split is not None:
+        said = row.cells.get(columns.split)
+        split = SPLIT_OF.get(str(said).strip().casefold())
+        if split is None:
+            names = ", ".join(SPLIT_OF)
+            raise UserError(f"{row.place}: the {columns.split} is {shown(said)}; it must be one of {names}")
+    return Text(row.place, text or "", pair, label_of(row, columns.label or ""), split)
+
+
+def cell_text(row: Row, column: str) -> str:
+    """Return a cell with a text. Raises UserError where it holds none."""
+    value = row.cells.get(column)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{row.place}: expected a text under {column}, got {shown(value)}")
+    if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):  # which JSON can name
+        raise UserError(f"{row.place}: the text under {column} holds a character that is none: {shown(value)}")
+    return value
+
+
+def label_of(row: Row, column: str) -> str:
+    """Return the label in a cell as a name; a whole number is one without a point. Raises UserError."""
+    value = row.cells.get(column)
+    if isinstance(value, list | dict):
+        raise UserError(f"{row.place}: the {column} is {shown(value)}; a text has one label here, a name or a number")
+    name = "" if value is None else str(value).strip()
+    if not name:
+        raise UserError(f"{row.place}: expected a label under {column}, got {shown(value)}")
+    if NO_NUMBER.fullmatch(name):
+        raise UserError(f"{row.place}: the {column} is {name}, which is no label; remove the row or give it one")
+    return name
