@@ -1,14 +1,13 @@
 """Finds the files of a user's own data: one file, a directory with a file for each split, or a repository on the hub."""
 
-import contextlib
 import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_download
+from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import disable_progress_bars, logging
 
 from data.own_splits import SPLIT_NAMES, SPLIT_OF
@@ -17,7 +16,6 @@ from model import hub
 from utils.errors import UserError
 
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.\w+)")  # train-00000-of-00002.parquet
-PATTERNS = [f"*{suffix}" for suffix in SUFFIXES]
 
 
 class Found(NamedTuple):
@@ -26,10 +24,14 @@ class Found(NamedTuple):
     files: dict[str | None, list[str]]
     others: list[str]
 
+    @property
+    def read(self) -> list[str]:
+        """Return the files of all splits."""
+        return [name for names in self.files.values() for name in names]
+
     def note(self) -> str:
         """Return which files are read, in words."""
-        read = ", ".join(name for names in self.files.values() for name in names)
-        return f"read: {read}" + (f"; not read: {', '.join(self.others)}" if self.others else "")
+        return f"read: {', '.join(self.read)}" + (f"; not read: {', '.join(self.others)}" if self.others else "")
 
 
 def find_files(name: str) -> tuple[dict[str | None, list[Path]], list[str]]:
@@ -88,8 +90,8 @@ def choose(place: str, names: Iterable[str]) -> Found:
     for split in SPLIT_NAMES:
         if some := [name for name in by_folder[folder] if split_of(place, name) == split]:
             files[split] = one_or_all_shards(place, split, some)
-    chosen = {name for some in files.values() for name in some}
-    return Found(files, [name for name in tables if name not in chosen])
+    found = Found(files, [])
+    return found._replace(others=[name for name in tables if name not in found.read])
 
 
 def split_of(place: str, name: str) -> str | None:
@@ -119,36 +121,27 @@ def one_or_all_shards(place: str, split: str, names: list[str]) -> list[str]:
 def find_in_repository(name: str) -> tuple[dict[str | None, list[Path]], list[str]]:
     """Return the files of a data set on the hub, owner/name or owner/name@revision. Raises UserError.
 
-    They are downloaded once, into the Hugging Face cache. Those for training come last: where they are, all are.
+    They are downloaded once, into the Hugging Face cache.
     """
     repository, _, revision = name.partition("@")
-    if folder := cached(repository, revision or None):
-        names = [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file()]
-        with contextlib.suppress(UserError):  # an interrupted download lacks what is for training
-            return in_folder(folder, choose(name, names))
+    if found := find_in_cache(repository, revision or None):
+        return found
     if unreachable := hub.why_no_hub():
         raise UserError(
             f"{name} is no file or directory, and isn't in the Hugging Face cache ({constants.HF_HUB_CACHE}) as a data "
             f"set, and {unreachable}: run once with a network, or name a file"
         )
-    return download(repository, revision or None)
-
-
-def download(repository: str, revision: str | None) -> tuple[dict[str | None, list[Path]], list[str]]:
-    """Return the files of a data set on the hub, and what is said of them, downloaded now. Raises UserError."""
     if not sys.stderr.isatty():
         disable_progress_bars()
     logging.set_verbosity_error()  # what goes wrong becomes an error of one line
-    name = f"{repository}@{revision}" if revision else repository
     try:
-        about = HfApi().dataset_info(repository, revision=revision, files_metadata=True).siblings or []
+        about = HfApi().dataset_info(repository, revision=revision or None, files_metadata=True).siblings or []
         found = choose(name, sorted(one.rfilename for one in about))
-        last = found.files.get("train") or found.files[None]
-        first = [one for names in found.files.values() for one in names if one not in last]
-        for some in filter(None, (first, last)):
-            folder = Path(snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=some))
+        folder = Path(
+            snapshot_download(repository, repo_type="dataset", revision=revision or None, allow_patterns=found.read)
+        )
         for one in about:
-            if one.lfs and one.rfilename in (*first, *last):
+            if one.lfs and one.rfilename in found.read:
                 hub.check_hash(folder / one.rfilename, one.lfs.sha256)
     except UserError:
         raise
@@ -158,10 +151,12 @@ def download(repository: str, revision: str | None) -> tuple[dict[str | None, li
     return in_folder(folder, found)
 
 
-def cached(repository: str, revision: str | None) -> Path | None:
-    """Return the cached snapshot of a data set, or None."""
+def find_in_cache(repository: str, revision: str | None) -> tuple[dict[str | None, list[Path]], list[str]] | None:
+    """Return the files of a data set, and what is said of them, or None where the cache lacks one of them."""
+    how = {"repo_type": "dataset", "revision": revision}
     try:
-        how = {"repo_type": "dataset", "allow_patterns": PATTERNS, "local_files_only": True}
-        return Path(snapshot_download(repository, revision=revision, **how))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HFValidationError, OSError, ValueError):
+        found = choose(repository, sorted(one.path for one in get_cached_repo_tree(repository, **how)))
+        folder = Path(snapshot_download(repository, **how, allow_patterns=found.read, local_files_only=True))
+    except (CachedRepoTreeNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError):
         return None
+    return in_folder(folder, found)

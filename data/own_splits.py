@@ -102,7 +102,8 @@ def divide(texts: list[Text], place: str, by_files: bool) -> tuple[list[Text], l
     if "validation" in given:
         return texts, notes
     drawn = ("validation",) if "test" in given else ("test", "validation")
-    held_out, rare = draw([one for one in texts if one.split in (None, "train")], drawn)
+    free = (None, "train")
+    held_out, rare = draw([one for one in texts if one.split in free], drawn)
     if not held_out:
         raise UserError(
             f"{place}: no class has {FEWEST} different texts, of which one could be held out; add texts, or a column "
@@ -110,7 +111,7 @@ def divide(texts: list[Text], place: str, by_files: bool) -> tuple[list[Text], l
         )
     notes.append(f"{' and '.join(reversed(drawn))} drawn, {SHARE:.0%} of each class each, equal texts never apart")
     notes += [f"too few texts to hold any out: {', '.join(rare)}"] if rare else []
-    return [replace(one, split=held_out.get(one.key, one.split or "train")) for one in texts], notes
+    return [replace(one, split=held_out.get(one.key, "train")) if one.split in free else one for one in texts], notes
 
 
 def draw(texts: list[Text], names: tuple[str, ...]) -> tuple[dict[tuple[str, str], str], list[str]]:

@@ -54,15 +54,20 @@ class FakeHub:
         for pattern, act in self.instead:
             if re.search(pattern, f"{request.command} {path}"):
                 return act(request)
-        if re.fullmatch("/api/models/[^/]+/[^/]+(/revision/[^/]+)?", path):
-            about = {"id": "owner/tiny", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files]}
+        if re.fullmatch("/api/(models|datasets)/[^/]+/[^/]+(/revision/[^/]+)?", path):
+            about = {"id": "owner/tiny", "sha": COMMIT, "siblings": [self.sibling(name) for name in self.files]}
             self.send(request, json.dumps(about).encode())
-        elif re.fullmatch(f"/api/models/[^/]+/[^/]+/tree/{COMMIT}", path):
+        elif re.fullmatch(f"/api/(models|datasets)/[^/]+/[^/]+/tree/{COMMIT}", path):
             self.send(request, json.dumps([self.tree_entry(name) for name in self.files]).encode())
-        elif (found := re.fullmatch(f"/[^/]+/[^/]+/resolve/{COMMIT}/(.+)", path)) and found[1] in self.files:
+        elif (found := re.fullmatch(f"(?:/datasets)?/[^/]+/[^/]+/resolve/{COMMIT}/(.+)", path)) and found[1] in self.files:
             self.send(request, self.files[found[1]], {"ETag": f'"{self.etags[found[1]]}"', "X-Repo-Commit": COMMIT})
         else:
             request.send_error(404)
+
+    def sibling(self, name: str) -> dict:
+        entry = self.tree_entry(name)
+        lfs = {"lfs": {"sha256": entry["lfs"]["oid"], "size": entry["size"], "pointerSize": 130}} if "lfs" in entry else {}
+        return {"rfilename": name, "size": entry["size"], "blobId": entry["oid"], **lfs}
 
     def tree_entry(self, name: str) -> dict:
         size, etag = len(self.files[name]), self.etags[name]
