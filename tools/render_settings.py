@@ -23,6 +23,9 @@ from data.dialogue_records import (
     WEIGHT,
     WHO_AND_WHAT,
 )
+from data.own import LABELS, PAIRS, TEXTS
+from data.own_splits import SPLIT
+from data.own_splits import SPLIT_OF as OWN_SPLIT_OF
 from model.config_settings import ALIASES, EVERYWHERE, LIBRARY_DEFAULTS, own_settings
 from model.registry import ARCHITECTURES
 from model.tokenizers import settings as tokenizers
@@ -98,6 +101,20 @@ def of_unigram_file() -> list[str]:
     return [*lines, "| `self_test_data` | harmless: texts to test with | all |"]
 
 
+def of_own_texts() -> list[str]:
+    """Return the usual names of columns, and what a split may be called."""
+    pairs = "; ".join(f"`{one}` and `{two}`" for one, two in PAIRS)
+    rows = [
+        ("column", "used, the only one of them", f"the text: {names(TEXTS)}"),
+        ("column", "used, two of them", f"the pair: {pairs}"),
+        ("column", "used, the only one of them", f"the label: {names(LABELS)}"),
+        ("column", "used", f"`{SPLIT}`, in a file that isn't of a split already"),
+        ("column", "harmless", "any other: it isn't read, and the header names it"),
+        ("split", "refused, with the file", f"unless it is, in any case, {names(OWN_SPLIT_OF)}"),
+    ]
+    return ["| what | list | names |", "| --- | --- | --- |", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
 def of_dialogues() -> list[str]:
     """Return what is read of a record and of a message."""
     return [
@@ -129,6 +146,7 @@ LISTS: dict[str, Callable[[], list[str]]] = {
     "steps": of_steps,
     **{f"adapter-{kind}": lambda kind=kind: lists(ADAPTER[kind]) for kind in ADAPTER},
     "changes-the-base": lambda: [f"`init_lora_weights` is refused where it begins with {names(CHANGES_THE_BASE)}."],
+    "own-texts": of_own_texts,
     "dialogues": of_dialogues,
 }
 

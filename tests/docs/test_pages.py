@@ -66,6 +66,8 @@ def anywhere(run: Run) -> Run:
     """Return the run with files that are here in the place of those that a page only names."""
     if run.checkpoint:
         run = replace(run, checkpoint=None, model="distilbert-pocket")
+    if run.dataset and run.dataset.endswith((".csv", ".tsv", ".jsonl")):
+        run = replace(run, dataset="sentiment-pocket")
     return replace(run, dataset="persona") if run.dataset and run.dataset.endswith(".json") else run
 
 
