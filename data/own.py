@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,8 @@ from data.own_splits import (
     describe_equal,
     divide,
     find_labels,
+    key_of,
+    printable,
     with_numbers_alike,
 )
 from data.tables import BadRow, Row, as_rows, read_table
@@ -35,6 +36,7 @@ LABELS = (
     *("label", "labels", "class", "target", "category", "sentiment", "gold_label", "intent", "topic", "emotion"),
     *("polarity", "rating", "stars", "is_duplicate", "quality"),
 )
+LONGEST_LABEL = 200  # characters
 NO_NUMBER = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 
 
@@ -67,7 +69,7 @@ def read_own(files: dict[str | None, list[Path]], named: Columns, notes: Sequenc
     for split, paths in files.items():
         for path in paths:
             found, said = read_file(path, named, with_splits=split is None)
-            texts += found if split is None else [replace(one, split=split) for one in found]
+            texts += found if split is None else [one._replace(split=split) for one in found]
             columns[said] = None
     place = str(next(path for paths in files.values() for path in paths))
     texts = with_numbers_alike(texts)
@@ -149,7 +151,7 @@ def describe_columns(columns: Columns, names: Sequence[str]) -> str:
     """Return which columns are read and which aren't, in words."""
     text, pair, label, _ = columns
     read = f"text {text!r}" if pair is None else f"pair {text!r} and {pair!r}"
-    unread = [name or "one without a name" for name in names if name not in columns]
+    unread = [printable(name) or "one without a name" for name in names if name not in columns]
     return f"{read}, label {label!r}" + (f"; not read: {', '.join(unread)}" if unread else "")
 
 
@@ -177,14 +179,14 @@ def read_file(path: Path, named: Columns, with_splits: bool) -> tuple[list[Text]
 def read_rows(path: Path, named: Columns, with_splits: bool, quotes: bool) -> tuple[list[Text], str]:
     """Return the texts of a file, and what there is to say about its columns. Raises UserError."""
     table = read_table(path, quotes)
-    texts, columns, names, said, over_lines = [], None, None, "", []
+    texts, columns, over_lines = [], None, []
+    names: dict[str, None] = {}  # of all columns, in their order
     for row in table.rows:
         if columns is None:
-            names = row.cells.keys()
-            columns = find_columns(str(path), [*names], named, with_splits)
-            said = "; ".join(filter(None, (describe_columns(columns, [*names]), table.note)))
-        elif row.cells.keys() != names:  # of another JSON object
+            columns = find_columns(str(path), [*row.cells], named, with_splits)
+        elif row.cells.keys() != names.keys():  # of another JSON object
             check_split_is_read(row, columns, with_splits)
+        names |= dict.fromkeys(row.cells)
         texts.append(text_of_row(row, columns))
         over_lines += [row] if row.lines else []
     if columns is None:
@@ -194,7 +196,7 @@ def read_rows(path: Path, named: Columns, with_splits: bool, quotes: bool) -> tu
         inner = as_rows(row, table.delimiter)
         if inner and all(cells[columns.label].strip() in known for cells in inner):
             raise BadRow(f"{row.place}: a quote opens that swallows {len(inner) - 1} rows behind it; close or double it")
-    return texts, said
+    return texts, "; ".join(filter(None, (describe_columns(columns, [*names]), table.note)))
 
 
 def check_split_is_read(row: Row, columns: Columns, with_splits: bool) -> None:
@@ -213,7 +215,8 @@ def text_of_row(row: Row, columns: Columns) -> Text:
         if split is None:
             names = ", ".join(SPLIT_OF)
             raise UserError(f"{row.place}: the {columns.split} is {shown(said)}; it must be one of {names}")
-    return Text(row.place, text or "", pair, label_of(row, columns.label or ""), split)
+    text = text or ""
+    return Text(row.place, text, pair, label_of(row, columns.label or ""), split, key_of(text, pair))
 
 
 def cell_text(row: Row, column: str) -> str:
@@ -221,7 +224,7 @@ def cell_text(row: Row, column: str) -> str:
     value = row.cells.get(column)
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{row.place}: expected a text under {column}, got {shown(value)}")
-    if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):  # which JSON can name
+    if "\0" in value or value.encode("utf-8", "ignore").decode("utf-8") != value:  # JSON can name halves of characters
         raise UserError(f"{row.place}: the text under {column} holds a character that is none: {shown(value)}")
     return value
 
@@ -234,6 +237,10 @@ def label_of(row: Row, column: str) -> str:
     name = "" if value is None else str(value).strip()
     if not name:
         raise UserError(f"{row.place}: expected a label under {column}, got {shown(value)}")
+    if len(name) > LONGEST_LABEL:
+        raise UserError(
+            f"{row.place}: the {column} has {len(name):,} characters, at most {LONGEST_LABEL} are a label: {shown(name)}"
+        )
     if NO_NUMBER.fullmatch(name):
         raise UserError(f"{row.place}: the {column} is {name}, which is no label; remove the row or give it one")
     return name

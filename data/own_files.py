@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_dow
 from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import disable_progress_bars, logging
 
-from data.own_splits import SPLIT_NAMES, SPLIT_OF
+from data.own_splits import SPLIT_NAMES, SPLIT_OF, printable
 from data.tables import SUFFIXES
 from model import hub
 from utils.errors import UserError
@@ -31,7 +31,8 @@ class Found(NamedTuple):
 
     def note(self) -> str:
         """Return which files are read, in words."""
-        return f"read: {', '.join(self.read)}" + (f"; not read: {', '.join(self.others)}" if self.others else "")
+        read, others = (", ".join(map(printable, names)) for names in (self.read, self.others))
+        return f"read: {read}" + (f"; not read: {others}" if others else "")
 
 
 def find_files(name: str) -> tuple[dict[str | None, list[Path]], list[str]]:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,13 +21,12 @@ SHARE = 0.1  # of each class, for validation and again for testing, where nothin
 DRAW_SEED = 2023  # of the draw, whatever the seed of the run: all runs are measured on the same texts
 FEWEST = 3  # different texts of a class, of which one can go to each split
 MANY_LABELS = 20  # beyond that, a column with another value in every second row is none of classes
-WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
+WHOLE = re.compile(r"[+-]?\d{1,18}(\.0*)?")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 UNTOLD = "-1"  # the label of a test text whose label was never published
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """A text, or a pair of them, as a row has it."""
 
     place: str
@@ -35,11 +34,12 @@ class Text:
     pair: str | None
     label: str
     split: str | None
+    key: tuple[str, str]  # what is alike in equal texts, see `key_of`
 
-    @property
-    def key(self) -> tuple[str, str]:
-        """Return what is alike in equal texts: case and spaces don't count."""
-        return " ".join(self.text.casefold().split()), " ".join((self.pair or "").casefold().split())
+
+def key_of(text: str, pair: str | None) -> tuple[str, str]:
+    """Return what is alike in equal texts: case and spaces don't count."""
+    return " ".join(text.casefold().split()), " ".join((pair or "").casefold().split())
 
 
 # --- labels
@@ -55,7 +55,7 @@ def with_numbers_alike(texts: list[Text]) -> list[Text]:
             f"{broken.place}: the label is {broken.label}, so the labels are a scale and no classes; a regression isn't "
             "supported: round them or cut the scale into a few classes, or name another --label_column"
         )
-    return [replace(one, label=str(int(one.label.partition(".")[0]))) for one in texts]
+    return [one._replace(label=str(int(one.label.partition(".")[0]))) for one in texts]
 
 
 def check_labels(texts: list[Text], place: str) -> None:
@@ -111,7 +111,7 @@ def divide(texts: list[Text], place: str, by_files: bool) -> tuple[list[Text], l
         )
     notes.append(f"{' and '.join(reversed(drawn))} drawn, {SHARE:.0%} of each class each, equal texts never apart")
     notes += [f"too few texts to hold any out: {', '.join(rare)}"] if rare else []
-    return [replace(one, split=held_out.get(one.key, "train")) if one.split in free else one for one in texts], notes
+    return [one._replace(split=held_out.get(one.key, "train")) if one.split in free else one for one in texts], notes
 
 
 def draw(texts: list[Text], names: tuple[str, ...]) -> tuple[dict[tuple[str, str], str], list[str]]:
@@ -147,11 +147,18 @@ def describe_equal(texts: list[Text]) -> list[str]:
             notes.append(f"{both} of {len(keys[name])} {name} texts are training texts too")
     labels = {(one.key, one.label) for one in texts}
     double = len(labels) - len({key for key, _ in labels})
-    return [*notes, f"{double} texts stand under a second label too"] if double else notes
+    return [*notes, f"equal texts with another label: {double}"] if double else notes
 
 
 def counts_of(splits: dict[str, list[TextExample]], labels: tuple[str, ...]) -> str:
     """Return how many texts each class has in each split, in words."""
     counts = [Counter(one.label for one in examples) for examples in splits.values()]
-    classes = [f"{label} {' / '.join(str(each[number]) for each in counts)}" for number, label in enumerate(labels)]
+    classes = [
+        f"{printable(label)} {' / '.join(str(each[number]) for each in counts)}" for number, label in enumerate(labels)
+    ]
     return f"{', '.join(classes)} ({' / '.join(splits)})"
+
+
+def printable(name: str) -> str:
+    """Return a name out of a file as a line of the terminal can show it."""
+    return name if name.isprintable() else repr(name)

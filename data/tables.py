@@ -170,7 +170,12 @@ def check_header(place: str, header: list[str]) -> None:
 
 def as_rows(row: Row, delimiter: str) -> list[dict[str, str]]:
     """Return the lines of a row as rows of their own, quotes being text; [] unless each of them can be one."""
-    found = [next(csv.reader([line], delimiter=delimiter, quoting=csv.QUOTE_NONE), []) for line in row.lines]
+    try:
+        with long_cells():
+            lines = [csv.reader([line], delimiter=delimiter, quoting=csv.QUOTE_NONE) for line in row.lines]
+            found = [next(reader, []) for reader in lines]
+    except csv.Error:
+        return []
     whole = all(len(cells) == len(row.cells) for cells in found)
     return [dict(zip(row.cells, cells, strict=True)) for cells in found] if whole else []
 

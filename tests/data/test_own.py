@@ -238,3 +238,38 @@ def test_fields_of_neither_kind_are_refused_with_their_names(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"a": "x", "b": 1, "c": 2}\n')
     with pytest.raises(UserError, match=r"no column has a usual name for the text .* are 'a', 'b', 'c': say --text_column"):
         get_task(str(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ("x" * 201, "line 32: the label has 201 characters, at most 200 are a label"),
+        ("9" * 5000, "line 32: the label has 5,000 characters, at most 200"),
+    ],
+)
+def test_a_label_that_is_a_text_is_refused(tmp_path, label, said):
+    assert said in refused(write(tmp_path / "a.csv", [["text", "label"], *texts(30, 0, 1), ["x", label]]))
+
+
+def test_what_cannot_be_printed_is_escaped_in_the_header(tmp_path):
+    found = own(
+        write(
+            tmp_path / "a.csv",
+            [["text", "label", "\x1b[31m"], *([f"t{i}", "a\nb" if i % 2 else "\x1bc", 0] for i in range(30))],
+        )
+    )
+    assert found.labels == ("\x1bc", "a\nb") and all(line.isprintable() for line in found.said)
+
+
+def test_every_field_of_a_json_that_is_not_read_is_said(tmp_path):
+    lines = [json.dumps({"text": f"t{i}", "label": i % 2} | ({"id": i} if i == 9 else {})) for i in range(30)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert "not read: id" in own(tmp_path / "a.jsonl").said[0]
+
+
+def test_a_long_cell_over_many_lines_is_read(tmp_path):
+    path = write(
+        tmp_path / "a.csv",
+        [["label", "text"], *(row[::-1] for row in texts(20, "a", "b")), ["a", "x\r" + "long\n" * 50_000]],
+    )
+    assert max(len(one.text) for some in own(path).splits.values() for one in some) == 250_002

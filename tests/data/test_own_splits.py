@@ -91,7 +91,7 @@ def test_what_is_on_two_sides_is_said(tmp_path):
     ]
     said = own(write(tmp_path / "a.csv", [["text", "label", "split"], *rows])).said[0]
     assert "1 of 11 test texts are training texts too" in said or "1 of 11 test texts are validation" in said
-    assert "1 texts stand under a second label too" in said
+    assert "equal texts with another label: 1" in said
 
 
 def test_untold_labels_of_a_test_split_are_left_out_and_said(tmp_path):
