@@ -148,7 +148,7 @@ MODELS = ("gpt2", "bert", "roberta", "distilbert")
 TRAIN = ("--max_steps", "1", "--device", "cpu", "--output_dir", "out")
 BY_CHECKPOINT = ("--checkpoint", "{}", "--dataset", "sentiment-pocket", *TRAIN)
 BY_DATA = ("--data_dir", "{}", "--dataset", "{name}", "--checkpoint", "{templates}/gpt2", "--context_length", "64", *TRAIN)
-RUNS = ("lora", "prefix", "stages")
+RUNS, OWN = ("lora", "prefix", "stages"), ("own-csv", "own-tsv", "own-json", "own-jsonl")
 ADAPTERS = ("gpt2-lora", "distilbert-dora", "bert-ia3", "gpt2-prefix")
 BY_ADAPTER = ("--checkpoint", "{base}", "--adapter", "{}", "--dataset", "sentiment-pocket", *TRAIN)
 RUN_FILES = {"result.json": JSON, "trained.safetensors": SAFETENSORS}
@@ -184,6 +184,9 @@ KINDS = {
     ),
     "dialogues": Kind(
         ("list", "lines", "messages"), {"*.json": JSON, "*.jsonl": (m.line_of_json, *TEXT)}, read_dialogues,
+    ),
+    "own": Kind(
+        OWN, {"*.*sv": TEXT, "*.json": JSON, "*.jsonl": (m.line_of_json, *TEXT)}, lambda folder: get_task(str(folder))
     ),
     "archive": Kind(("archive",), {"*.zip": (m.archive, m.archive, m.raw_bytes, m.zip_bomb)}, unzip),
     "run": Kind(RUNS, RUN_FILES, answer, ("--generate", "Hi", "--max_new_tokens", "2", "--run_dir", "{}")),

@@ -61,6 +61,12 @@ def make_texts(folder: Path) -> None:
     splits = ("train", "validation", "test") * 2
     rows = [f"{splits[i]}\t{SENTIMENTS[i % 2]}\t{sentence}" for i, sentence in enumerate(sentences)]
     write(folder / "sentences" / "sentences.tsv", *rows)
+    own = [(f'"{sentence}, it\nis ""{i}"""', i % 2) for i, sentence in enumerate(sentences * 2)]
+    write(folder / "own-csv" / "train.csv", "text,label", *(f"{text},{label}" for text, label in own))
+    write(folder / "own-tsv" / "some.tsv", "label\tsentence", *(f"{label}\t{text}" for text, label in own))
+    records = [{"text": text, "label": label, "split": splits[i % 6]} for i, (text, label) in enumerate(own * 2)]
+    write(folder / "own-json" / "some.json", json.dumps(records))
+    write(folder / "own-jsonl" / "some.jsonl", *map(json.dumps, records))
     (folder / "archive").mkdir()
     with zipfile.ZipFile(folder / "archive" / "texts.zip", "w", zipfile.ZIP_DEFLATED) as bundle:
         bundle.write(messages, "texts/SMSSpamCollection")
