@@ -3,6 +3,7 @@
 import re
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -165,7 +166,8 @@ def test_every_command_of_the_pages_is_accepted(text):
     if overrides.checkpoint or "/" in (overrides.model or ""):  # which needn't be here
         overrides = replace(overrides, checkpoint=None, model="distilbert-pocket")
     if overrides.dataset not in TASKS:  # a reader's own
-        overrides = replace(overrides, dataset="persona" if overrides.dataset and "." in overrides.dataset else None)
+        kinds = {".json": "persona", ".csv": "sentiment-pocket", ".tsv": "sentiment-pocket", ".jsonl": "sentiment-pocket"}
+        overrides = replace(overrides, dataset=kinds.get(Path(overrides.dataset or "").suffix))
     if "row" in options:
         run = experiments.find_row(options["row"]).with_flags(overrides)
         refuse_unused(overrides, *completed(run))
