@@ -9,9 +9,16 @@ import csv
 import sys
 from pathlib import Path
 
+from pipeline.marks import UNTRAINED, Mark, colours_of, shapes_of
 from training.metrics_log import read_records
 from utils.errors import UserError, run_program
 from utils.files import user_path
+
+# How matplotlib draws the shapes and colours of marks.py.
+MARKERS = {"square": "s", "diamond": "D", "circle": "o", "triangle": "^", "cross": "P", "hexagon": "h", "wedge": "v"}
+MARKERS |= {"pentagon": "p"}
+PALETTE = {"blue": "#0072b2", "orange": "#d55e00", "green": "#009e73", "purple": "#cc79a7", "sky": "#56b4e9"}
+PALETTE |= {"yellow": "#e69f00"}
 
 
 def read_metrics(directory: Path) -> list[dict]:
@@ -67,22 +74,52 @@ def draw(directory: Path) -> Path:
     return path
 
 
-def draw_trade_off(lines: list[dict], axes: dict[str, str], path: Path) -> None:
-    """Draw a table's lines as points, each with its row's number; row 0 is a star.
+def draw_trade_off(lines: list[dict], marks: list[Mark], axes: dict[str, str], path: Path) -> None:
+    """Draw a table's lines as points, each with its row's number. A legend says what their marks mean.
 
+    marks  of each line
     axes   heading -> name of the measured value, for both axes
     """
     pyplot = need_matplotlib()
-    figure, axis = pyplot.subplots(figsize=(7, 6))
-    for line in lines:
+    figure, axis = pyplot.subplots(figsize=(9, 6))
+    shapes, colours = shapes_of(marks), colours_of(marks)
+    for line, mark in zip(lines, marks, strict=True):
         x, y = (line["measured"][name] for name in axes.values())
-        axis.plot(x, y, "k*" if line["row"] == 0 else "o", markersize=12 if line["row"] == 0 else 5)
-        axis.annotate(str(line["row"]), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
+        axis.plot(x, y, **style_of(mark, shapes, colours))
+        axis.annotate(str(line["row"]), (x, y), textcoords="offset points", xytext=(6, 5), fontsize=7, color="dimgray")
     xlabel, ylabel = (f"{heading}: {name.replace('_', ' ')}" for heading, name in axes.items())
     axis.set(xlabel=xlabel, ylabel=ylabel)
+    add_legend(axis, shapes, colours)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def style_of(mark: Mark, shapes: dict[str, str], colours: dict[str, str]) -> dict:
+    """Return what matplotlib draws for a mark."""
+    if mark.method == UNTRAINED:
+        return {"marker": "*", "color": "black", "markersize": 13, "linestyle": ""}
+    colour = PALETTE[colours[mark.layers]]
+    filled = {"markeredgecolor": colour, "markerfacecolor": colour if mark.auxiliary else "none"}
+    return {"marker": MARKERS[shapes[mark.method]], "markersize": 8, "markeredgewidth": 1.6, "linestyle": "", **filled}
+
+
+def add_legend(axis, shapes: dict[str, str], colours: dict[str, str]) -> None:
+    """Say beside the plot what shape, colour and filling mean."""
+    from matplotlib.lines import Line2D
+
+    gray = {"color": "dimgray", "linestyle": "", "markersize": 8, "markeredgewidth": 1.6}
+    parts = [
+        Line2D([], [], marker=MARKERS[shape], markerfacecolor="none", label=name, **gray) for name, shape in shapes.items()
+    ]
+    parts += [
+        Line2D([], [], marker="s", linestyle="", markersize=8, color=PALETTE[colour], label=f"layers: {name}")
+        for name, colour in colours.items()
+    ]
+    parts.append(Line2D([], [], marker="o", label="filled: with auxiliary data", **gray))
+    parts.append(Line2D([], [], marker="o", markerfacecolor="none", label="hollow: without", **gray))
+    parts.append(Line2D([], [], marker="*", color="black", linestyle="", markersize=12, label=UNTRAINED))
+    axis.legend(handles=parts, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
 
 
 def placed(records: list[dict], split: str):
