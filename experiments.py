@@ -107,6 +107,19 @@ def score(overrides: Run, options: dict) -> int:
     return 0
 
 
+def report(overrides: Run, options: dict) -> int:
+    """Write a page about earlier runs (`--report`)."""
+    refuse_others("report", [*options, *explicit(overrides)], ("out",))
+    from pipeline.report.page import write_report
+
+    path, runs = write_report(options["report"], options.get("out"))
+    states = [run["state"] for run in runs]
+    counts = [f"{states.count(state)} {state}" for state in ("unfinished", "broken") if state in states]
+    print(f"report   {len(runs)} runs" + (f", {' and '.join(counts)}" if counts else ""))
+    print(f"saved    {path}")
+    return 0
+
+
 def export(overrides: Run, options: dict) -> int:
     """Write a trained model for the Hugging Face libraries (`--export_peft`, `--export_model`)."""
     action = "export_peft" if "export_peft" in options else "export_model"
@@ -137,6 +150,7 @@ def answer(overrides: Run, options: dict) -> int:
 ACTIONS = {
     "download": fetch,
     "score": score,
+    "report": report,
     "export_peft": export,
     "export_model": export,
     "generate": answer,
@@ -169,6 +183,8 @@ def act(overrides: Run, options: dict, argv: list[str]) -> int:
     for name in ("run_dir", *SAMPLING):
         if name in options:
             raise UserError(f"--{name} goes with --generate" + (" or --chat" if name in SAMPLING else ""))
+    if "out" in options:
+        raise UserError("--out goes with --report")
     if "table" in options:
         return run_rows(overrides, options)
     for name in ("rows", "seeds", "shard"):

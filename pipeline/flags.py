@@ -9,6 +9,7 @@ from config import SETTINGS, Run
 from published import TABLES, get_table
 from published.table import Row
 from utils.errors import UserError
+from utils.files import user_path
 
 EXAMPLES = """python experiments.py                                          the reference run
 python experiments.py --trainable_layers lora --lora_rank 16   the same with LoRA
@@ -19,6 +20,7 @@ MORE_EXAMPLES = """python experiments.py --table spam --seeds 3                 
 torchrun --nproc_per_node=2 experiments.py                     on two GPUs or processes; --batch_size is that of each
 python experiments.py --table spam --shard 2/8                 on eight machines, the second's part of a table
 python experiments.py --list                                   the rows and their commands
+python experiments.py --report runs                            a page about all runs: runs/report.html
 python experiments.py --download gpt2-small spam               fetch models and data sets, to work offline afterwards
 python experiments.py --chat runs/NAME                         talk to a trained model
 python experiments.py --score runs/NAME                        let it answer the held-out dialogues: BLEU and ROUGE
@@ -44,6 +46,11 @@ TRAINED = {
     "generate": {"metavar": "QUESTION", "help": "answer once (of a language model; --model, --template, ... go with it)"},
     "chat": DIRECTORY | {"help": "talk to the model that the run with this directory trained"},
     "run_dir": DIRECTORY | {"help": "the directory of the run whose model --generate and --export_* take"},
+    "report": {
+        **{"metavar": "DIR", "nargs": "+", "action": "extend", "type": user_path},
+        "help": "write a page about all runs below these directories: table, curves, plots, comparison",
+    },
+    "out": {"metavar": "FILE", "type": user_path, "help": "the file that --report writes (default: DIR/report.html)"},
     "score": DIRECTORY | {"help": f"let this run's model answer {ANSWERED} dialogues, or --eval_generate, and score them"},
     "export_model": DIRECTORY | {"help": "write the whole model as a checkpoint for transformers"},
     "export_peft": DIRECTORY | {"help": "write what the run trained as an adapter of the library peft"},
@@ -64,7 +71,7 @@ SAMPLING = {
 }
 OPTIONS = {"published rows": ROWS, "a trained model": TRAINED, "how it answers": SAMPLING}
 METAVARS = {int: "N", float: "X", str: "NAME"}
-EVERYDAY = ("row", "table", "list", "generate", "chat", "run_dir", "export_model")
+EVERYDAY = ("row", "table", "list", "report", "generate", "chat", "run_dir", "export_model")
 
 
 class Parser(argparse.ArgumentParser):
