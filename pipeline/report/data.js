@@ -3,7 +3,7 @@
 const DATA = JSON.parse(at("data").textContent);
 const RUNS = DATA.runs;
 const HIDDEN_RESULTS = ["interrupted", "model_reason", "data_reason", "weights", "tokenizer", "amp"]; // settings say it, or the run's own view
-const FIRST_COLUMNS = ["state", "dataset", "method", "test_accuracy", "test_macro_f1", "test_loss", "general_loss", "total_seconds",
+const FIRST_COLUMNS = ["state", "dataset", "method", "test_accuracy", "validation_accuracy", "test_macro_f1", "test_loss", "general_loss", "total_seconds",
   "peak_memory_bytes", "trainable_parameters", "seed", "model", "differs"];
 
 /** Return a value of a run: one of its results, else of its settings. */
@@ -137,7 +137,8 @@ const STATE = {
   grouped: false,
   sort: { key: "name", down: false },
   columns: FIRST_COLUMNS.filter((key) => COLUMNS.includes(key) && isFilled(key) &&
-    (key !== "state" || RUNS.some((run) => run.state !== "complete"))),
+    (key !== "state" || RUNS.some((run) => run.state !== "complete")) &&
+    (key !== "validation_accuracy" || RUNS.some((run) => typeof run.results.test_accuracy !== "number"))),
   selected: new Set(), // numbers of runs, in the order in which they were chosen
   run: null, // the one that is looked at
 };

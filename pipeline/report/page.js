@@ -66,7 +66,8 @@ addEventListener("hashchange", () => {
   update();
   scrollTo(0, 0);
   // Where the link that was followed is gone, the keyboard goes on from the run's heading.
-  if (currentView() === "run" && document.activeElement === document.body) at("run").querySelector("h2").focus();
+  const gone = document.activeElement === document.body || document.activeElement.closest("[hidden]");
+  if (currentView() === "run" && gone) at("run").querySelector("h2").focus();
 });
 let lastWidth = innerWidth;
 addEventListener("resize", () => {
