@@ -135,6 +135,7 @@ const RUN_NAMED = new Map(RUNS.map((run) => [run.name, run]));
 const STATE = {
   filter: "",
   grouped: false,
+  everyRow: false, // whether the table shows more than its first lines
   sort: { key: "name", down: false },
   columns: FIRST_COLUMNS.filter((key) => COLUMNS.includes(key) && isFilled(key) &&
     (key !== "state" || RUNS.some((run) => run.state !== "complete")) &&

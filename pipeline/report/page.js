@@ -61,6 +61,7 @@ at("tabs").addEventListener("keydown", moveAlongTabs);
 at("filter").addEventListener("input", () => { STATE.filter = at("filter").value; update(); });
 at("grouped").addEventListener("change", () => { STATE.grouped = at("grouped").checked; update(); });
 at("clear").addEventListener("click", () => { STATE.selected.clear(); update(); });
+at("more").addEventListener("click", () => { STATE.everyRow = true; update(); });
 at("tools").addEventListener("submit", (event) => event.preventDefault());
 addEventListener("hashchange", () => {
   update();

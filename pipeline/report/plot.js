@@ -55,7 +55,7 @@ function logTicks(low, high) {
   }
   const inside = ticks.filter((tick) => tick >= low && tick <= high);
   const powers = inside.filter((tick) => Number.isInteger(Math.log10(tick)));
-  return powers.length >= 3 ? powers : inside.length <= 6 && inside.length ? inside : roundTicks(low, high, 4);
+  return powers.length >= 3 ? powers : inside.length >= 2 ? inside : roundTicks(low, high, 4);
 }
 
 /** Return a number as the label of a tick: 20k, 1.5M. */

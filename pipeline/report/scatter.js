@@ -67,7 +67,7 @@ function tradeoff(rows, cost, gain, looks) {
   const front = paretoFront(points, moreIsBetter(gain));
   const { svg, x, y } = axes(420, 320,
     { values: points.map((point) => point.x * across), text: titleOf(cost), log: true },
-    { values: points.map((point) => point.y * up), text: titleOf(gain) },
+    { values: points.flatMap(({ y, std }) => [y - (std ?? 0), y + (std ?? 0)].map((value) => value * up)), text: titleOf(gain) },
     `${titleOf(gain)} against ${titleOf(cost)}, ${points.length} marks`);
   const place = (point) => [x(point.x * across), y(point.y * up)];
   const steps = front.map((point, i) => (i ? `H${place(point)[0]}V${place(point)[1]}` : `M${place(point).join(" ")}`));
@@ -82,7 +82,7 @@ function tradeoff(rows, cost, gain, looks) {
   }
   for (const point of front) svg.append(draw("circle", { class: "ring", cx: place(point)[0], cy: place(point)[1], r: 9, "pointer-events": "none" }));
   const list = plainTable(["on the front", titleOf(cost), titleOf(gain)], front.map(({ row }) => [
-    make("a", { href: addressOf(row.runs[0]) }, `${valueOf(row.runs[0], "method")}, ${row.runs[0].name.split("/").at(-1)}`),
+    make("a", { href: addressOf(row.runs[0]) }, row.runs[0].name.split("/").at(-1)),
     cellOf(row, cost).text, cellOf(row, gain).text]), [1, 2]);
   const words = front.length === 1 ? "1 run on the Pareto front" : `${front.length} runs on the Pareto front`;
   return make("figure", {}, make("figcaption", {}, `Against ${titleOf(cost)}`), svg,

@@ -1,5 +1,6 @@
 // The table of runs: sorted by any column, with boxes that choose runs for curves and comparison.
 
+const MOST_ROWS = 500; // more of them make each letter of a filter slow; a button shows them all
 const NAME_WIDTH = "min(21em, 56vw)";
 const WIDTHS = { state: 6.5, dataset: 8, model: 9, method: 7.5, trainable_parameters: 7.2, differs: 24, seed: 7, command: 30 }; // in em
 
@@ -12,17 +13,16 @@ function sortedRows(rows) {
     const [noA, noB] = [a, b].map((value) => value === undefined || value === "");
     if (noA || noB) return noA - noB;
     if (numeric(a) !== numeric(b)) return numeric(a) ? -1 : 1; // NaN and other texts, behind the numbers
-    const order = numeric(a) ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
+    const order = numeric(a) ? a - b : ORDER.compare(a, b);
     return down ? -order : order;
   };
   const keyed = rows.map((row) => ({ row, cell: cellOf(row, key) }));
   return keyed.sort((one, two) => compare(one.cell, two.cell)).map(({ row }) => row);
 }
 
-/** Return whether a column is one of numbers. */
-function isNumeric(key) {
-  return key !== "seed" && RUNS.some((run) => typeof valueOf(run, key) === "number");
-}
+// The columns of numbers.
+const NUMERIC = new Set(COLUMNS.filter((key) => key !== "seed" && RUNS.some((run) => typeof valueOf(run, key) === "number")));
+const ORDER = new Intl.Collator("en", { numeric: true });
 
 function sortBy(key) {
   const again = STATE.sort.key === key;
@@ -34,7 +34,7 @@ function headingOf(key) {
   const direction = STATE.sort.key !== key ? "none" : STATE.sort.down ? "descending" : "ascending";
   const button = make("button", { type: "button", title: key, onclick: () => sortBy(key) }, titleOf(key));
   button.dataset.label = `sort ${key}`;
-  const kind = key === "name" ? "name" : isNumeric(key) ? "number" : null;
+  const kind = key === "name" ? "name" : NUMERIC.has(key) ? "number" : null;
   return make("th", { scope: "col", "aria-sort": direction, class: kind }, button);
 }
 
@@ -65,7 +65,7 @@ function rowOf(row, columns) {
   const chosen = row.runs.some((run) => STATE.selected.has(run.number));
   const cells = columns.map((key) => {
     const { text } = cellOf(row, key);
-    if (!isNumeric(key)) return make("td", { title: text, class: key === "state" ? `state-${text}` : null }, text);
+    if (!NUMERIC.has(key)) return make("td", { title: text, class: key === "state" ? `state-${text}` : null }, text);
     // Out of the order of Tab, which the name's link is in: hundreds of numbers lead to the same place.
     return make("td", { class: "number" }, make("a", { href: addressOf(row.runs[0]), tabindex: -1 }, text));
   });
@@ -75,7 +75,7 @@ function rowOf(row, columns) {
 /** Draw the table. */
 function showTable(runs) {
   const columns = STATE.columns;
-  const widths = columns.map((key) => (isNumeric(key) && STATE.grouped ? 10 : WIDTHS[key] ?? (isNumeric(key) ? 6 : 10)));
+  const widths = columns.map((key) => (NUMERIC.has(key) && STATE.grouped ? 8.2 : WIDTHS[key] ?? (NUMERIC.has(key) ? 6 : 10)));
   const groups = [NAME_WIDTH, ...widths.map((width) => `${width}em`)].map((width) => {
     const col = make("col");
     col.style.width = width;
@@ -85,7 +85,10 @@ function showTable(runs) {
   const rows = sortedRows(rowsOf(runs, STATE.grouped));
   show(at("runs"), at("runs").caption, make("colgroup", {}, groups),
     make("thead", {}, make("tr", {}, headingOf("name"), columns.map(headingOf))),
-    make("tbody", {}, rows.map((row) => rowOf(row, columns))));
+    make("tbody", {}, (STATE.everyRow ? rows : rows.slice(0, MOST_ROWS)).map((row) => rowOf(row, columns))));
+  const left = STATE.everyRow ? 0 : Math.max(0, rows.length - MOST_ROWS);
+  at("more").hidden = !left;
+  at("more").textContent = `The first ${MOST_ROWS} lines are shown: show ${left} more`;
   const n = STATE.selected.size;
   at("selected").textContent = n ? `${n} selected: see Curves and Compare two` : "Select runs for Curves and Compare two";
 }

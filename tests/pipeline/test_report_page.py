@@ -308,6 +308,15 @@ def test_one_run_and_ten_thousand_steps(tmp_path, browser):
         go(browser, view)
 
 
+def test_a_table_of_very_many_runs_begins_with_some(tmp_path, browser):
+    for number in range(510):
+        write_run(tmp_path / f"{number:03}")
+    browser.open(write_report([tmp_path])[0])
+    assert len(column(browser, "dataset")) == 500 and "show 10 more" in text_of(browser, "#more")
+    browser.run("document.getElementById('more').click()")
+    assert len(column(browser, "dataset")) == 510 and browser.run("document.getElementById('more').hidden")
+
+
 def test_a_script_that_was_changed_does_not_run(tmp_path, browser):
     page, _ = write_report([write_run(tmp_path / "a")])
     page.write_text(page.read_text(encoding="utf-8").replace('"use strict"', '"use  strict"'), encoding="utf-8")
