@@ -262,6 +262,11 @@ class Run:
         "leave each of torchrun's processes a part of the model, where one GPU can't hold it; frozen blocks run each time",
         False,
     )
+    log: str = flag(
+        "tensorboard: the numbers of metrics.jsonl go into event files beside it too; needs the package tensorboard",
+        "jsonl",
+        choices=("jsonl", "tensorboard"),
+    )
     logging_steps: int = flag("write training loss and accuracy every N optimizer steps", 10, least=1)
     eval_steps: int = flag("evaluate every N optimizer steps, besides each epoch (0: don't)", 0, least=0)
     save_steps: int = flag(

@@ -112,7 +112,8 @@ def report(overrides: Run, options: dict) -> int:
     refuse_others("report", [*options, *explicit(overrides)], ("out",))
     from pipeline.report.page import write_report
 
-    path, runs = write_report(options["report"], options.get("out"))
+    out = Path(options["out"]) if "out" in options else None
+    path, runs = write_report([*map(Path, options["report"])], out)
     states = [run["state"] for run in runs]
     counts = [f"{states.count(state)} {state}" for state in ("unfinished", "broken") if state in states]
     print(f"report   {len(runs)} runs" + (f", {' and '.join(counts)}" if counts else ""))

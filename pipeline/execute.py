@@ -37,6 +37,7 @@ from training import distributed
 from training.checkpoints import TRAINED, ResumePoint, newest, remove_states
 from training.metrics_log import Metrics
 from training.scores import by_class
+from training.tensorboard import EventFiles, need_tensorboard, remove_event_files
 from utils.errors import UserError
 
 
@@ -71,13 +72,15 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     screen.print_header(job, setup.model, setup.stages, setup.batches, setup.notes)
     if run.memory_report:
         print_memory_report(job, setup)
-    if run.plot_loss:  # these two before any time is spent
+    if run.plot_loss:  # these three before any time is spent
         plots.need_matplotlib()
+    if run.log == "tensorboard":
+        need_tensorboard()
     if run.eval_generate:
         answers.need_scorers(job.inputs.model_config)
     start = resumed(directory, run, len(setup.stages)) if run.resume else started_anew(directory, run)
     began -= start.seconds
-    metrics = Metrics(None if distributed.rank() else directory / "metrics.jsonl", append=start.point is not None)
+    metrics = start_log(run, directory, start)
     # Large weights take seconds to hash, beside all else. They have been located by now, so nothing is fetched twice.
     with ThreadPoolExecutor(1, thread_name_prefix="hashes") as background:
         hashes = background.submit(lambda: job.inputs.hashes)
@@ -104,6 +107,14 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
         }
     finish_directory(job, result)
     return result
+
+
+def start_log(run: Run, directory: Path, start: Start) -> Metrics:
+    """Return what the records of a run are written to. Of several processes, the first one writes. Raises UserError."""
+    if distributed.rank():
+        return Metrics()
+    events = EventFiles(directory) if run.log == "tensorboard" else None
+    return Metrics(directory / "metrics.jsonl", append=start.point is not None, events=events)
 
 
 def set_up(job: Job) -> Setup:
@@ -230,6 +241,7 @@ def started_anew(directory: Path, run: Run) -> Start:
             remove_states(directory)
             for name in (TRAINED, answers.FILE):
                 (directory / name).unlink(missing_ok=True)
+            remove_event_files(directory)
         except OSError as error:
             raise UserError(f"{error.filename}, of an earlier run, can't be removed: {error.strerror}") from None
 

@@ -9,7 +9,6 @@ from config import SETTINGS, Run
 from published import TABLES, get_table
 from published.table import Row
 from utils.errors import UserError
-from utils.files import user_path
 
 EXAMPLES = """python experiments.py                                          the reference run
 python experiments.py --trainable_layers lora --lora_rank 16   the same with LoRA
@@ -47,10 +46,15 @@ TRAINED = {
     "chat": DIRECTORY | {"help": "talk to the model that the run with this directory trained"},
     "run_dir": DIRECTORY | {"help": "the directory of the run whose model --generate and --export_* take"},
     "report": {
-        **{"metavar": "DIR", "nargs": "+", "action": "extend", "type": user_path},
+        **DIRECTORY,
+        **{"nargs": "+", "action": "extend"},
         "help": "write a page about all runs below these directories: table, curves, plots, comparison",
     },
-    "out": {"metavar": "FILE", "type": user_path, "help": "the file that --report writes (default: DIR/report.html)"},
+    "out": {
+        "metavar": "FILE",
+        "type": os.path.expanduser,
+        "help": "the file that --report writes (default: DIR/report.html)",
+    },
     "score": DIRECTORY | {"help": f"let this run's model answer {ANSWERED} dialogues, or --eval_generate, and score them"},
     "export_model": DIRECTORY | {"help": "write the whole model as a checkpoint for transformers"},
     "export_peft": DIRECTORY | {"help": "write what the run trained as an adapter of the library peft"},

@@ -18,7 +18,8 @@ from utils.errors import UserError
 # What two runs may differ in and still be the same: where the results go, what is shown of them, how often they are saved,
 # and what a trained model can be asked later too.
 NO_PART_OF_IDENTITY = (
-    *("output_dir", "resume", "verbose", "memory_report", "plot_loss", "save_steps", "save_total_limit", "eval_generate"),
+    *("output_dir", "resume", "verbose", "memory_report", "plot_loss", "log", "save_steps", "save_total_limit"),
+    "eval_generate",
 )
 
 

@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+from training.tensorboard import EventFiles
 from utils.errors import UserError, note
 from utils.files import write_text
 
@@ -35,12 +36,15 @@ def parse_record(line: str) -> dict | None:
 
 
 class Metrics:
-    """One record per logged step and per evaluation. Without a path they are only kept in memory."""
+    """One record per logged step and per evaluation. Without a path they are only kept in memory.
 
-    def __init__(self, path: Path | None = None, append: bool = False):
+    events    where the records go besides
+    """
+
+    def __init__(self, path: Path | None = None, append: bool = False, events: EventFiles | None = None):
         self.records: list[dict] = []
         self.stage: int | None = None  # of a run in several stages: the number that each record gets
-        self._path, self._file, self._unwritten = path, None, b""
+        self._path, self._file, self._unwritten, self._events = path, None, b"", events
         try:
             if path and not append:
                 path.write_bytes(b"")
@@ -58,6 +62,8 @@ class Metrics:
         record = {name: value for name, value in record.items() if not isinstance(value, list | dict)}
         record |= {} if self.stage is None else {"stage": self.stage}
         self.records.append(record)
+        if self._events:
+            self._events.write(record)
         if self._file:
             behind = bool(self._unwritten)
             self._unwritten += (json.dumps(record) + "\n").encode()
@@ -86,12 +92,16 @@ class Metrics:
         self._file.close()
         write_text(self._path, "".join(json.dumps(one) + "\n" for one in self.records))
         self._open()
+        if self._events:
+            self._events.restart(self.records)
 
     def last(self, split: str) -> dict | None:
         """Return the newest record of a split, or None."""
         return next((record for record in reversed(self.records) if record["split"] == split), None)
 
     def close(self) -> None:
+        if self._events:
+            self._events.close()
         if self._file:
             if self._unwritten:
                 self._flush()

@@ -38,22 +38,22 @@ def test_home_in_every_setting_that_takes_a_path(home, name, form):
     assert run == Run(**{name: getattr(run, name)}) and parse(to_flags(run))[0] == run
 
 
-@pytest.mark.parametrize("name", ["run_dir", "chat", "score", "export_model", "export_peft", "download"])
+@pytest.mark.parametrize("name", ["run_dir", "chat", "score", "export_model", "export_peft", "download", "report", "out"])
 def test_home_in_every_option_that_takes_a_path(home, name):
     _, options = parse([f"--{name}=~/some"])
-    assert options[name] == ([str(home / "some")] if name == "download" else str(home / "some"))
+    assert options[name] == ([str(home / "some")] if name in ("download", "report") else str(home / "some"))
 
 
 def test_no_setting_or_option_is_forgotten():
     """A new flag whose metavar or description speaks of a directory, a file or a path has to be one of those."""
     words = ("directory", "path", " file")
     spoken = {name for name, about in SETTINGS.items() if any(word in about["help"].split(";")[0] for word in words)}
-    assert spoken - {"lora_target", "plot_loss", "resume", "test_share", "trainable_layers"} <= {*PATHS}
+    assert spoken - {"log", "lora_target", "plot_loss", "resume", "test_share", "trainable_layers"} <= {*PATHS}
     directories = {name for options in OPTIONS.values() for name, about in options.items() if about.get("metavar") == "DIR"}
     expanded = {
         name for options in OPTIONS.values() for name, about in options.items() if about.get("type") == DIRECTORY["type"]
     }
-    assert directories | {"download"} == expanded
+    assert directories | {"download", "out"} == expanded
 
 
 @pytest.mark.parametrize("value", ["a~b", "~nobody-of-this-name/x", "x/~", "owner/name", "persona", "./~"])

@@ -49,6 +49,13 @@ def logging_steps(experiment, fixtures):
     assert experiment(logging_steps=3, max_steps=7).logged("step") == [3, 6, 7]
 
 
+@check("log")
+def log(experiment, fixtures):
+    pytest.importorskip("tensorboard", reason="event files need tensorboard")
+    assert [*experiment("--log", "tensorboard").directory.glob("events.*")]
+    assert not [*experiment().directory.glob("events.*")]  # not even those of the earlier run
+
+
 @check("eval_steps")
 def eval_steps(experiment, fixtures):
     assert experiment(max_steps=7).logged("step", "validation") == [7]
