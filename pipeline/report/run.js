@@ -78,7 +78,8 @@ function showRun(runs) {
   const looks = new Map([[run, { colour: "blue", dash: "" }]]);
   show(at("run"), make("h2", { tabindex: -1 }, run.name),
     make("p", {}, make("span", { class: `state-${run.state}` }, run.state), run.differs ? `; unlike most on ${valueOf(run, "dataset")}: ${run.differs}` : ""),
-    ...run.problems.map((text) => make("p", { class: "error" }, text)), ...run.notes.map((text) => make("p", { class: "warn" }, text)),
+    ...run.problems.map((text) => make("p", { class: "error" }, text)), ...run.warnings.map((text) => make("p", { class: "warn" }, text)),
+    ...run.notes.map((text) => make("p", { class: "soft" }, text)),
     make("p", {}, box),
     sisters.length ? make("p", {}, "Other seeds of this setting: ", sisters.flatMap((other, i) =>
       [i ? ", " : "", make("a", { href: addressOf(other) }, String(valueOf(other, "seed") ?? other.name))])) : null,

@@ -191,7 +191,7 @@ def test_texts_and_numbers_come_through_as_they_are(hostile):
     runs = {run["name"]: run for run in data_of(page)["runs"]}
     nan = runs["nan"]["results"]
     assert (nan["test_accuracy"], nan["total_seconds"], nan["seed"]) == ("NaN", "Infinity", str(2**62 + 1))
-    assert nan["dataset"] == HOSTILE and runs["sound-123"]["notes"] == [HOSTILE, HALF]
+    assert nan["dataset"] == HOSTILE and runs["sound-123"]["notes"] == [HOSTILE] and runs["sound-123"]["warnings"] == [HALF]
     (chat,) = (run for name, run in runs.items() if name.startswith("chat"))
     assert chat["samples"]["test"]["shown"][0]["prompt"] == HOSTILE + HALF
     assert chat["mark"] == {"method": "freeze mlp", "layers": "all", "auxiliary": True}
