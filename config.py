@@ -5,7 +5,6 @@ of the task, else the default beside the setting. Nothing here imports torch, so
 """
 
 import os
-import shlex
 import sys
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -336,22 +335,3 @@ def resolve(run: Run, recipe: dict) -> Run:
     What names nothing stays None, such as --stages of a run without stages.
     """
     return Run(**(DEFAULTS | recipe | explicit(run)))
-
-
-def to_flags(run: Run) -> list[str]:
-    """Return the flags that make this run: parsing them gives an equal Run."""
-    words = []
-    for name, value in explicit(run).items():
-        text = str(value).removesuffix(".0") if isinstance(value, float) else str(value)
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no-{name}")
-        elif text.startswith("-"):  # a word of its own would be taken for a flag
-            words.append(f"--{name}={text}")
-        else:
-            words += [f"--{name}", text]
-    return words
-
-
-def command(run: Run) -> str:
-    """Return the command line that makes this run."""
-    return shlex.join(["python", "experiments.py", *to_flags(run)])

@@ -12,8 +12,8 @@ import os
 import sys
 from pathlib import Path
 
-from config import Run, command, explicit
-from pipeline.flags import ANSWERED, SAMPLING, find_row, parse, parse_rows, parse_shard
+from config import Run, explicit
+from pipeline.flags import ANSWERED, SAMPLING, command, find_row, parse, parse_rows, parse_shard
 from published import TABLES, get_table
 from utils.errors import UserError, run_program
 

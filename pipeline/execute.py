@@ -13,11 +13,12 @@ from torch import nn
 
 import model as models
 import peft
-from config import Run, to_flags
+from config import Run
 from data.batching import Batches
 from model.transformer import Transformer
 from pipeline import answers, memory, plots, screen
 from pipeline.build import build_model
+from pipeline.flags import to_flags
 from pipeline.job import Job, prepare_directory
 from pipeline.result import (
     device_name,

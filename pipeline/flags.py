@@ -4,8 +4,9 @@ import argparse
 import difflib
 import os
 import re
+import shlex
 
-from config import SETTINGS, Run
+from config import SETTINGS, Run, explicit
 from published import TABLES, get_table
 from published.table import Row
 from utils.errors import UserError
@@ -224,3 +225,25 @@ def find_row(text: str) -> Row:
     if not number.isdecimal():
         raise UserError(f"--row is {text!r}; write a number, or TABLE:NUMBER with a table of {', '.join(TABLES)}")
     return get_table(table or "spam").row(int(number))
+
+
+# --- and back
+
+
+def to_flags(run: Run) -> list[str]:
+    """Return the flags that make this run: parsing them gives an equal Run."""
+    words = []
+    for name, value in explicit(run).items():
+        text = str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif text.startswith("-"):  # a word of its own would be taken for a flag
+            words.append(f"--{name}={text}")
+        else:
+            words += [f"--{name}", text]
+    return words
+
+
+def command(run: Run) -> str:
+    """Return the command line that makes this run."""
+    return shlex.join(["python", "experiments.py", *to_flags(run)])

@@ -7,11 +7,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from config import Run, command, explicit
+from config import Run, explicit
 from pipeline import plots
 from pipeline.answers import evaluate_answers, why_no_scores
 from pipeline.execute import execute
-from pipeline.flags import parse
+from pipeline.flags import command, parse
 from pipeline.job import Job, finished, prepare, why_not_resumable
 from pipeline.marks import mark_of
 from pipeline.result import read_json, write_json, write_text

@@ -309,14 +309,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument(
-        "--kinds",
-        nargs="+",
-        choices=KINDS,
-        default=[kind for kind in KINDS if kind not in COMPARING],
-        metavar="KIND",
-        help=", ".join(KINDS),
-    )
+    usual = [kind for kind in KINDS if kind not in COMPARING]
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=usual, metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--case", type=int, help="of one kind, this case alone")
     parser.add_argument("--shells", type=int, default=20, help="so many refused cases from the shell too (default 20)")
     parser.add_argument("--keep", action="store_true", help="leave the files of the last case")

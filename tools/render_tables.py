@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks import growth, measure
-from config import Run, command
+from config import Run
 from data.registry import get_task
-from pipeline.flags import parse
+from pipeline.flags import command, parse
 from pipeline.job import prepare
 from pipeline.table_text import key_of, scale_of, values_of
 from published import get_table

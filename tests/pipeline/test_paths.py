@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import experiments
-from config import PATHS, SETTINGS, Run, to_flags
+from config import PATHS, SETTINGS, Run
 from data.download import cache_dir
-from pipeline.flags import DIRECTORY, OPTIONS, parse, typed
+from pipeline.flags import DIRECTORY, OPTIONS, parse, to_flags, typed
 from pipeline.job import prepare
 from pipeline.resolve import run_name
 from tests.helpers.small import write_dialogues

@@ -8,12 +8,12 @@ from dataclasses import asdict, fields, replace
 import pytest
 
 import experiments
-from config import DEFAULTS, Run, command, override, resolve, to_flags
+from config import DEFAULTS, Run, override, resolve
 from data.registry import TASKS
 from experiments import find_row, parse, parse_rows
 from model import canonical_name, config_of
 from pipeline import job
-from pipeline.flags import mend_misprints
+from pipeline.flags import command, mend_misprints, to_flags
 from pipeline.resolve import run_name
 from published import TABLES, get_table
 from published.table import Row
@@ -112,6 +112,7 @@ def test_every_field_has_a_value(task):
     left_open = {name for name, value in asdict(resolve(Run(), task.recipe)).items() if value is None}
     found_by_name = {"model", "checkpoint", "tokenizer", "dataset", "data_dir", "output_dir"}
     none = {"source_prefix", "auxiliary_dataset", "general_dataset"} - task.recipe.keys()
+    none |= {"text_column", "pair_column", "label_column"}
     # of these None means: no adapter, the model's own labels, one stage
     assert left_open == found_by_name | none | {"adapter", "head_labels", "stages"}
 

@@ -5,8 +5,9 @@ import json
 import pytest
 
 import experiments
-from config import Run, command
+from config import Run
 from pipeline import job, tables
+from pipeline.flags import command
 from pipeline.table_text import in_ranges
 from pipeline.tables import run_table
 from published import get_table
