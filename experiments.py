@@ -135,6 +135,14 @@ def export(overrides: Run, options: dict) -> int:
     return 0
 
 
+def predict(overrides: Run, options: dict) -> int:
+    """Label texts by a trained classifier (`--predict`)."""
+    refuse_others("predict", [*options], ("run_dir", *PREDICTION), say_which=False)
+    from pipeline import predictions
+
+    return predictions.predict(options["predict"], overrides, options)
+
+
 def answer(overrides: Run, options: dict) -> int:
     """Let a language model answer (`--generate`, `--chat`)."""
     action = "generate" if "generate" in options else "chat"
@@ -154,6 +162,7 @@ ACTIONS = {
     "report": report,
     "export_peft": export,
     "export_model": export,
+    "predict": predict,
     "generate": answer,
     "chat": answer,
 }
@@ -176,16 +185,21 @@ def main(argv: list[str]) -> int:
         return act(overrides, options, argv)
 
 
+def users_of(name: str) -> str:
+    """Return the actions that an option belongs to."""
+    if name in SAMPLING:
+        return "--generate or --chat"
+    return "--predict or --report" if name == "out" else "--predict, --generate, --export_model or --export_peft"
+
+
 def act(overrides: Run, options: dict, argv: list[str]) -> int:
     """Do one of ACTIONS, or run a table, a row, or the configuration that the flags give. Returns the exit status."""
     for name, action in ACTIONS.items():
         if name in options:
             return action(overrides, options)
-    for name in ("run_dir", *SAMPLING):
+    for name in ("run_dir", "out", *SAMPLING):
         if name in options:
-            raise UserError(f"--{name} goes with --generate" + (" or --chat" if name in SAMPLING else ""))
-    if "out" in options:
-        raise UserError("--out goes with --report")
+            raise UserError(f"--{name} goes with {users_of(name)}")
     if "table" in options:
         return run_rows(overrides, options)
     for name in ("rows", "seeds", "shard"):

@@ -1,7 +1,7 @@
 """Texts -> token ids -> the batches of every split."""
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -61,6 +61,35 @@ def unread_tail(run: Run, causal: bool) -> str:
     return {"first": "all but the first token", "flexible": "padding"}.get(run.trainable_token_pos, "")
 
 
+@dataclass(frozen=True)
+class TextEncoder:
+    """How texts become the examples of a run: in training, in evaluation and in prediction (`pipeline/predict.py`).
+
+    length      tokens to which a text is cut
+    only_first  whether nothing but the first token is read, so that what is cut off isn't lost
+    pad_to      as for `collate`
+    """
+
+    tokenizer: Tokenizer
+    length: int
+    only_first: bool
+    pad_to: int | None
+
+    def example(self, ids: list[int], pair_ids: list[int] | None, label: int) -> Example:
+        """Return the example of a text, or of a pair of texts, from what the tokenizer makes of each."""
+        size = len(self.tokenizer.build(ids, pair_ids)[0])
+        kept, types = self.tokenizer.build(ids, pair_ids, 1 if self.only_first else self.length)
+        return Example(kept, label, types, is_cut=size > self.length and not self.only_first)
+
+
+def make_text_encoder(run: Run, tokenizer: Tokenizer, config, longest: int) -> TextEncoder:
+    """Return the encoder of a complete run. Raises UserError as `padded_length` does, which says what `longest` is."""
+    length = padded_length(run, longest, config.context_length)
+    unread = unread_tail(run, config.causal)
+    only_first = bool(unread) and run.trainable_token_pos == "first"
+    return TextEncoder(tokenizer, length, only_first, None if run.no_padding or unread else length)
+
+
 def make_batches(task, run: Run, texts: dict[str, list[TextExample]], tokenizer: Tokenizer, config) -> dict[str, Batches]:
     """Return the splits as batches: "train" in its training order, "train_in_order" and the others for evaluation.
 
@@ -71,21 +100,13 @@ def make_batches(task, run: Run, texts: dict[str, list[TextExample]], tokenizer:
         name: [(tokenizer.encode(one.text), None if one.pair is None else tokenizer.encode(one.pair)) for one in examples]
         for name, examples in texts.items()
     }
-    sizes = {name: [len(tokenizer.build(*one)[0]) for one in pairs] for name, pairs in encoded.items()}
-    longest = max(size for name in sizes if name == "train" or run.no_padding for size in sizes[name])
-    length = padded_length(run, longest, config.context_length)
-    unread = unread_tail(run, config.causal)
-    only_first = bool(unread) and run.trainable_token_pos == "first"
-    limit = math.inf if only_first else length  # what isn't read isn't lost
-    length = 1 if only_first else length
-    splits: dict[str, list[Example]] = {}
-    for name, examples in texts.items():
-        sequences = [tokenizer.build(*one, length) for one in encoded[name]]
-        splits[name] = [
-            Example(ids, one.label, types, is_cut=size > limit)
-            for one, (ids, types), size in zip(examples, sequences, sizes[name], strict=True)
-        ]
-    batches = batches_of(run, splits, tokenizer.pad_id, None if run.no_padding or unread else length)
+    measured = [pair for name, pairs in encoded.items() if name == "train" or run.no_padding for pair in pairs]
+    encoder = make_text_encoder(run, tokenizer, config, max(len(tokenizer.build(*pair)[0]) for pair in measured))
+    splits = {
+        name: [encoder.example(*pair, one.label) for one, pair in zip(examples, encoded[name], strict=True)]
+        for name, examples in texts.items()
+    }
+    batches = batches_of(run, splits, tokenizer.pad_id, encoder.pad_to)
     if run.class_weights == "balanced":
         labels = [one.label for one in splits["train"] if one.label != run.ignore_index]
         batches["train"].class_weights = balanced_weights(labels, len(task.labels))
@@ -99,6 +120,14 @@ def balanced_weights(labels: list[int], n_classes: int) -> torch.Tensor:
     """
     counts = torch.bincount(torch.tensor(labels, dtype=torch.long), minlength=n_classes)  # [C]
     return torch.where(counts > 0, len(labels) / ((counts > 0).sum() * counts.clamp(min=1)), 0.0)
+
+
+def longest_text(batches: dict[str, Batches]) -> int:
+    """Return the tokens of the longest text, as the model reads it.
+
+    Where --context_length is longest_training_example, other texts are cut to it.
+    """
+    return max(len(example.ids) for some in batches.values() for example in some.examples)
 
 
 def describe_cuts(batches: dict[str, Batches]) -> str:

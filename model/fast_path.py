@@ -35,22 +35,29 @@ def loss(model: Transformer, batch: Any, ignore_index: int) -> tuple[torch.Tenso
     batch   a `data.batching.Batch` on the model's device. Its labels are [B] for a classifier, else [B, T]: then only the
             N positions in `batch.targets` count.
     """
-    mask, positions = model.layout(batch.input_ids, batch.visible(), batch.positions)
-    hidden, start = first_states(model, batch)
     if batch.labels.ndim == 1:
-        known = start is None
-        scores = logits_of(model, hidden) if known else logits(model, hidden, mask, batch.lengths, start, positions)
-        scores = scores.float()  # [B, C]
+        scores = class_scores(model, batch)  # [B, C]
         total = F.cross_entropy(
             scores, batch.labels, weight=batch.class_weights, ignore_index=ignore_index, reduction="sum"
         )
         return total, scores.argmax(dim=-1), batch.labels
+    mask, positions = model.layout(batch.input_ids, batch.visible(), batch.positions)
+    hidden, start = first_states(model, batch)
     assert start is not None  # only a classifier's states can lie behind the last block
     hidden = model.final_norm(run_blocks(model, hidden, start, mask, positions))  # [B, T, D]
     hidden = model.head.prepare(hidden.flatten(0, 1)[batch.targets])  # [B T, D] -> [N, D]
     labels = batch.labels.flatten()[batch.targets]  # [N]
     total, predictions = vocabulary_loss(hidden, model.head, labels, ignore_index)
     return total, predictions, labels
+
+
+def class_scores(model: Transformer, batch: Any) -> torch.Tensor:
+    """Return a classifier's logits [B, C] in float32 for a batch as `loss` takes it."""
+    mask, positions = model.layout(batch.input_ids, batch.visible(), batch.positions)
+    hidden, start = first_states(model, batch)
+    if start is None:
+        return logits_of(model, hidden).float()
+    return logits(model, hidden, mask, batch.lengths, start, positions).float()
 
 
 def logits(

@@ -21,6 +21,7 @@ from pipeline.build import build_model
 from pipeline.flags import to_flags
 from pipeline.job import Job, prepare_directory
 from pipeline.result import (
+    about_texts,
     device_name,
     drawn_parts,
     git_state,
@@ -98,6 +99,7 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
             **about(job, argv),
             "tokenizer": str(job.inputs.tokenizer_folder),
             "notes": setup.notes,
+            **({"texts": about_texts(job.inputs.splits, setup.batches)} if job.task.labels else {}),
             "drawn": drawn,
             "warnings": warnings_of(drawn, sum(stage["steps"] for stage in stages)),
             **measures,

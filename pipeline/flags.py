@@ -14,7 +14,7 @@ from utils.errors import UserError
 EXAMPLES = """python experiments.py                                          the reference run
 python experiments.py --trainable_layers lora --lora_rank 16   the same with LoRA
 python experiments.py --row 7                                  row 7 of the published spam table
-python experiments.py --generate "Who are you?" --run_dir DIR  ask the model that a run has trained
+python experiments.py --predict "Free entry!" --run_dir DIR    label a text, or a file of texts, by a trained model
 python experiments.py --help all                               every flag"""
 MORE_EXAMPLES = """python experiments.py --table spam --seeds 3                   the whole table, three seeds a row
 torchrun --nproc_per_node=2 experiments.py                     on two GPUs or processes; --batch_size is that of each
@@ -22,6 +22,7 @@ python experiments.py --table spam --shard 2/8                 on eight machines
 python experiments.py --list                                   the rows and their commands
 python experiments.py --report runs                            a page about all runs: runs/report.html
 python experiments.py --download gpt2-small spam               fetch models and data sets, to work offline afterwards
+python experiments.py --generate "Who are you?" --run_dir DIR  ask the model that a run has trained
 python experiments.py --chat runs/NAME                         talk to a trained model
 python experiments.py --score runs/NAME                        let it answer the held-out dialogues: BLEU and ROUGE
 python experiments.py --export_peft DIR --run_dir runs/NAME    what it trained, for the Hugging Face library peft"""
@@ -43,18 +44,23 @@ ROWS = {
 }
 DIRECTORY = {"metavar": "DIR", "type": os.path.expanduser}  # ~ is the home directory
 TRAINED = {
+    "predict": {
+        **{"metavar": "TEXT", "nargs": "+"},
+        "help": "label a text or a pair, a file's texts, or - for standard input's; by --run_dir, or by the classifier of "
+        "a --checkpoint or --model; a file is .txt (a text a line), .csv, .tsv, .jsonl or .json",
+    },
     "generate": {"metavar": "QUESTION", "help": "answer once (of a language model; --model, --template, ... go with it)"},
     "chat": DIRECTORY | {"help": "talk to the model that the run with this directory trained"},
-    "run_dir": DIRECTORY | {"help": "the directory of the run whose model --generate and --export_* take"},
+    "run_dir": DIRECTORY | {"help": "the directory of the run whose model --predict, --generate and --export_* take"},
     "report": {
         **DIRECTORY,
         **{"nargs": "+", "action": "extend"},
         "help": "write a page about all runs below these directories: table, curves, plots, comparison",
     },
     "out": {
-        "metavar": "FILE",
-        "type": os.path.expanduser,
-        "help": "the file that --report writes (default: DIR/report.html)",
+        **{"metavar": "FILE", "type": os.path.expanduser},
+        "help": "the new file of what --predict finds, .csv or .jsonl (default: CSV on standard output), or that of --report "
+        "(default: DIR/report.html)",
     },
     "score": DIRECTORY | {"help": f"let this run's model answer {ANSWERED} dialogues, or --eval_generate, and score them"},
     "export_model": DIRECTORY | {"help": "write the whole model as a checkpoint for transformers"},
@@ -74,9 +80,13 @@ SAMPLING = {
     },
     "repetition_penalty": {"type": float, "help": "makes tokens that are there already less likely (default 1: not)"},
 }
-OPTIONS = {"published rows": ROWS, "a trained model": TRAINED, "how it answers": SAMPLING}
+OPTIONS = {
+    "published rows": ROWS,
+    "a trained model": TRAINED,
+    "how it answers": SAMPLING,
+}
 METAVARS = {int: "N", float: "X", str: "NAME"}
-EVERYDAY = ("row", "table", "list", "report", "generate", "chat", "run_dir", "export_model")
+EVERYDAY = ("row", "table", "list", "predict", "report", "generate", "chat", "run_dir", "export_model")
 
 
 class Parser(argparse.ArgumentParser):

@@ -3,6 +3,7 @@
 import copy
 import os
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from model import config_of, hub
 from model.weights import read_safetensors
 from pipeline.build import build_model
 from pipeline.inputs import Inputs
-from pipeline.result import read_result
+from pipeline.result import about_texts, data_sha256, is_about_texts, read_result
 from pipeline.stages import stages_of
 from utils.errors import UserError
 
@@ -27,11 +28,26 @@ class TrainedRun:
     run: Run  # with every setting filled in
     inputs: Inputs
     model: nn.Module  # on the CPU, in evaluation mode
+    result: dict  # what `result.json` holds
 
     @property
     def description(self) -> str:
         """Return what it is, in a few words."""
         return f"{self.run.source}, {self.run.trainable_layers} on {self.run.dataset}"
+
+    @cached_property
+    def texts(self) -> dict:
+        """Return what `about_texts` says of the run's texts. They are read again where the run hasn't written it down.
+
+        Raises UserError where they have changed since.
+        """
+        if is_about_texts(known := self.result.get("texts")):
+            return known
+        inputs = self.inputs
+        if self.result.get("data_sha256") not in (None, data_sha256(inputs.splits)):
+            raise UserError(f"{self.run.dataset} has other texts than when {self.description} was trained; train again")
+        batches, _ = inputs.task.make_batches(self.run, inputs.splits, inputs.tokenizer, self.model.config)
+        return about_texts(inputs.splits, batches)
 
 
 def load_run(directory: str | Path, merged: bool = True) -> TrainedRun:
@@ -51,7 +67,7 @@ def load_run(directory: str | Path, merged: bool = True) -> TrainedRun:
         attach_and_fill(copy_of_shapes(model), stages, shapes)
     attach_and_fill(model, stages, tensors)
     model = peft.merge(model) if merged and run.base_precision == "fp32" else model
-    return TrainedRun(run, inputs, model.eval())
+    return TrainedRun(run, inputs, model.eval(), result)
 
 
 def read_run(directory: Path) -> tuple[Run, Inputs, dict]:

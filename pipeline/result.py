@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from data.batching import Batches
 from data.dialogues import Dialogue
+from data.encode import longest_text
 from data.files import TextExample
 from model.base_precision import weights_of
 from model.registry import entries_of
@@ -109,6 +111,20 @@ def warnings_of(drawn: list[str], steps: int) -> list[str]:
     if steps or not drawn:
         return []
     return [f"nothing was trained, and no file has weights of {', '.join(drawn)}: what is measured is a draw of the seed"]
+
+
+def about_texts(splits: dict[str, list[TextExample]], batches: dict[str, Batches]) -> dict:
+    """Return what a prediction has to know of the texts that a classifier was trained on.
+
+    {"longest": its tokens, to which --context_length longest_training_example cuts others, "pairs": whether they are pairs}
+    """
+    return {"longest": longest_text(batches), "pairs": splits["train"][0].pair is not None}
+
+
+def is_about_texts(value: object) -> bool:
+    """Return whether `about_texts` can have returned this."""
+    types = {"longest": int, "pairs": bool}
+    return isinstance(value, dict) and {name: type(one) for name, one in value.items()} == types and value["longest"] > 0
 
 
 def files_sha256(files: Iterable[Path]) -> str:

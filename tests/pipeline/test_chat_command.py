@@ -193,7 +193,7 @@ BAD = {
     "a directory for talk": (["--chat", "runs/x", "--run_dir", "runs/x"], "--run_dir doesn't go with --chat"),
     "a row": (["--generate", "Hi", "--row", "3"], "--row doesn't go with --generate"),
     "sampling without an answer": (["--top_k", "3"], "--top_k goes with --generate or --chat"),
-    "a directory without an answer": (["--run_dir", "runs/x"], "--run_dir goes with --generate"),
+    "a directory without an answer": (["--run_dir", "runs/x"], "--run_dir goes with --predict, --generate, --export_model"),
     "a temperature below 0": (
         ["--generate", "Hi", "--temperature", "-1"],
         "--temperature is -1.0; it must be 0 (the likeliest",
