@@ -137,7 +137,7 @@ def export(overrides: Run, options: dict) -> int:
 
 def predict(overrides: Run, options: dict) -> int:
     """Label texts by a trained classifier (`--predict`)."""
-    refuse_others("predict", [*options], ("run_dir", *PREDICTION), say_which=False)
+    refuse_others("predict", [*options], ("run_dir", "out"), say_which=False)
     from pipeline import predictions
 
     return predictions.predict(options["predict"], overrides, options)

@@ -86,7 +86,7 @@ def config_with_ends(trained: TrainedRun) -> Any:
 def write_reading(trained: TrainedRun, out: Path, labels: tuple[str, ...] | None = None) -> None:
     """Write beside an export what its own files can't say of its classifier."""
     if trained.model.head.kind == "classifier":
-        write_own(out, trained.run, trained.model.config.causal, labels)
+        write_own(out, trained.run, trained.model.config.causal, labels, trained.padded_to)
 
 
 def published_name(run: Run) -> tuple[str, str | None]:

@@ -23,13 +23,13 @@ from model import canonical_name, config_of, fast_path, from_pretrained, is_out_
 from model.transformer import Transformer
 from pipeline.inputs import find_tokenizer_folder, read_tokenizer
 from pipeline.job import check_adapter_is_named, check_model_is_named_once
-from pipeline.reload import TrainedRun, load_run, read_run
+from pipeline.reload import load_run, read_run
 from pipeline.stored import StoredClassifier, stored_classifier
 from training.device import autocast, pick_amp, pick_device
 from utils.errors import UserError
 
 WINDOW = 32  # batches whose texts are held at once, and sorted by length
-MOST_TOKENS = 8192  # of a batch, padding included: longer texts come in smaller batches, which take less memory
+MOST_TOKENS_CPU, MOST_TOKENS = 1024, 2**16  # of a batch, padding included; a processor gains nothing from larger ones
 MACHINE_FLAGS = ("device", "amp", "eval_batch_size")  # settings that change no label, beyond rounding
 COLUMN_FLAGS = ("text_column", "pair_column")  # of a file with texts
 MODEL_FLAGS = ("model", "checkpoint", "tokenizer", "data_dir", "context_length")  # of a classifier that no run trained
@@ -131,9 +131,10 @@ class Predictor:
         """Yield the examples in batches of similar length, the longest first, and their numbers. None is left out."""
         there = [(number, example) for number, example in enumerate(examples) if example is not None]
         there.sort(key=lambda one: len(one[1].ids), reverse=True)
+        most = MOST_TOKENS_CPU if self.device.type == "cpu" else MOST_TOKENS
         while there:
             width = self.encoder.pad_to or len(there[0][1].ids)
-            size = max(1, min(self.batch_size, MOST_TOKENS // width))
+            size = max(1, min(self.batch_size, most // width))
             numbers, some = zip(*there[:size], strict=True)
             yield [*numbers], [*some]
             there = there[size:]
@@ -169,20 +170,8 @@ def predictor_of_run(directory: str | Path, overrides: Run) -> Predictor:
     trained = load_run(directory)
     notes = [f"of the run: {said}" for said in trained.result.get("warnings", ())]
     notes += ["the run was interrupted, and the model is as it was then"] if trained.result.get("interrupted") else []
-    encoder = encoder_of(trained)
-    pairs = trained.texts["pairs"]
+    encoder, pairs = trained.text_encoder, trained.texts["pairs"]
     return Predictor(trained.model, encoder, run, inputs.task.labels, trained.description, pairs, tuple(notes))
-
-
-def encoder_of(trained: TrainedRun) -> TextEncoder:
-    """Return the encoder that a run's texts went through.
-
-    Where padding is hidden, a text may be longer than those of the run; --context_length alone cuts it.
-    """
-    run, config = trained.run, trained.model.config
-    by_data = run.context_length == "longest_training_example"
-    longest = trained.texts["longest"] if by_data else config.context_length
-    return make_text_encoder(run, trained.inputs.tokenizer, config, longest)
 
 
 def predictor_of_model(run: Run) -> Predictor:
@@ -191,13 +180,14 @@ def predictor_of_model(run: Run) -> Predictor:
     check_model_is_named_once(run)
     check_adapter_is_named(run)
     run = replace(run, model=run.model and canonical_name(run.model))
-    source, given = run.source or "", run.context_length
+    source = run.source or ""
     stored = stored_of(run, source)
-    run = resolve(run, {**stored.reading, "context_length": "model_context_length", "amp": "off"})
+    length = run.context_length or stored.padded_to
+    run = resolve(run, {**stored.reading, "context_length": str(length or "model_context_length"), "amp": "off"})
     config = config_of(source)
     tokenizer = read_tokenizer(find_tokenizer_folder(run, config), config)
     encoder = make_text_encoder(run, tokenizer, config, config.context_length)
-    if encoder.pad_to is not None and given is None:
+    if encoder.pad_to is not None and length is None:
         raise UserError(
             f"{source} reads texts with their padding and doesn't say how long they are padded; say it with "
             "--context_length, or name the run by --run_dir"

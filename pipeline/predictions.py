@@ -18,6 +18,7 @@ from config import Run, explicit
 from data.text_files import READERS, TextRow, read_texts, texts_of
 from pipeline.flags import typed
 from pipeline.predict import COLUMN_FLAGS, WINDOW, Prediction, Predictor, predictor_of_model, predictor_of_run
+from training.device import return_freed_memory
 from utils.errors import UserError, note
 from utils.files import user_path
 
@@ -35,6 +36,7 @@ def predict(words: list[str], overrides: Run, options: dict) -> int:
     directory = options.get("run_dir")
     if directory is None and overrides.source is None:
         raise UserError("--predict needs a classifier: --run_dir of an earlier run, or --checkpoint or --model of one")
+    return_freed_memory()
     predictor = predictor_of_run(directory, overrides) if directory else predictor_of_model(overrides)
     print(f"model    {predictor.description}", file=sys.stderr, flush=True)
     for said in predictor.notes:

@@ -11,6 +11,7 @@ from torch import nn
 
 import peft
 from config import DATASETS, PATHS, Run, resolve
+from data.encode import TextEncoder, make_text_encoder
 from data.registry import TASKS, get_task
 from model import config_of, hub
 from model.weights import read_safetensors
@@ -48,6 +49,22 @@ class TrainedRun:
             raise UserError(f"{self.run.dataset} has other texts than when {self.description} was trained; train again")
         batches, _ = inputs.task.make_batches(self.run, inputs.splits, inputs.tokenizer, self.model.config)
         return about_texts(inputs.splits, batches)
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder:
+        """Return the encoder that the run's texts went through. Raises UserError as `texts` does.
+
+        Where padding is hidden, a text may be longer than those of the run: --context_length alone cuts it.
+        """
+        by_data = self.run.context_length == "longest_training_example"
+        longest = self.texts["longest"] if by_data else self.model.config.context_length
+        return make_text_encoder(self.run, self.inputs.tokenizer, self.model.config, longest)
+
+    @property
+    def padded_to(self) -> int | None:
+        """Return the tokens to which a batch is padded; None: to its longest text, or an old run would have to be read."""
+        by_data = self.run.context_length == "longest_training_example"
+        return self.text_encoder.pad_to if not by_data or "texts" in self.result else None
 
 
 def load_run(directory: str | Path, merged: bool = True) -> TrainedRun:

@@ -34,6 +34,7 @@ class StoredClassifier:
     names: tuple[str, ...] | None  # of its labels, in their order; None: it names none, or not as many
     reading: dict  # of READING, how it was trained
     notes: tuple[str, ...] = ()
+    padded_to: int | None = None  # tokens to which its texts were padded, where it saw the padding and that is known
 
 
 # --- which classifier a run begins with
@@ -62,7 +63,7 @@ def config_folder(run: Run) -> Path | None:
 def described(owner: str, folder: Path, n: int, reading: dict, named_by: Path | None) -> StoredClassifier:
     """Return a classifier for n labels with what the files beside it say: our own, else config.json."""
     own = read_own(folder / hub.CLASSIFIER_FILE)
-    names, contradicted = (own.pop("labels", None), False)
+    names, contradicted, padded_to = (own.pop("labels", None), False, own.pop("padded_to", None))
     if names is None and named_by is not None:
         names, contradicted = read_labels(named_by)
     notes = []
@@ -72,7 +73,7 @@ def described(owner: str, folder: Path, n: int, reading: dict, named_by: Path | 
         names = None
     if names and contradicted:
         notes.append(f"the {owner}'s label2id contradicts its id2label, which counts")
-    return StoredClassifier(owner, n, names and tuple(names), reading | own, tuple(notes))
+    return StoredClassifier(owner, n, names and tuple(names), reading | own, tuple(notes), padded_to)
 
 
 # --- what it fixes
@@ -169,15 +170,17 @@ def in_words(reading: dict) -> str:
 # --- the file beside an export
 
 
-def write_own(folder: Path, run: Run, causal: bool, labels: tuple[str, ...] | None) -> None:
+def write_own(folder: Path, run: Run, causal: bool, labels: tuple[str, ...] | None, padded_to: int | None = None) -> None:
     """Write beside an export what its own files can't say: labels, and a reading that isn't the library's.
 
-    labels   those of an adapter, for which its own format has no place
+    labels      those of an adapter, for which its own format has no place
+    padded_to   as in `StoredClassifier`
     """
     says = {} if labels is None else {"labels": list(labels)}
     hidden = run.no_padding or (causal and run.trainable_token_pos == "flexible")
     if not hidden:
         says |= {"trainable_token_pos": run.trainable_token_pos, "no_padding": False}
+        says |= {"padded_to": padded_to} if padded_to else {}
     file = folder / hub.CLASSIFIER_FILE
     if says:
         write_text(file, json.dumps(says, indent=2, ensure_ascii=False) + "\n")
@@ -197,8 +200,9 @@ def read_own(file: Path) -> dict:
         "labels": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
         "trainable_token_pos": lambda value: value in SETTINGS["trainable_token_pos"]["choices"],
         "no_padding": lambda value: isinstance(value, bool),
+        "padded_to": lambda value: type(value) is int and value > 0,
     }
     for name, value in own.items() if isinstance(own, dict) else [("content", own)]:
         if name not in fits or not fits[name](value):
-            raise UserError(f"{file} has {name} = {value!r}; what is read: labels, trainable_token_pos, no_padding")
+            raise UserError(f"{file} has {name} = {value!r}; what is read: {', '.join(fits)}")
     return own
