@@ -59,7 +59,7 @@ TRAINED = {
     },
     "out": {
         **{"metavar": "FILE", "type": os.path.expanduser},
-        "help": "the new file of what --predict finds, .csv or .jsonl (default: CSV on standard output), or that of --report "
+        "help": "the file that --predict writes, a new .csv or .jsonl (default: CSV on standard output), or --report "
         "(default: DIR/report.html)",
     },
     "score": DIRECTORY | {"help": f"let this run's model answer {ANSWERED} dialogues, or --eval_generate, and score them"},
