@@ -210,7 +210,7 @@ class Run:
         "examples per forward pass; of each process", everyday=True, least=1, aliases=("per_device_train_batch_size",)
     )
     accumulation_steps: int = flag(
-        "forward passes per optimizer step", 1, everyday=True, least=1, aliases=("gradient_accumulation_steps",)
+        "forward passes per optimizer step", 1, least=1, aliases=("gradient_accumulation_steps",)
     )
     eval_batch_size: int = flag("examples per forward pass of an evaluation", 64, least=1)
     learning_rate: float = flag("the peak learning rate of AdamW", everyday=True, least=0)
