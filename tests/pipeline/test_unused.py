@@ -17,11 +17,9 @@ from config import (
     METHODS,
     SETTINGS,
     Run,
-    command,
     explicit,
     override,
     resolve,
-    to_flags,
 )
 from data.registry import TASKS, get_task
 from data.spam import RECIPE
@@ -30,6 +28,7 @@ from peft.freeze import BLOCKS
 from peft.lora import SCALINGS
 from peft.registry import METHODS as REGISTERED
 from peft.registry import find_methods, method
+from pipeline.flags import command, to_flags
 from pipeline.job import prepare
 from pipeline.stand_ins import choose
 from pipeline.unused import completed, refuse_unused, why_unused, without_unused
