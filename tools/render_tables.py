@@ -13,23 +13,36 @@ import re
 import shlex
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from benchmarks import growth, measure
 from config import Run
 from data.registry import get_task
-from pipeline.flags import command, parse
-from pipeline.job import prepare
+from model.bert import BertConfig, RobertaConfig
+from model.distilbert import DistilBertConfig
+from model.llama import LlamaConfig
+from pipeline.flags import parse
+from pipeline.job import default_dataset, prepare
+from pipeline.resolve import resolve_run
 from pipeline.table_text import key_of, scale_of, values_of
 from published import get_table
 from published.table import Row
 from tools.memory_report import chatglm_rows
+from tools.published_tables import (
+    F1,
+    PUBLISHED,
+    ROOT,
+    SPLITS,
+    markdown,
+    measured_cell,
+    own_table,
+    published_table,
+    read_table,
+)
 from utils.errors import UserError, run_program
 
-ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-NOT_MEASURED = "–"
 
 
 def pages() -> list[Path]:
@@ -47,86 +60,6 @@ def render(text: str) -> str:
         return begin + "\n".join(TABLES[name](text[: found.start()], old)) + "\n" + end
 
     return MARKED.sub(table, text)
-
-
-def markdown(headings: list[str], rows: list[list[str]]) -> list[str]:
-    """Return the lines of a Markdown table."""
-    lines = [headings, ["---"] * len(headings), *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in lines]
-
-
-# --- Tables of published rows: published numbers beside ours ---
-
-
-@dataclass(frozen=True)
-class Column:
-    """One measured column: its heading, the folder of `results/` with its runs, and the metrics shown."""
-
-    heading: str
-    folder: str
-    metrics: tuple[str, ...]
-
-
-SHIPPED = "shipped model and data"
-F1 = ("test", "test_macro_f1")
-PUBLISHED: dict[str, tuple[str, tuple[Column, ...]]] = {  # table -> (heading of the published numbers, measured columns)
-    "spam": (
-        "published (A100): train / validation / test",
-        (
-            Column("shipped messages: test", "spam-shipped", ("test",)),
-            Column("real messages: test", "spam-real", ("test",)),
-        ),
-    ),
-    "distilbert-sst2": ("published", (Column(SHIPPED, "distilbert-sst2-shipped", ("validation",)),)),
-    "roberta-glue": ("published", (Column(SHIPPED, "roberta-glue-shipped", ("validation",)),)),
-    "encoders-adapter": ("published", (Column(SHIPPED, "encoders-adapter-shipped", F1),)),
-    "encoders-fewshot": (
-        "published",
-        (Column(SHIPPED, "encoders-fewshot-shipped", F1), Column("MiniLM, real texts", "encoders-fewshot-minilm", F1)),
-    ),
-    "chat": (
-        "published",
-        (
-            Column("new style learned", "chat-shipped", ("test_loss", "test_bleu4", "test_rougel")),
-            Column("old knowledge kept", "chat-shipped", ("general_loss", "general_bleu4", "general_rougel")),
-            Column("seconds", "chat-shipped", ("seconds",)),
-        ),
-    ),
-}
-
-
-def read_table(folder: str, name: str) -> dict[int, dict]:
-    """Return what `--table NAME` wrote in that folder of results/, by row number."""
-    lines = json.loads((ROOT / "results" / folder / f"table-{name}.json").read_text(encoding="utf-8"))
-    return {line["row"]: line for line in lines}
-
-
-def published_table(name: str) -> list[str]:
-    """Return a table of published rows: number, what it changes, published, measured columns, command."""
-    table, (heading, columns) = get_table(name), PUBLISHED[name]
-    measured = {column.folder: read_table(column.folder, name) for column in columns}
-    rows = []
-    for row in table.all_rows:
-        cells = [str(row.number), row.title, values_of(row.published, row.published_std, table.printed or table.metrics)]
-        cells += [measured_cell(measured[column.folder].get(row.number), column.metrics) for column in columns]
-        in_full = name == "spam" or row is table.base
-        typed = command(row.run) if in_full else f"python experiments.py --row {name}:{row.number}"
-        rows.append([*cells, f"`{typed}`"])
-    return markdown(["row", "what it changes", heading, *(column.heading for column in columns), "command"], rows)
-
-
-def own_table(name: str) -> list[str]:
-    """Return a table's rows with the command of each on the log's own model."""
-    table = get_table(name)
-    rows = [[str(row.number), row.title, f"`{command(table.on_own_model(row))}`"] for row in table.all_rows]
-    return markdown(["row", "what it changes", "command"], rows)
-
-
-def measured_cell(line: dict | None, metrics: tuple[str, ...]) -> str:
-    """Return one row's numbers, or a dash where it wasn't run."""
-    if line is None or not line["measured"]:
-        return NOT_MEASURED
-    return f"{line['seconds']:.0f}" if metrics == ("seconds",) else values_of(line["measured"], line["std"], metrics)
 
 
 # --- Tables of variants: one command, and the flags that each line adds to it ---
@@ -175,15 +108,25 @@ def result_files(folder: str) -> list[Path]:
     return sorted((ROOT / "results" / folder).glob("*/result.json"))
 
 
-MACHINE = {"model", "checkpoint", "data_dir", "output_dir", "seed", "device", "amp"}
+# What the measured checkpoints are, by the names of their directories (python -m tools.real_weights).
+KINDS = {
+    "smollm2-135m-instruct": LlamaConfig,
+    "all-MiniLM-L6-v2": BertConfig,
+    "minilm-roberta": RobertaConfig,
+    "minilm-distil": DistilBertConfig,
+}
+MACHINE = {"resume", "model", "checkpoint", "data_dir", "output_dir", "seed", "device", "amp"}
 
 
 def settings_of(run: Run) -> dict:
     """Return every setting that the run resolves to, except those of the machine and those that vary within a row."""
-    if run.checkpoint:  # the directory needn't be there: any encoder resolves alike where the learning rate is given
-        assert run.learning_rate
-        run = replace(run, checkpoint=None, model="distilbert-pocket")
-    return {name: value for name, value in asdict(prepare(run).run).items() if name not in MACHINE}
+    if run.checkpoint:  # the directory needn't be there: the kind of model decides
+        config = KINDS[Path(run.checkpoint).name]()
+        run = replace(run, dataset=run.dataset or default_dataset(config))
+        resolved = resolve_run(run, get_task(run.dataset), config)
+    else:
+        resolved = prepare(run).run
+    return {name: value for name, value in asdict(resolved).items() if name not in MACHINE}
 
 
 def mean_and_std(logs: list[dict], metrics: tuple[str, ...]) -> str:
@@ -195,8 +138,6 @@ def mean_and_std(logs: list[dict], metrics: tuple[str, ...]) -> str:
 
 
 # --- Row 10 of the spam table, seed by seed ---
-
-SPLITS = ("train", "validation", "test")
 
 
 def row_10() -> list[dict]:
@@ -215,7 +156,7 @@ def row_10_table() -> list[str]:
 
 # --- The README's table: the rows that matter most ---
 
-REAL = "gpt2-pocket, real messages, 3 seeds"
+REAL = "SmolLM2-135M, real messages, 3 seeds"
 MINILM = "MiniLM, 20,000 sentences"
 TIBBIN = "gpt2-pocket, shipped persona"
 SPAM, ENCODERS, PERSONA = (f"docs/results/{name}.md" for name in ("spam", "encoders", "persona"))
@@ -224,11 +165,11 @@ SPAM, ENCODERS, PERSONA = (f"docs/results/{name}.md" for name in ("spam", "encod
 def headline_table() -> list[str]:
     """Return one line for each row that matters: what was published, what we measured, and the page with the rest."""
     sst2, tasks = variant("minilm-sst2"), variant("minilm-tasks")
-    spam, chat = from_table("spam-real", "spam", ("test",)), from_table("chat-shipped", "chat", ("test_loss",))
+    spam, chat = from_table("spam-smollm2", "spam", ("test",)), from_table("chat-shipped", "chat", ("test_loss",))
     lines = [
         ("spam", 10, SPLITS, mean_and_std(row_10()[:1], SPLITS), "gpt2-small, real messages, seed 123", SPAM),
         ("spam", 1, ("test",), spam(1), REAL, SPAM),
-        ("spam", 11, ("test",), spam(11), REAL, SPAM),
+        ("spam", 4, ("test",), spam(4), REAL, SPAM),
         ("spam", 16, ("test",), spam(16), REAL, SPAM),
         ("distilbert-sst2", 10, ("validation",), sst2("all layers"), f"{MINILM}, 3 seeds", ENCODERS),
         ("distilbert-sst2", 16, ("validation",), sst2("LoRA on everything, r = 16"), f"{MINILM}, r = 16", ENCODERS),
