@@ -124,6 +124,8 @@ class ChatGLM(Transformer):
     A new model has PyTorch's default initialisation, drawn in the order of the lines below.
     """
 
+    states_stay = False  # a longer context is another one at every position of it
+
     def __init__(self, config: ChatGLMConfig, head: nn.Module | None = None):
         super().__init__()
         self.config = config

@@ -4,7 +4,7 @@ What is saved:
 - The last block computes one query where the head reads one position of each text.
 - Blocks below the lowest one that trains needn't run again for a text whose hidden states were kept.
 - A vocabulary's scores are computed for a few targets at a time, and only for targets (model/vocabulary_loss.py).
-- Generation computes each position's keys and values once, and keeps them (`KVCache`).
+- Generation computes each position's keys and values once, and keeps them (model/kv_cache.py).
 - With `gradient_checkpointing`, a block keeps only its input for the backward pass, which computes the rest again.
 
 Letters used for shapes: B batch, T tokens, S earlier tokens, D width, H heads, V vocabulary, C classes, N targets.
@@ -24,9 +24,8 @@ from model.chatglm import rotate_halves
 from model.heads import take
 from model.llama import Rotation, rotate, window_mask
 from model.llama import SelfAttention as LlamaAttention
-from model.transformer import Transformer, causal_mask, make_mask
+from model.transformer import Transformer, make_mask
 from model.vocabulary_loss import vocabulary_loss
-from utils.errors import UserError
 
 
 def loss(model: Transformer, batch: Any, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -162,14 +161,14 @@ def run_block(
     x: torch.Tensor,
     mask: torch.Tensor | None,
     rows: torch.Tensor | None = None,
-    cache: "LayerCache | None" = None,
+    cache: Any = None,
     is_causal: bool = False,
     rotation: Rotation | None = None,
 ) -> torch.Tensor:
     """Return what block(x, mask) or block(x, mask, rotation) returns, for [B, T, D] -> [B, T, D], but
 
     rows    [B]: only at this position of each text -> [B, 1, D]
-    cache   for positions that follow those in the cache, which they see too
+    cache   a `LayerCache` (model/kv_cache.py), for positions that follow those in it, which they see too
     """
     normed = block.attn_norm(x) if block.norm_first else x
     queries = normed if rows is None else take(normed, rows).unsqueeze(1)  # [B, T, D] or [B, 1, D]
@@ -191,7 +190,7 @@ def attention(
     queries: torch.Tensor,
     context: torch.Tensor,
     mask: torch.Tensor | None,
-    cache: "LayerCache | None",
+    cache: Any,
     is_causal: bool,
     rotation: Rotation | None,
     rows: torch.Tensor | None,
@@ -251,83 +250,3 @@ def rotation_at(rotation: Rotation, rows: torch.Tensor) -> Rotation:
     """Return the rotation of one position of each text: [B or 1, 1, T, d/2] and [B] -> [B, 1, 1, d/2], twice."""
     cos, sin = (one.squeeze(1).expand(len(rows), -1, -1) for one in rotation)  # [B, T, d/2]
     return take(cos, rows)[:, None, None], take(sin, rows)[:, None, None]
-
-
-class LayerCache:
-    """The keys and values that one attention layer has computed so far, [B, K, S, d] each."""
-
-    def __init__(self):
-        self.k: torch.Tensor | None = None
-        self.v: torch.Tensor | None = None
-
-    def extend(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add those of T further positions and return all, [B, K, S + T, d]."""
-        if self.k is not None and self.v is not None:
-            k, v = torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2)
-        self.k, self.v = k, v
-        return k, v
-
-
-class KVCache:
-    """What a causal model needs to go on from a text without computing it again: keys and values of each block.
-
-    It belongs to the caller. A call of `next_logits` with it adds the positions of that call.
-    """
-
-    def __init__(self, model: Transformer):
-        if not model.config.causal:
-            raise UserError("a model whose positions see all others can't go on from a text: each token changes the rest")
-        self.layers = [LayerCache() for _ in model.blocks]
-        self.last_places: torch.Tensor | None = None  # the position of each text's last token, [B or 1, ..., 1]
-
-    def __len__(self) -> int:
-        """Return how many positions it holds, S."""
-        return 0 if self.layers[0].k is None else self.layers[0].k.shape[2]
-
-
-def next_logits(
-    model: Transformer,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    positions: torch.Tensor | None,
-    cache: KVCache,
-) -> torch.Tensor:
-    """Return a language model's scores for the token after the last position: [B, T] -> [B, V].
-
-    attention_mask  [B, S + T], the S positions in the cache included; None: everything is real
-    positions       [B, T], the place of each token in its text; shorter texts of the batch are padded on the left. None:
-                    0, 1, 2, ..., right for the first call alone
-    """
-    hidden, n_cached = model.embed(input_ids, positions=positions), len(cache)  # [B, T, D]
-    if n_cached:
-        places = model.places_behind(cache.last_places, positions)
-    else:
-        attention_mask, places = model.layout(input_ids, attention_mask, positions)
-    if places is None:
-        places = torch.arange(hidden.shape[1], device=hidden.device)[None]  # [1, T]
-    cache.last_places = places[..., -1:]
-    if model.prompt is not None:  # it stands in front of every text, and in the cache from the first call on
-        attention_mask = model.prompt.widen(attention_mask)
-        if not n_cached:
-            hidden, places = model.prompt.prepend(hidden), model.prompt.widen_positions(places)  # [B, P + T, D]
-    mask, is_causal = mask_of_call(attention_mask, hidden.shape[1], n_cached, hidden.device)
-    rotation = model.rotation(places)
-    for block, layer in zip(model.blocks, cache.layers, strict=True):
-        hidden = run_block(block, hidden, mask, cache=layer, is_causal=is_causal, rotation=rotation)  # [B, T, D]
-    return model.head(model.final_norm(hidden[:, -1:])).squeeze(1)  # [B, 1, V] -> [B, V]
-
-
-def mask_of_call(
-    attention_mask: torch.Tensor | None, length: int, n_cached: int, device: torch.device
-) -> tuple[torch.Tensor | None, bool]:
-    """Return the mask of T = `length` positions behind S others, [B, 1, T, S + T] or None, and the causal switch.
-
-    attention_mask   [B, S + T], or [B, T, T], which says all by itself
-    """
-    if attention_mask is not None and attention_mask.ndim == 3:
-        return attention_mask.bool()[:, None], False
-    if attention_mask is not None:
-        return attention_mask.bool()[:, None, None, :] & causal_mask(length, n_cached, device), False
-    if n_cached and length > 1:
-        return causal_mask(length, n_cached, device), False
-    return None, not n_cached  # SDPA's own switch counts from the first key, so it serves the first call alone

@@ -6,11 +6,12 @@ on the way ends there.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from model import fast_path
+from model import kv_cache
 from model.transformer import Transformer
 from utils.errors import UserError
 
@@ -79,6 +80,7 @@ def stream(
     eos_id: int | Sequence[int] | None = None,
     seed: int = 0,
     max_length: int | None = None,
+    cache: kv_cache.KVCache | None = None,
     **sampling,
 ) -> Iterator[torch.Tensor]:
     """Yield the next token of each text, [B], as long as one goes on; NOTHING for those that have ended.
@@ -88,25 +90,26 @@ def stream(
     eos_id          the token that ends a text, or several
     seed            of the draws, where temperature isn't 0
     max_length      the most tokens of a text and what follows it; None: the model's context
+    cache           of one text, of an earlier call: where this text begins as that one did, nothing is computed again
     sampling        fields of `Sampling`
 
     What a text gets doesn't depend on how much padding it has.
     """
     limit = min(model.config.context_length, max_length or model.config.context_length)
     how, mask = Sampling(**sampling), _checked_mask(model, input_ids, attention_mask, limit)
-    cache, token_where_invalid = fast_path.KVCache(model), getattr(model.config, "token_where_invalid", None)
+    known = cache.reuse(input_ids) if cache is not None else 0  # tokens at the beginning
+    cache = kv_cache.KVCache(model) if cache is None else cache
     generator = torch.Generator(input_ids.device).manual_seed(seed)
     is_padded = not bool(mask.all())
     lengths, positions = mask.sum(1), (mask.cumsum(1) - 1).clamp(min=0)  # [B], [B, T]: 0 is the first real token
     seen = torch.zeros(len(mask), model.config.vocab_size, device=mask.device).scatter_add_(1, input_ids, mask.float())
     ended = torch.zeros_like(lengths, dtype=torch.bool)  # [B]
     ends = torch.tensor([] if eos_id is None else eos_id, dtype=torch.long, device=mask.device)
-    was_training = model.training
-    model.eval()
-    try:
+    input_ids, positions = input_ids[:, known:], positions[:, known:]
+    with evaluating(model):
         for _ in range(how.max_new_tokens):
-            logits = fast_path.next_logits(model, input_ids, mask if is_padded else None, positions, cache)  # [B, V]
-            logits = without_invalid(logits.float(), token_where_invalid)
+            logits = kv_cache.next_logits(model, input_ids, mask if is_padded else None, positions, cache)  # [B, V]
+            logits = without_invalid(logits.float(), getattr(model.config, "token_where_invalid", None))
             tokens = pick(scores(logits, seen > 0, how), how.temperature, generator)  # [B]
             ended = ended | torch.isin(tokens, ends)
             if ended.all():
@@ -119,6 +122,15 @@ def stream(
                 return
             input_ids, mask = tokens[:, None], torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)  # [B, 1], [B, S + 1]
             seen.scatter_add_(1, input_ids, torch.ones_like(input_ids, dtype=seen.dtype))
+
+
+@contextmanager
+def evaluating(model: Transformer) -> Iterator[None]:
+    """Put the model into evaluation mode, and back into the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
     finally:
         model.train(was_training)
 

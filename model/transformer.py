@@ -27,6 +27,7 @@ class Transformer(nn.Module):
     head: Any  # a module of model/heads.py, or None
     prompt: Any  # None, or trained vectors in front of every text (peft/prompt.py)
     drawn: tuple[str, ...]  # published names of the tensors that no file held
+    states_stay: bool = True  # whether tokens that follow leave the states of a causal model's earlier ones as they are
     gradient_checkpointing: bool  # whether training computes each block's activations a second time to save memory
 
     def __init__(self):

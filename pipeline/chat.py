@@ -13,6 +13,7 @@ from data.dialogues import Dialogue, Turn
 from data.registry import get_task
 from model import from_pretrained
 from model.generation import NOTHING, Sampling, stream
+from model.kv_cache import KVCache
 from model.registry import ARCHITECTURES, architecture_of
 from model.tokenizers.base import Tokenizer
 from pipeline.flags import typed
@@ -46,6 +47,7 @@ class Speaker:
         self.device, self.context_length = device, model.config.context_length
         self.encoder = make_encoder(tokenizer, run, self.context_length)
         self.turns: tuple[Turn, ...] = ()
+        self.cache = KVCache(model)  # of the dialogue: each turn goes on from the last one
 
     def prompt(self, question: str) -> list[int]:
         """Return the token ids of the dialogue up to where the answer begins. Forgets turns that there is no room for."""
@@ -66,7 +68,8 @@ class Speaker:
         ids = torch.tensor([self.prompt(question)], device=self.device)  # [1, T]
         written, shown = [], ""
         seed = self.seed + len(self.turns)
-        for tokens in stream(self.model, ids, eos_id=self.encoder.end_ids, seed=seed, **asdict(self.sampling)):
+        how = {"eos_id": self.encoder.end_ids, "seed": seed, "cache": self.cache, **asdict(self.sampling)}
+        for tokens in stream(self.model, ids, **how):
             token = int(tokens[0])
             assert token != NOTHING, "the stream of one text ends with it"
             written.append(token)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from model import config_of, fast_path, from_pretrained
+from model import config_of, from_pretrained, kv_cache
 from model.chatglm import ChatGLM, ChatGLMConfig, rotate_halves, rotation
 from model.generation import generate
 from model.registry import CHATGLM_ENTRY, PUBLISHED, entries_of
@@ -190,9 +190,9 @@ def test_an_answer_ends_with_its_last_token(checkpoint, generations):
 def test_the_first_positions_of_an_answer(checkpoint, generations):
     model = untied(checkpoint)
     first, second, *_ = generations["trace_auto"]
-    ids, cache = torch.tensor(first["input_ids"]), fast_path.KVCache(model)
+    ids, cache = torch.tensor(first["input_ids"]), kv_cache.KVCache(model)
     with torch.no_grad():
-        fast_path.next_logits(model, ids, None, None, cache)
+        kv_cache.next_logits(model, ids, None, None, cache)
     assert model.layout(ids)[1].tolist() == first["position_ids"]
     assert model.places_behind(cache.last_places, None).tolist() == second["position_ids"]
 

@@ -5,12 +5,14 @@ import itertools
 import pytest
 import torch
 
-from model import fast_path
+from model import kv_cache
 from model.bert import Bert, BertConfig
 from model.generation import NOTHING, Sampling, generate, left_padded, pick, scores, stream
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead, LanguageModelHead, MaskedLanguageModelHead
-from peft import LoRA, attach
+from model.registry import ARCHITECTURES
+from peft import LoRA, PrefixTuning, PromptTuning, attach
+from tests.helpers.architectures import small_config
 from tests.helpers.generation import plainly, texts
 from utils.errors import UserError
 
@@ -31,11 +33,11 @@ def test_a_cache_changes_no_score(pair):
     with torch.no_grad():
         expected = ours(ids)
         for cuts in ([0, 20], [0, 1, 2, 20], [0, 7, 8, 15, 20], range(21)):  # several tokens at a time, or one
-            cache = fast_path.KVCache(ours)
+            cache = kv_cache.KVCache(ours)
             for start, stop in itertools.pairwise(cuts):
                 assert len(cache) == start
                 positions = torch.arange(start, stop)[None]
-                found = fast_path.next_logits(ours, ids[:, start:stop], None, positions, cache)
+                found = kv_cache.next_logits(ours, ids[:, start:stop], None, positions, cache)
                 torch.testing.assert_close(found, expected[:, stop - 1], atol=1e-5, rtol=1e-5)
 
 
@@ -44,12 +46,46 @@ def test_a_cache_and_padding_change_no_score(pair):
     batch = texts(20, 13, 6)
     ids, mask = left_padded(batch, pad_id=3)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = fast_path.KVCache(ours)
+    cache = kv_cache.KVCache(ours)
     with torch.no_grad():
         for start, stop in ((0, 16), (16, 17), (17, 20)):
-            found = fast_path.next_logits(ours, ids[:, start:stop], mask[:, :stop], positions[:, start:stop], cache)
+            found = kv_cache.next_logits(ours, ids[:, start:stop], mask[:, :stop], positions[:, start:stop], cache)
         for row, text in enumerate(batch):
             torch.testing.assert_close(found[row], ours(torch.tensor([text]))[0, -1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2", "mistral"])
+@pytest.mark.parametrize("method", [None, LoRA(rank=2), PrefixTuning(3), PromptTuning(3)], ids=str)
+def test_a_text_goes_on_from_one_that_begins_alike(kind, method, monkeypatch):
+    """As a dialogue does: answers are those of a fresh start, and what is known isn't computed again."""
+    torch.manual_seed(5)
+    entry, config = ARCHITECTURES[kind], small_config(kind, context_length=64)
+    model = entry.model(config)
+    model.head = entry.lm_head(model)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model = attach(model, method) if method else model
+    cache, computed = kv_cache.KVCache(model), []
+    next_logits = kv_cache.next_logits
+    monkeypatch.setattr(kv_cache, "next_logits", lambda *given: computed.append(given[1].shape[1]) or next_logits(*given))
+    text: list[int] = []
+    draw = torch.Generator().manual_seed(6)
+    for turn, kept in enumerate((0, 9 + 3, 2 * (9 + 4) + 3 - 4, 3)):
+        new = torch.randint(1, config.vocab_size, (9,), generator=draw).tolist()
+        text = [*text[: None if turn < 2 else kept], *new]  # the third forgets a part of the end, the fourth nearly all
+        ids = torch.tensor([text])
+        computed.clear()
+        answer = generate(model, ids, max_new_tokens=4, cache=cache)[0]
+        assert computed[0] == len(text) - kept and computed[1:] == [1] * 3
+        assert answer == generate(model, ids, max_new_tokens=4)[0]
+        text += answer
+
+
+def test_a_text_that_is_known_whole_has_its_last_token_computed(pair):
+    cache, ids = kv_cache.KVCache(pair[1]), torch.tensor(texts(12))
+    first = generate(pair[1], ids, max_new_tokens=5, cache=cache)
+    assert generate(pair[1], ids, max_new_tokens=5, cache=cache) == first
+    assert generate(pair[1], ids[:, :3], max_new_tokens=5, cache=cache) == generate(pair[1], ids[:, :3], max_new_tokens=5)
 
 
 def test_cached_generation_equals_uncached_token_by_token(pair):
@@ -179,8 +215,8 @@ def test_the_stream_is_the_answer_token_by_token(pair):
 
 
 def test_nothing_is_computed_after_the_last_text_has_ended(pair, monkeypatch):
-    calls, next_logits = [], fast_path.next_logits
-    monkeypatch.setattr(fast_path, "next_logits", lambda *given: calls.append(given[1].shape) or next_logits(*given))
+    calls, next_logits = [], kv_cache.next_logits
+    monkeypatch.setattr(kv_cache, "next_logits", lambda *given: calls.append(given[1].shape) or next_logits(*given))
     text = texts(9)[0]
     eos_id = plainly(pair[1], text, 8)[7]
     n = len(plainly(pair[1], text, 8, eos_id))

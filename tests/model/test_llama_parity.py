@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch.nn import functional as F
 
-from model import fast_path, from_pretrained
+from model import fast_path, from_pretrained, kv_cache
 from model.generation import generate, left_padded
 from model.registry import entries_of
 from model.weights import save_pretrained
@@ -124,14 +124,14 @@ def test_the_cache_gives_what_the_whole_text_gives(pair):
     _, ours, _ = pair
     ids, mask = texts("left")
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = fast_path.KVCache(ours)
-    fast_path.next_logits(ours, ids[:, :9], mask[:, :9], positions[:, :9], cache)
-    fast_path.next_logits(ours, ids[:, 9:20], mask[:, :20], positions[:, 9:20], cache)
-    found = fast_path.next_logits(ours, ids[:, 20:], mask, positions[:, 20:], cache)
+    cache = kv_cache.KVCache(ours)
+    kv_cache.next_logits(ours, ids[:, :9], mask[:, :9], positions[:, :9], cache)
+    kv_cache.next_logits(ours, ids[:, 9:20], mask[:, :20], positions[:, 9:20], cache)
+    found = kv_cache.next_logits(ours, ids[:, 20:], mask, positions[:, 20:], cache)
     close(found, ours(ids, mask)[:, -1])
-    cache = fast_path.KVCache(ours)  # without padding
+    cache = kv_cache.KVCache(ours)  # without padding
     for start, stop in ((0, 7), (7, 12), (12, 13)):
-        found = fast_path.next_logits(ours, ids[:1, start:stop], None, torch.arange(start, stop)[None], cache)
+        found = kv_cache.next_logits(ours, ids[:1, start:stop], None, torch.arange(start, stop)[None], cache)
     close(found, ours(ids[:1, :13])[:, -1])
 
 

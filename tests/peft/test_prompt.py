@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from config import Run, resolve
-from model import fast_path
+from model import kv_cache
 from model.registry import ARCHITECTURES
 from model.weights import to_hugging_face
 from peft import Bypass, LoRA, PromptTuning, attach, export, merge, method_of, restore
@@ -130,9 +130,9 @@ def test_generation_with_a_cache_equals_without_token_by_token(pair):
 @torch.no_grad()
 def test_a_cache_holds_the_prompt_once(pair):
     model = attach(copy.deepcopy(pair[1]), PromptTuning(P))
-    ids, cache = torch.tensor(texts(12)), fast_path.KVCache(model)
+    ids, cache = torch.tensor(texts(12)), kv_cache.KVCache(model)
     for start, stop in ((0, 4), (4, 5), (5, 12)):  # several tokens after some, too
-        found = fast_path.next_logits(model, ids[:, start:stop], None, torch.arange(start, stop)[None], cache)
+        found = kv_cache.next_logits(model, ids[:, start:stop], None, torch.arange(start, stop)[None], cache)
         assert len(cache) == P + stop
     torch.testing.assert_close(found, model(ids)[:, -1], atol=1e-5, rtol=1e-5)
 
