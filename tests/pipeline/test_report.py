@@ -69,7 +69,7 @@ def test_it_needs_no_torch(tmp_path):
         (["--report", "runs", "--out", "no/where.html"], "--out no/where.html: there is no directory no"),
         (["--report", "runs", "--out", "runs/a/result.json"], "result.json is there and is no report; name another file"),
         (["--report", "runs", "--seed", "1"], "--seed doesn't go with --report; what does: --out"),
-        (["--out", "x.html"], "--out goes with --report"),
+        (["--out", "x.html"], "--out goes with --predict or --report"),
         (["--report"], "expected at least one argument"),
     ],
 )

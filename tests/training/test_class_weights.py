@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from data.encode import balanced_weights
 from model import fast_path
@@ -32,17 +31,13 @@ def expected_gradients(examples):
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(5, 1), (2, 3), (1, 5)])
-def test_a_step_follows_the_weighted_mean_however_it_is_cut(batch_size, accumulation):
-    examples, seen = make_examples(5), []  # three texts of one class, two of the other
-    hook = register_optimizer_step_pre_hook(
-        lambda optimizer, args, kwargs: seen.append([p.grad.clone() for p in optimizer.param_groups[0]["params"]])
-    )
+def test_a_step_follows_the_weighted_mean_however_it_is_cut(batch_size, accumulation, seen_by_optimizer):
+    examples = make_examples(5)  # three texts of one class, two of the other
     run = settings(batch_size=batch_size, accumulation_steps=accumulation)
     fit(make_model(), weighed(examples, batch_size), run, Metrics())
-    hook.remove()
     _, expected = expected_gradients(examples)
-    (gradients,) = seen
-    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(gradients, expected, strict=True))
+    (step,) = seen_by_optimizer
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(step["gradients"], expected, strict=True))
 
 
 def test_the_fast_path_weighs_as_the_plain_loss_does():

@@ -11,23 +11,7 @@ from model import fast_path
 from tests.helpers.loop import WIDTH, assert_equal, differ, make_batches, make_examples, make_model, settings, weights
 from train import evaluate, fit, schedule
 from training.metrics_log import Metrics
-from training.optimizer import AdamW
 from utils.errors import UserError
-
-
-@pytest.fixture
-def seen_by_optimizer(monkeypatch):
-    """What each optimizer step is given: its learning rate and its gradients."""
-    steps, step = [], AdamW.step
-
-    def look(optimizer):
-        group = optimizer.param_groups[0]
-        steps.append({"rate": group["lr"], "gradients": [p.grad.clone() for p in group["params"]]})
-        step(optimizer)
-
-    monkeypatch.setattr(AdamW, "step", look)
-    return steps
-
 
 # --- the gradient of a window
 
