@@ -20,7 +20,7 @@ from data.own_splits import (
     printable,
     with_numbers_alike,
 )
-from data.tables import BadRow, Row, as_rows, read_table
+from data.tables import Row, as_rows, read_table
 from utils.errors import UserError
 
 # The usual names of columns, in lower case.
@@ -93,14 +93,9 @@ def find_columns(place: str, names: Sequence[str], named: Columns, with_splits: 
 
     A column without a usual name is taken where no other is left.
     """
-    text, pair, label = (
-        called(place, names, flag, wanted)
-        for flag, wanted in zip(("text_column", "pair_column", "label_column"), named, strict=False)
-    )
+    text, pair = text_columns(place, names, named)
+    label = called(place, names, "label_column", named.label)
     split = usual(names, SPLIT) if with_splits else None
-    pairs = [(one, two) for first, second in PAIRS if (one := usual(names, first)) and (two := usual(names, second))]
-    if not text and not pair and len(pairs) == 1:
-        text, pair = pairs[0]
     free = [name for name in names if name and name not in (text, pair, label, split)]
     label = label or only_usual(place, names, free, LABELS, "label")
     free = [name for name in free if name != label]
@@ -108,17 +103,42 @@ def find_columns(place: str, names: Sequence[str], named: Columns, with_splits: 
     free = [name for name in free if name != text]
     if not (text and label) and (text or label) and len(free) == 1:
         text, label = text or free[0], label or free[0]
-    for what, found in (("text", text), ("label", label)):
-        if not found:
+    return checked(place, names, Columns(text, pair, label, split), ("text", "label"))
+
+
+def find_texts(place: str, names: Sequence[str], named: Columns) -> Columns:
+    """Return the columns of the texts that a prediction reads: those that `find_columns` would return. Raises UserError.
+
+    A file needs no labels here. What else holds labels or splits is no text.
+    """
+    text, pair = text_columns(place, names, named)
+    unread = (named.label.casefold(),) if named.label and usual(names, named.label.casefold()) else LABELS
+    free = [name for name in names if name and name != pair and name.casefold() not in (*unread, SPLIT)]
+    text = text or only_usual(place, names, free, TEXTS, "text") or (free[0] if len(free) == 1 else None)
+    return checked(place, names, Columns(text, pair), ("text",))
+
+
+def text_columns(place: str, names: Sequence[str], named: Columns) -> tuple[str | None, str | None]:
+    """Return the columns of the text and its pair that flags name, or the only two with usual names. Raises UserError."""
+    text, pair = called(place, names, "text_column", named.text), called(place, names, "pair_column", named.pair)
+    pairs = [(one, two) for first, second in PAIRS if (one := usual(names, first)) and (two := usual(names, second))]
+    return pairs[0] if not text and not pair and len(pairs) == 1 else (text, pair)
+
+
+def checked(place: str, names: Sequence[str], columns: Columns, needed: tuple[str, ...]) -> Columns:
+    """Return columns. Raises UserError where one that is needed wasn't found, or two are the same."""
+    for what in needed:
+        if not getattr(columns, what):
             usual_names = ", ".join(TEXTS if what == "text" else LABELS)
             raise UserError(
                 f"{place}: no column has a usual name for the {what} ({usual_names}); the columns, which "
                 f"the first line has to name, are {', '.join(map(shown, names))}: say --{what}_column NAME"
             )
+    text, pair, label, _ = columns
     chosen = [name for name in (text, pair, label) if name]
     if len({*chosen}) < len(chosen):
         raise UserError(f"{place}: text, pair and label are {text}, {pair} and {label}: each needs a column of its own")
-    return Columns(text, pair, label, split)
+    return columns
 
 
 def called(place: str, names: Sequence[str], flag: str, wanted: str | None) -> str | None:
@@ -152,33 +172,16 @@ def describe_columns(columns: Columns, names: Sequence[str]) -> str:
     text, pair, label, _ = columns
     read = f"text {text!r}" if pair is None else f"pair {text!r} and {pair!r}"
     unread = [printable(name) or "one without a name" for name in names if name not in columns]
-    return f"{read}, label {label!r}" + (f"; not read: {', '.join(unread)}" if unread else "")
+    read += f", label {label!r}" if label else ""
+    return read + (f"; not read: {', '.join(unread)}" if unread else "")
 
 
 # --- texts and labels
 
 
 def read_file(path: Path, named: Columns, with_splits: bool) -> tuple[list[Text], str]:
-    """Return the texts of a file, and what there is to say about its columns. Raises UserError.
-
-    In a .tsv quotes may enclose cells, or be text. They are text where they can't enclose cells everywhere.
-    """
-    try:
-        return read_rows(path, named, with_splits, quotes=True)
-    except BadRow as error:
-        if path.suffix.lower() != ".tsv":
-            raise
-        first = error
-    try:
-        texts, said = read_rows(path, named, with_splits, quotes=False)
-    except BadRow:
-        raise first from None
-    return texts, f"{said}; quotes are read as text"
-
-
-def read_rows(path: Path, named: Columns, with_splits: bool, quotes: bool) -> tuple[list[Text], str]:
     """Return the texts of a file, and what there is to say about its columns. Raises UserError."""
-    table = read_table(path, quotes)
+    table = read_table(path)
     texts, columns, over_lines = [], None, []
     names: dict[str, None] = {}  # of all columns, in their order
     for row in table.rows:
@@ -195,7 +198,7 @@ def read_rows(path: Path, named: Columns, with_splits: bool, quotes: bool) -> tu
     for row in over_lines:
         inner = as_rows(row, table.delimiter)
         if inner and all(cells[columns.label].strip() in known for cells in inner):
-            raise BadRow(f"{row.place}: a quote opens that swallows {len(inner) - 1} rows behind it; close or double it")
+            raise UserError(f"{row.place}: a quote opens that swallows {len(inner) - 1} rows behind it; close or double it")
     return texts, "; ".join(filter(None, (describe_columns(columns, [*names]), table.note)))
 
 
@@ -207,7 +210,7 @@ def check_split_is_read(row: Row, columns: Columns, with_splits: bool) -> None:
 
 def text_of_row(row: Row, columns: Columns) -> Text:
     """Return what a row holds. Raises UserError."""
-    text, pair = (cell_text(row, name) if name is not None else None for name in (columns.text, columns.pair))
+    text, pair = texts_in(row, columns)
     split = None
     if columns.split is not None:
         said = row.cells.get(columns.split)
@@ -215,14 +218,21 @@ def text_of_row(row: Row, columns: Columns) -> Text:
         if split is None:
             names = ", ".join(SPLIT_OF)
             raise UserError(f"{row.place}: the {columns.split} is {shown(said)}; it must be one of {names}")
-    text = text or ""
     return Text(row.place, text, pair, label_of(row, columns.label or ""), split, key_of(text, pair))
 
 
-def cell_text(row: Row, column: str) -> str:
-    """Return a cell with a text. Raises UserError where it holds none."""
+def texts_in(row: Row, columns: Columns, may_be_empty: bool = False) -> tuple[str, str | None]:
+    """Return the text of a row, or the two of its pair. Raises UserError where it holds none, unless that may be."""
+    text = cell_text(row, columns.text or "", may_be_empty)
+    return text, None if columns.pair is None else cell_text(row, columns.pair, may_be_empty)
+
+
+def cell_text(row: Row, column: str, may_be_empty: bool) -> str:
+    """Return a cell with a text; what is null is empty. Raises UserError."""
     value = row.cells.get(column)
-    if not isinstance(value, str) or not value.strip():
+    if value is None and column in row.cells and may_be_empty:
+        value = ""
+    if not isinstance(value, str) or not (value.strip() or may_be_empty):
         raise UserError(f"{row.place}: expected a text under {column}, got {shown(value)}")
     if "\0" in value or value.encode("utf-8", "ignore").decode("utf-8") != value:  # JSON can name halves of characters
         raise UserError(f"{row.place}: the text under {column} holds a character that is none: {shown(value)}")

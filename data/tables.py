@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from data.dialogues import parse_json
 from data.files import read_text, shown
@@ -23,7 +23,7 @@ OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs"}  # of a .csv whose first li
 
 
 class BadRow(UserError):
-    """A row with other cells than the first line names; quotes that are meant as text make such rows."""
+    """A row with other cells than the first line names."""
 
 
 class Row(NamedTuple):
@@ -42,33 +42,41 @@ class Table(NamedTuple):
     note: str = ""
 
 
-def read_table(path: Path, quotes: bool = True) -> Table:
-    """Return the rows of a file by its suffix, one of SUFFIXES. Each row is read as it is asked for. Raises UserError.
-
-    quotes   whether quotes in a .csv or .tsv enclose a cell; else they are text
-    """
+def read_table(path: Path) -> Table:
+    """Return the rows of a file by its suffix, one of SUFFIXES. Each row is read as it is asked for. Raises UserError."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return Table(parquet_rows(path))
     if suffix in (".json", ".jsonl"):
         return Table(list_rows(path) if is_list(path) else json_rows(path))
-    delimiter, note = ("\t", "") if suffix == ".tsv" else find_delimiter(path)
-    return Table(csv_rows(path, delimiter, quotes), delimiter, note)
+    if suffix == ".tsv":
+        quotes = quotes_enclose(path)
+        return Table(csv_rows(path, "\t", quotes), "\t", "" if quotes else "quotes are read as text")
+    delimiter, note = find_delimiter(path)
+    return Table(csv_rows(path, delimiter, quotes=True), delimiter, note)
 
 
 # --- lines
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a file in UTF-8, each with its newline, without a byte order mark in front. Raises UserError."""
+    """Yield the lines of a file, as `lines_of` does. Raises UserError."""
     try:
         with path.open("rb") as file:
-            number = 0
-            while line := file.readline(LONGEST + 1):
-                number += 1
-                yield decoded(f"{path}, line {number}", line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+            yield from lines_of(file, str(path))
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from None
+
+
+def lines_of(stream: BinaryIO, name: str) -> Iterator[str]:
+    """Yield the lines of a stream in UTF-8, each with its newline, without a byte order mark in front. Raises UserError.
+
+    name   what errors call the stream
+    """
+    number = 0
+    while line := stream.readline(LONGEST + 1):
+        number += 1
+        yield decoded(f"{name}, line {number}", line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
 
 
 def decoded(place: str, line: bytes) -> str:
@@ -117,6 +125,23 @@ def find_delimiter(path: Path) -> tuple[str, str]:
     return ",", ""
 
 
+def quotes_enclose(path: Path) -> bool:
+    """Return whether quotes in a .tsv enclose cells. They are text where the whole file fits that alone. Raises UserError.
+
+    Nothing in a .tsv says which is meant, and any row may decide it. So the file is gone through once before its first row
+    is used, which takes no memory: a file is read alike by a run, which has all of it, and by --predict, which streams it.
+    """
+    return are_rows_whole(path, quotes=True) or not are_rows_whole(path, quotes=False)
+
+
+def are_rows_whole(path: Path, quotes: bool) -> bool:
+    """Return whether all rows of a .tsv have a cell for each column, none of them made of what may be several rows."""
+    try:
+        return not any(as_rows(row, "\t") for row in csv_rows(path, "\t", quotes))
+    except BadRow:
+        return False
+
+
 @contextmanager
 def long_cells():
     """Let the module csv read cells up to LONGEST; its own limit holds for the whole process."""
@@ -128,7 +153,10 @@ def long_cells():
 
 
 def csv_rows(path: Path, delimiter: str, quotes: bool) -> Iterator[Row]:
-    """Yield the rows of a file whose first line names the columns. Blank lines are none. Raises UserError."""
+    """Yield the rows of a file whose first line names the columns. Raises UserError.
+
+    A blank line is none, unless there is one column: an empty cell.
+    """
     taken: list[str] = []  # the lines of the row under way
 
     def lines() -> Iterator[str]:
@@ -150,7 +178,8 @@ def csv_rows(path: Path, delimiter: str, quotes: bool) -> Iterator[Row]:
         if cells is None:
             return
         number += len(taken)
-        if header and cells:
+        if header and (cells or len(header) == 1):
+            cells = cells or [""]
             if len(cells) != len(header):
                 names = ", ".join(header)
                 raise BadRow(f"{place}: expected {len(header)} cells ({names}), got {len(cells)}: {shown(cells)}")

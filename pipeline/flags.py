@@ -47,7 +47,7 @@ TRAINED = {
     "predict": {
         **{"metavar": "TEXT", "nargs": "+"},
         "help": "label a text or a pair, a file's texts, or - for standard input's; by --run_dir, or by the classifier of "
-        "a --checkpoint or --model; a file is .txt (a text a line), .csv, .tsv, .jsonl or .json",
+        "a --checkpoint or --model; a file is .txt (a text a line), .csv, .tsv, .jsonl, .json or .parquet",
     },
     "generate": {"metavar": "QUESTION", "help": "answer once (of a language model; --model, --template, ... go with it)"},
     "chat": DIRECTORY | {"help": "talk to the model that the run with this directory trained"},

@@ -19,6 +19,7 @@ import torch
 from config import Run, explicit, override, resolve
 from data.batching import Example, collate
 from data.encode import TextEncoder, make_text_encoder
+from data.own import Columns
 from model import canonical_name, config_of, fast_path, from_pretrained, is_out_of_memory
 from model.transformer import Transformer
 from pipeline.inputs import find_tokenizer_folder, read_tokenizer
@@ -50,6 +51,7 @@ class Predictor:
 
     labels   the names of its classes, in their order
     pairs    whether it was trained on pairs of texts; None: that isn't known
+    columns  those that its settings name, of a file with texts
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Predictor:
         self.model, self.encoder = model.to(self.device).eval(), encoder
         self.amp, self.batch_size = pick_amp(run.amp, self.device), run.eval_batch_size
         self.labels, self.description, self.pairs, self.notes = labels, description, pairs, notes
+        self.columns = Columns(run.text_column, run.pair_column, run.label_column)
 
     def __call__(self, text: str, pair: str | None = None) -> Prediction:
         """Return the prediction for one text, or for one pair. Raises UserError."""

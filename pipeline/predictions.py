@@ -7,6 +7,7 @@ of it changes the text; the rows are those of the input, in their order.
 import csv
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from config import Run, explicit
-from data.text_files import READERS, TextRow, read_texts, texts_of
+from data.text_files import LINES, READ, TextRow, read_stream, read_texts
 from pipeline.flags import typed
 from pipeline.predict import COLUMN_FLAGS, WINDOW, Prediction, Predictor, predictor_of_model, predictor_of_run
 from training.device import return_freed_memory
@@ -43,10 +44,10 @@ def predict(words: list[str], overrides: Run, options: dict) -> int:
         note(said)
     if file is None:
         return print_one(predictor, texts)
-    stream, window = rows_of(file, overrides), WINDOW * predictor.batch_size
+    window = WINDOW * predictor.batch_size
     if file == STANDARD_INPUT and sys.stdin.isatty():
         window = 1  # who types waits for each answer
-    return write_all(predictor, stream, window, out)
+    return write_all(predictor, rows_of(file, predictor, overrides), window, out)
 
 
 # --- what is asked for
@@ -57,7 +58,7 @@ def file_named(words: list[str]) -> str | None:
     if words == [STANDARD_INPUT]:
         return STANDARD_INPUT
     path = user_path(words[0])
-    if len(words) > 1 or not (os.path.exists(path) or (path.suffix.lower() in READERS and len(words[0].split()) == 1)):
+    if len(words) > 1 or not (os.path.exists(path) or (path.suffix.lower() in READ and len(words[0].split()) == 1)):
         return None
     if not path.is_file():
         what = "is a directory" if path.is_dir() else "isn't there"
@@ -90,12 +91,25 @@ def check_out(out: str | None) -> None:
         raise UserError(f"--out {out} can't be written: {Path(out).parent} is no directory")
 
 
-def rows_of(file: str, overrides: Run) -> Iterator[TextRow]:
-    """Return the texts of a file, or of standard input, which has one a line."""
-    columns = (overrides.text_column, overrides.pair_column)
+def rows_of(file: str, predictor: Predictor, overrides: Run) -> Iterator[TextRow]:
+    """Return the texts of a file, or of standard input, which has one a line. Say which columns they stand in.
+
+    Columns that no flag names are those that the run's flags named. Raises UserError.
+    """
+    named = [name for name in COLUMN_FLAGS if name in explicit(overrides)]
+    has_columns = file != STANDARD_INPUT and Path(file).suffix.lower() != LINES
+    if named and not has_columns:
+        raise UserError(f"--{named[0]} names a column, and {file} has none: each of its lines is a text")
     if file == STANDARD_INPUT:
-        return texts_of(sys.stdin.buffer, "standard input", ".txt", *columns)
-    return read_texts(Path(file), *columns)
+        return read_stream(sys.stdin.buffer, "standard input")
+    columns = zip(("text_column", "pair_column", "label_column"), predictor.columns, strict=False)
+    inherited = [f"--{name} {shlex.quote(value)}" for name, value in columns if value is not None and name not in named]
+    if inherited and has_columns:
+        note(f"as in the run: {' '.join(inherited)}")
+    rows, said = read_texts(Path(file), predictor.columns)
+    if said:
+        print(f"columns  {said}", file=sys.stderr, flush=True)
+    return rows
 
 
 # --- what comes out

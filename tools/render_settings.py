@@ -109,7 +109,11 @@ def of_own_texts() -> list[str]:
         ("column", "used, two of them", f"the pair: {pairs}"),
         ("column", "used, the only one of them", f"the label: {names(LABELS)}"),
         ("column", "used", f"`{SPLIT}`, in a file that isn't of a split already"),
-        ("column", "harmless", "any other: it isn't read, and the header names it"),
+        (
+            "column",
+            "harmless",
+            "any other: it isn't read, and the header names it; for `--predict`, labels and `split` too",
+        ),
         ("split", "refused, with the file", f"unless it is, in any case, {names(OWN_SPLIT_OF)}"),
     ]
     return ["| what | list | names |", "| --- | --- | --- |", *(f"| {' | '.join(row)} |" for row in rows)]

@@ -1,5 +1,7 @@
 """Runs on a user's own texts: what is said and recorded, and that the trained model needs no file afterwards."""
 
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -129,3 +131,77 @@ def test_what_own_texts_make_no_use_of_is_refused(experiment, reviews, flags, sa
 def test_dialogues_are_still_taken_by_their_path_and_said(experiment, alone):
     found = experiment("--dataset", write_dialogues(Path("some.json")), data_dir=None)
     assert "(named; dialogues)" in found.out and found.result["labels"] is None
+
+
+# --- predictions
+
+
+def predicted(capsys, file: str, *flags: str) -> tuple[list[str], str]:
+    """Return the labels that the run in "out" predicts for the texts of a file, and what is said."""
+    capsys.readouterr()
+    assert experiments.main(["--predict", file, "--run_dir", "../out", *flags]) == 0
+    found = capsys.readouterr()
+    return [row["label"] for row in csv.DictReader(io.StringIO(found.out))], found.err
+
+
+TEXTS = [f"{('good', 'bad')[i % 2]} {('film', 'story')[i // 2 % 2]} {i}" for i in range(80)]
+KINDS = [("yes", "no")[(i + (i % 5 == 0)) % 2] for i in range(80)]  # one in five can't be told by its text
+
+
+def written(name: str, rows: slice) -> str:
+    """Write some of TEXTS with their labels to a file. Return its name."""
+    some = [{"id": i, "review": TEXTS[i], "stars": KINDS[i]} for i in range(80)[rows]]
+    if name.endswith("l"):
+        Path(name).write_text(
+            "".join(json.dumps({"text_b": "so", "text_a": one["review"], "class": one["stars"]}) + "\n" for one in some)
+        )
+    elif name.endswith(".tsv"):
+        lines = ["\t".join((one["stars"], '"' * (one["id"] % 20 == 0) + one["review"])) for one in some]
+        Path(name).write_text("\n".join(["stars\tcontent", *lines]))
+    else:
+        write(Path(name), [["id", "Review", "Stars"], *map(list, map(dict.values, some))], ";" if "semi" in name else ",")
+    return name
+
+
+@pytest.mark.parametrize("test", ["test.csv", "semi-test.csv", "test.tsv", "test.jsonl"])
+def test_predictions_of_a_file_are_those_that_were_measured(test, experiment, alone, capsys, encoder_data):
+    Path("folder").mkdir()
+    kind = "bert" if test.endswith("l") else None
+    model = {"checkpoint": make_encoder(alone / "ck", kind, encoder_data)} if kind else {}
+    file = written(f"folder/{test}", slice(60, None))
+    for name, rows in (("train", slice(0, 50)), ("dev", slice(50, 60))):
+        written(f"folder/{test.replace('test', name)}", rows)
+    found = experiment("--dataset", "folder", data_dir=None, max_steps=60, learning_rate=3e-3, dropout=0, **model)
+    labels, said = predicted(capsys, file)
+    assert sum(map(str.__eq__, labels, KINDS[60:])) / 20 == pytest.approx(found.result["test_accuracy"])
+    assert len({*labels}) == 2 and "columns  " in said
+    columns = found.result["data"][0].removeprefix("columns  ").split(",")[0]
+    assert f"columns  {columns}" in said and ("quotes are read as text" in said) == test.endswith(".tsv")
+    for name in ("train", "dev"):
+        Path(f"folder/{test.replace('test', name)}").unlink()
+    assert predicted(capsys, file)[0] == labels  # nothing of the data is needed
+
+
+def test_columns_that_a_run_named_are_those_of_its_predictions(experiment, alone, capsys, encoder_data):
+    rows = [[f"text {i}", f"{('good', 'bad')[i % 2]} {i}", "so", i % 2] for i in range(60)]
+    write(Path("own.csv"), [["text", "subject", "body", "kind"], *rows])
+    write(Path("new.csv"), [["text", "subject", "body"], *(row[:3] for row in rows)])
+    write(Path("other.csv"), [["text"], ["good"]])
+    flags = ["--text_column", "subject", "--label_column", "kind"]
+    experiment("--dataset", "own.csv", *flags, data_dir=None, max_steps=40, learning_rate=3e-3)
+    labels, said = predicted(capsys, "new.csv")
+    assert labels == ["0", "1"] * 30 and "note     as in the run: --text_column subject --label_column kind\n" in said
+    assert "columns  text 'subject'; not read: text, body\n" in said
+    others, said = predicted(capsys, "new.csv", "--text_column", "text")
+    assert others != labels and "columns  text 'text'" in said and "--text_column subject" not in said
+    with pytest.raises(UserError, match=r"--text_column is 'subject'; other\.csv has the columns 'text'"):
+        predicted(capsys, "other.csv")
+    Path("a.txt").write_text("good\nbad\n")
+    assert predicted(capsys, "a.txt")[0] == ["0", "1"]
+    pairs = make_encoder(alone / "ck", "bert", encoder_data)
+    experiment("--dataset", "own.csv", *flags, "--pair_column", "body", data_dir=None, checkpoint=pairs)
+    assert "columns  pair 'subject' and 'body'; not read: text\n" in predicted(capsys, "new.csv")[1]
+    with pytest.raises(UserError, match="reads pairs of texts, and this is one text: 'good'"):
+        predicted(capsys, "a.txt")
+    with pytest.raises(UserError, match="reads pairs of texts, and this is one text: 'good'"):
+        experiments.main(["--predict", "good", "--run_dir", "../out"])

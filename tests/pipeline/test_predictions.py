@@ -99,7 +99,9 @@ def test_columns_and_pairs(ask, experiment, alone, encoder_data):
     encoder = make_encoder(alone / "ck", "bert", encoder_data)
     pairs = experiment(checkpoint=encoder, data_dir=encoder_data, dataset="rte", output_dir="pairs").directory
     (alone / "a.csv").write_text("Hypothesis,premise,other\nbad plot,good film,x\n")
-    (row,) = rows_of(ask(alone / "a.csv", run_dir=pairs).out)
+    found = ask(alone / "a.csv", run_dir=pairs)
+    assert found.err.splitlines()[1:] == ["columns  pair 'premise' and 'Hypothesis'; not read: other"]
+    (row,) = rows_of(found.out)
     expected = load_predictor(pairs)("good film", "bad plot")
     assert row["label"] == expected.label
     assert float(row["probability_entailment"]) == pytest.approx(expected.probabilities["entailment"], abs=1e-8)
@@ -144,8 +146,9 @@ BAD = {
     "a file that isn't there": (["a.csv", "--run_dir", "{}"], "--predict a.csv isn't there; it takes a text, a file, or -"),
     "a directory": (["folder", "--run_dir", "{}"], "--predict folder is a directory; it takes a text, a file, or -"),
     "a file of another kind": (["a.xlsx", "--run_dir", "{}"], "a.xlsx is a file of an unknown kind; what is read: .txt"),
-    "an empty file": (["empty.csv", "--run_dir", "{}"], "empty.csv is empty"),
-    "a wrong column": (["b.csv", "--run_dir", "{}", "--text_column", "x"], "no column 'x'; its columns: 'id', 'text'"),
+    "an empty file": (["empty.csv", "--run_dir", "{}"], "empty.csv holds no texts"),
+    "a wrong column": (["b.csv", "--run_dir", "{}", "--text_column", "x"], "--text_column is 'x'; b.csv has the columns"),
+    "a column of lines": (["c.txt", "--run_dir", "{}", "--text_column", "x"], "--text_column names a column, and c.txt"),
     "a column of a text": (["a text", "--run_dir", "{}", "--text_column", "x"], "--text_column goes with --predict FILE"),
     "a file for a text": (["a text", "--run_dir", "{}", "--out", "x.csv"], "--out goes with --predict FILE or --predict -"),
     "output that is there": (["b.csv", "--run_dir", "{}", "--out", "b.csv"], "--out b.csv is there already; remove it"),
@@ -163,7 +166,7 @@ BAD = {
 def test_an_error_is_one_line(name, experiment, capsys):
     words, said = BAD[name]
     os.mkdir("folder")
-    for file, content in (("a.xlsx", "x"), ("empty.csv", ""), ("b.csv", "id,text\n1,a\n")):
+    for file, content in (("a.xlsx", "x"), ("empty.csv", ""), ("b.csv", "id,text\n1,a\n"), ("c.txt", "a")):
         with open(file, "w") as stream:
             stream.write(content)
     directory = experiment().directory if "{}" in words else None
