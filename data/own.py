@@ -10,6 +10,7 @@ from data.own_splits import (
     SPLIT,
     SPLIT_NAMES,
     SPLIT_OF,
+    UNTOLD,
     Text,
     check_labels,
     counts_of,
@@ -18,6 +19,7 @@ from data.own_splits import (
     find_labels,
     key_of,
     printable,
+    with_labels_told,
     with_numbers_alike,
 )
 from data.tables import Row, as_rows, read_table
@@ -36,6 +38,7 @@ LABELS = (
     *("label", "labels", "class", "target", "category", "sentiment", "gold_label", "intent", "topic", "emotion"),
     *("polarity", "rating", "stars", "is_duplicate", "quality"),
 )
+UNDECIDED = ("gold_label", "-")  # how SNLI and MultiNLI write that their annotators agreed on no label
 LONGEST_LABEL = 200  # characters
 NO_NUMBER = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 
@@ -72,7 +75,7 @@ def read_own(files: dict[str | None, list[Path]], named: Columns, notes: Sequenc
             texts += found if split is None else [one._replace(split=split) for one in found]
             columns[said] = None
     place = str(next(path for paths in files.values() for path in paths))
-    texts = with_numbers_alike(texts)
+    texts, untold = with_labels_told(with_numbers_alike(texts))
     check_labels(texts, place)
     texts, origin = divide(texts, place, by_files=None not in files)
     labels = find_labels(texts)
@@ -81,7 +84,7 @@ def read_own(files: dict[str | None, list[Path]], named: Columns, notes: Sequenc
     examples = {
         name: [TextExample(one.text, numbers[one.label], one.pair) for one in some] for name, some in splits.items() if some
     }
-    first = "; ".join([*columns, *notes, *origin, *describe_equal(texts)])
+    first = "; ".join([*columns, *notes, *untold, *origin, *describe_equal(texts)])
     return Own(examples, labels, (f"columns  {first}", f"classes  {counts_of(examples, labels)}"))
 
 
@@ -253,4 +256,4 @@ def label_of(row: Row, column: str) -> str:
         )
     if NO_NUMBER.fullmatch(name):
         raise UserError(f"{row.place}: the {column} is {name}, which is no label; remove the row or give it one")
-    return name
+    return UNTOLD if (column.casefold(), name) == UNDECIDED else name

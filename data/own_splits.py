@@ -23,7 +23,8 @@ FEWEST = 3  # different texts of a class, of which one can go to each split
 MANY_LABELS = 20  # beyond that, a column with another value in every second row is none of classes
 WHOLE = re.compile(r"[+-]?\d{1,18}(\.0*)?")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
-UNTOLD = "-1"  # the label of a test text whose label was never published
+UNTOLD = "-1"  # the label of a text whose label was never published, or that never got one
+HOW_UNTOLD = f"{UNTOLD}, or - as a gold_label"
 
 
 class Text(NamedTuple):
@@ -56,6 +57,20 @@ def with_numbers_alike(texts: list[Text]) -> list[Text]:
             "supported: round them or cut the scale into a few classes, or name another --label_column"
         )
     return [one._replace(label=str(int(one.label.partition(".")[0]))) for one in texts]
+
+
+def with_labels_told(texts: list[Text]) -> tuple[list[Text], list[str]]:
+    """Return the texts whose label was published, and notes on the others. UNTOLD is a label among whole numbers alone."""
+    notes = []
+    for name in ("validation", "test"):
+        if {one.label for one in texts if one.split == name} == {UNTOLD}:
+            texts = [one for one in texts if one.split != name]
+            notes.append(f"no label of {name} is told ({HOW_UNTOLD}), so it isn't measured")
+    told = [one for one in texts if one.label != UNTOLD]
+    if told and len(told) < len(texts) and not any(WHOLE.fullmatch(label) for label in {one.label for one in told}):
+        notes.append(f"left out: {len(texts) - len(told)} texts whose label isn't told ({HOW_UNTOLD})")
+        texts = told
+    return texts, notes
 
 
 def check_labels(texts: list[Text], place: str) -> None:
@@ -92,10 +107,6 @@ def divide(texts: list[Text], place: str, by_files: bool) -> tuple[list[Text], l
     Where the data say nothing, validation and test are drawn; where they name a test alone, validation is.
     """
     notes = [] if {one.split for one in texts} == {None} else [f"splits by {'files' if by_files else 'the column split'}"]
-    for name in ("validation", "test"):
-        if {one.label for one in texts if one.split == name} == {UNTOLD}:
-            texts = [one for one in texts if one.split != name]
-            notes.append(f"every label of {name} is {UNTOLD}, so it isn't measured")
     given = {one.split for one in texts} - {None}
     if given and "train" not in given:
         raise UserError(f"{place}: there are texts for {' and '.join(sorted(given))} and none for training")

@@ -143,7 +143,7 @@ def write_all(predictor: Predictor, rows: Iterator[TextRow], window: int, out: s
                 n_empty += sum(found.label is None for found in predictions)
                 n_cut += sum(found.is_cut for found in predictions)
         except UserError as error:
-            raise UserError(f"{error} (the {n_rows:,} texts before it have their rows)") from None
+            raise UserError(f"{error} (rows of texts before it: {n_rows:,})") from None
     if n_cut:
         note(f"{n_cut:,} of {n_rows:,} texts were cut to {predictor.encoder.length} tokens")
     if n_empty:

@@ -161,6 +161,9 @@ def next_command(job: Job) -> str:
     directory = shlex.quote(str(job.directory))
     if isinstance(job.task, ChatTask):
         return f'python experiments.py --generate "Who are you?" --run_dir {directory}'
+    if job.task.reads_columns:
+        texts = '"A text"' if job.inputs.splits["train"][0].pair is None else '"A text" "and its pair"'
+        return f"python experiments.py --predict {texts} --run_dir {directory}"
     if can_be_exported(job):
         return f"python experiments.py --export_model exported --run_dir {directory}"
     return f"python -m pipeline.plots {directory} --csv"

@@ -1,5 +1,6 @@
 """Which of a user's own texts are held out: as the data say, or drawn so that nothing leaks."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -97,4 +98,23 @@ def test_what_is_on_two_sides_is_said(tmp_path):
 def test_untold_labels_of_a_test_split_are_left_out_and_said(tmp_path):
     rows = [[f"t{i}", i % 2 if i < 30 else -1, "train" if i < 30 else "test"] for i in range(40)]
     found = own(write(tmp_path / "a.csv", [["text", "label", "split"], *rows]))
-    assert "every label of test is -1, so it isn't measured" in found.said[0] and found.labels == ("0", "1")
+    assert "no label of test is told (-1, or - as a gold_label), so it isn't measured" in found.said[
+        0
+    ] and found.labels == ("0", "1")
+
+
+def test_texts_that_never_got_a_label_are_left_out_and_said(tmp_path):
+    def lines(column: str, *labels: object) -> str:
+        return "\n".join(json.dumps({"premise": f"t{i}", "hypothesis": "h", column: labels[i % 3]}) for i in range(60))
+
+    path = tmp_path / "a.jsonl"
+    for column, *labels in (("gold_label", "-", "yes", "no"), ("label", -1, "yes", "no")):
+        path.write_text(lines(column, *labels))
+        found = own(path)
+        assert found.labels == ("no", "yes") and sum(map(len, found.splits.values())) == 40
+        assert "left out: 20 texts whose label isn't told (-1, or - as a gold_label)" in found.said[0]
+    for column, *labels in (("label", "-", "+", "0"), ("label", -1, 0, 1), ("gold_label", -1, 0, 1)):
+        path.write_text(lines(column, *labels))  # a mark, or numbers, of which -1 is one
+        assert len(own(path).labels) == 3 and "left out" not in own(path).said[0]
+    path.write_text(lines("gold_label", "-", "-", "-"))
+    assert refused(path) == "FILE: every label is '-1'; a classifier needs two or more"

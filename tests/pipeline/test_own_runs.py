@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,18 @@ def written(name: str, rows: slice) -> str:
     else:
         write(Path(name), [["id", "Review", "Stars"], *map(list, map(dict.values, some))], ";" if "semi" in name else ",")
     return name
+
+
+@pytest.mark.parametrize("words", [["A text"], ["A text", "and its pair"]])
+def test_what_to_type_next_is_a_prediction(words, experiment, alone, capsys, encoder_data):
+    rows = [[f"good {i}", "a film", i % 2] for i in range(30)]
+    write(Path("own.csv"), [["text_a", "text_b", "label"], *rows])
+    columns = ["--text_column", "text_a"] if len(words) == 1 else []
+    encoder = make_encoder(alone / "ck", "bert", encoder_data)
+    found = experiment("--dataset", "own.csv", *columns, checkpoint=encoder, data_dir=None)
+    typed = shlex.split(found.out.split("next     ")[1])
+    assert typed == ["python", "experiments.py", "--predict", *words, "--run_dir", str(found.directory)]
+    assert experiments.main(typed[2:]) == 0 and capsys.readouterr().out[:3] in ("0  ", "1  ")
 
 
 @pytest.mark.parametrize("test", ["test.csv", "semi-test.csv", "test.tsv", "test.jsonl"])
