@@ -26,9 +26,9 @@ function commandBox(run) {
 
 /** Return the table of classes of a split, and its confusion matrix. */
 function classesBox({ split, rows, confusion, left_out: leftOut }) {
-  const cell = (row, key) => (key === "count" ? shown(key, row[key]) : shown(`${split}_${key}`, row[key]));
-  const table = plainTable(["class", "precision (%)", "recall (%)", "F1 (%)", "count"],
-    rows.map((row) => [String(row.label), ...["precision", "recall", "f1", "count"].map((key) => cell(row, key))]), [1, 2, 3, 4]);
+  const cell = (row, key) => (key === "texts" ? shown(key, row[key]) : shown(`${split}_${key}`, row[key]));
+  const table = plainTable(["class", "precision (%)", "recall (%)", "F1 (%)", "texts"],
+    rows.map((row) => [String(row.label), ...["precision", "recall", "f1", "texts"].map((key) => cell(row, key))]), [1, 2, 3, 4]);
   return make("div", {}, make("h3", {}, `By class, ${split}`), table,
     leftOut ? make("p", { class: "soft" }, `${leftOut} more classes are in result.json.`) : null,
     confusion.length ? confusionBox(rows.map((row) => String(row.label)), confusion) : null);

@@ -173,7 +173,7 @@ def stages_of(result: dict) -> list[dict]:
 def classes_of(result: dict) -> list[dict]:
     """Return, for each split with scores by class, {"split", "rows", "confusion", "left_out"}.
 
-    rows        {"label", "precision", "recall", "f1", "count"} each
+    rows        {"label", "precision", "recall", "f1", "texts"} each
     confusion   rows of counts; a row is a true class, a column the predicted one. [] where there is none
     """
     found = []
@@ -183,7 +183,7 @@ def classes_of(result: dict) -> list[dict]:
             continue
         rows = [(label, scores) for label, scores in table.items() if isinstance(scores, dict)]
         shown = [
-            {"label": plain(label)} | {name: plain(scores.get(name)) for name in ("precision", "recall", "f1", "count")}
+            {"label": plain(label)} | {name: plain(scores.get(name)) for name in ("precision", "recall", "f1", "texts")}
             for label, scores in rows[:MOST_CLASSES]
         ]
         confusion = result.get(f"{split}_confusion")

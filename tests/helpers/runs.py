@@ -53,7 +53,7 @@ def write_samples(directory: Path, samples: list[dict]) -> Path:
 def write_hostile_runs(root: Path) -> Path:
     """Write every kind of run that the report must show and survive."""
     labels = ["ham", HOSTILE]
-    scores = {label: {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "count": 4} for label in labels}
+    scores = {label: {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "texts": 4} for label in labels}
     more = {"test_per_class": scores, "test_confusion": [[3, 1], [2, 2]], "notes": [HOSTILE], "warnings": [HALF]}
     for seed in (123, 124):
         directory = write_run(root / f"sound-{seed}", {"seed": seed}, test_accuracy=0.9 + seed / 10_000, **more)

@@ -16,6 +16,7 @@ from pipeline.report.page import GENERATOR, write_report
 from pipeline.report.runs import MOST_SAMPLES, read_runs
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import BROKEN, HALF, HOSTILE, write_hostile_runs, write_metrics, write_run, write_samples
+from training.scores import by_class
 from utils.errors import UserError
 
 
@@ -210,3 +211,11 @@ def test_two_hundred_long_runs_make_a_page_of_a_few_megabytes(tmp_path):
         shutil.copytree(first, tmp_path / "runs" / f"{number:03}")
     page, _ = write_report([tmp_path / "runs"])
     assert page.stat().st_size < 4e6
+
+
+def test_the_page_shows_all_that_a_run_says_of_a_class(tmp_path):
+    measured = by_class([[3, 1], [2, 4]], ("ham", "spam"))
+    write_run(tmp_path / "a", test_per_class=measured["per_class"], test_confusion=measured["confusion"])
+    (found,) = read(tmp_path)["a"]["classes"]
+    assert found["rows"] == [{"label": name} | scores for name, scores in measured["per_class"].items()]
+    assert found["confusion"] == measured["confusion"]
