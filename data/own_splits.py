@@ -79,7 +79,7 @@ def check_labels(texts: list[Text], place: str) -> None:
     if len(labels) < 2:
         raise UserError(f"{place}: every label is {shown(texts[0].label)}; a classifier needs two or more")
     if len(labels) > max(MANY_LABELS, len(texts) / 2):
-        found = f"{len(labels)} different labels of {len(texts)} texts"
+        found = f"{len(labels)} different labels of {len(texts)} texts, such as {shown(texts[0].label)},"
         raise UserError(f"{place}: {found} are no classes: name another --label_column")
     alike, n = Counter(label.casefold() for label in labels).most_common(1)[0]
     if n > 1:

@@ -162,7 +162,9 @@ def test_labels_that_are_no_classes_are_refused(tmp_path):
     path = tmp_path / "a.csv"
     assert "every label is 'x'; a classifier needs two" in refused(write(path, [["text", "label"], *texts(30, "x")]))
     many = [[f"t{i}", i] for i in range(50)]
-    assert "50 different labels of 50 texts are no classes" in refused(write(path, [["text", "label"], *many]))
+    assert "50 different labels of 50 texts, such as '0', are no classes: name another --label_column" in refused(
+        write(path, [["text", "label"], *many])
+    )
     said = refused(write(path, [["text", "label"], *texts(30, "Yes", "yes", "no")]))
     assert said == "FILE: the labels 'Yes' and 'yes' differ in case alone: spell them alike"
     assert refused(write(path, [["text", "label"]])) == "FILE holds no texts"
