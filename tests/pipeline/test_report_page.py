@@ -129,7 +129,7 @@ def test_rows_keep_their_places_while_they_come_and_go(results, browser):
 
 def test_seeds_become_one_line(results, browser):
     browser.open(results)
-    filter_by(browser, "dataset=spam method=last_layer")
+    filter_by(browser, "dataset=spam method=last_layer model=gpt2-pocket")
     single = [float(text) for text in column(browser, "test_accuracy")]
     browser.run("document.getElementById('grouped').click()")
     assert column(browser, "seed") == ["123, 124, 125"]
