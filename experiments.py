@@ -138,6 +138,8 @@ def export(overrides: Run, options: dict) -> int:
 def predict(overrides: Run, options: dict) -> int:
     """Label texts by a trained classifier (`--predict`)."""
     refuse_others("predict", [*options], ("run_dir", "out"), say_which=False)
+    # Before torch is imported, which reads it then: texts of many lengths would each leave a compiled product behind.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
     from pipeline import predictions
 
     return predictions.predict(options["predict"], overrides, options)

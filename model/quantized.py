@@ -80,8 +80,8 @@ class RowwiseWeight(QuantizedWeight):
 
     def copy_(self, weight: torch.Tensor) -> "RowwiseWeight":
         weight = weight.float()
-        scales = weight.abs().amax(dim=1, keepdim=True) / self.largest  # [out, 1]
-        codes = (weight / scales.clamp(min=1e-30)).round().to(torch.int8)  # [out, in]; a row of zeros stays one
+        scales = torch.linalg.vector_norm(weight, float("inf"), dim=1, keepdim=True) / self.largest  # [out, 1]
+        codes = (weight / scales.clamp(min=1e-30)).round_().to(torch.int8)  # [out, in]; a row of zeros stays one
         self.codes.copy_(codes if self.bits == 8 else codes[:, ::2] << 4 | codes[:, 1::2] & 15)
         self.scales.copy_(scales)
         return self

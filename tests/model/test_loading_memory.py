@@ -61,4 +61,5 @@ def test_loading_needs_the_model_and_little_more(checkpoint, tmp_path):
         assert size > 190e6
         assert size * 0.9 < growth < size * 1.35 + 60e6  # below: the measurement itself would be wrong
     growth, size = in_8_bits
-    assert size < whole[1] * 0.3 and size * 0.9 < growth < size * 1.35 + 60e6
+    # Half of what the whole weights would take by themselves: a few tensors are at work at once, in float32.
+    assert size < whole[1] * 0.3 and size * 0.9 < growth < size + 100e6 < whole[1]
