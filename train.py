@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from config import Run
 from data.batching import IGNORED, Batch, Batches
 from model import fast_path
-from model.transformer import Transformer
+from model.transformer import Transformer, evaluating
 from training import distributed
 from training.checkpoints import Checkpointer, Progress, advice_when_diverged
 from training.device import autocast
@@ -144,7 +144,8 @@ def accumulate_gradients(
 ) -> int:
     """Add up the gradient of the mean loss over all targets of a window, batch by batch. Return how many targets it has."""
     own_targets = sum(count_targets(batch, run.ignore_index) for batch in window)
-    own_weight = sum(batch.weight(run.ignore_index) for batch in window)  # the same number without --class_weights
+    weighed = window[0].class_weights is not None
+    own_weight = sum(batch.weight(run.ignore_index) for batch in window) if weighed else own_targets
     n_targets, weight = distributed.total(own_targets, own_weight)  # summed over the processes
     # Several processes average their gradients, so that each divides by its part of the targets, not by all of them.
     divisor = (weight or 1) / distributed.size()
@@ -232,11 +233,9 @@ def evaluate(
     A classifier that had a target also gets macro_f1 and confusion, a language model perplexity. Draws no random number and
     leaves the model's mode as it was. `compute_loss` is as for `fit`. `batches` without class weights: an unweighted loss.
     """
-    device, was_training = next(model.parameters()).device, model.training
-    compute_loss = compute_loss or partial(fast_path.loss, model)
+    device, compute_loss = next(model.parameters()).device, compute_loss or partial(fast_path.loss, model)
     losses, hits, n_targets, answers = [], [], 0, []
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in batches.epoch():
             n_targets += count_targets(batch, ignore_index)
             with autocast(amp, device):
@@ -246,8 +245,6 @@ def evaluate(
             if batch.labels.ndim == 1:
                 known = labels != ignore_index
                 answers.append((predictions[known], labels[known]))
-    finally:
-        model.train(was_training)
     total_loss, total_hits = sum(one.item() for one in losses), sum(one.item() for one in hits)
     total_loss, total_hits, n_targets = distributed.total(total_loss, total_hits, n_targets)
     result = {"loss": total_loss / max(n_targets, 1), "accuracy": total_hits / max(n_targets, 1), "targets": n_targets}

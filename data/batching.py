@@ -53,9 +53,9 @@ class Batch:
         return self.documents[:, :, None] == self.documents[:, None, :]  # padding sees padding, and no text sees it
 
     def weight(self, ignore_index: int) -> float:
-        """Return the sum of the weights of the labels that the loss doesn't leave out, by which its mean is divided."""
-        known = self.labels[self.labels != ignore_index]
-        return len(known) if self.class_weights is None else self.class_weights[known].sum().item()
+        """Return what the class weights of the labels that the loss doesn't leave out add up to."""
+        assert self.class_weights is not None
+        return self.class_weights[self.labels[self.labels != ignore_index]].sum().item()
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on the device, with `targets`: found before the move, so that no device is waited for."""

@@ -77,9 +77,10 @@ class TextEncoder:
 
     def example(self, ids: list[int], pair_ids: list[int] | None, label: int) -> Example:
         """Return the example of a text, or of a pair of texts, from what the tokenizer makes of each."""
-        size = len(self.tokenizer.build(ids, pair_ids)[0])
-        kept, types = self.tokenizer.build(ids, pair_ids, 1 if self.only_first else self.length)
-        return Example(kept, label, types, is_cut=size > self.length and not self.only_first)
+        whole, types = self.tokenizer.build(ids, pair_ids)
+        limit = 1 if self.only_first else self.length
+        kept, types = self.tokenizer.build(ids, pair_ids, limit) if len(whole) > limit else (whole, types)
+        return Example(kept, label, types, is_cut=len(whole) > self.length and not self.only_first)
 
 
 def make_text_encoder(run: Run, tokenizer: Tokenizer, config, longest: int) -> TextEncoder:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from model.nf4 import NF4Weight
-from model.quantized import HalfEmbedding, HalfWeight, QuantizedLinear, QuantizedWeight, RowwiseWeight, as_tensor
+from model.quantized import HalfEmbedding, HalfWeight, LinearInPlace, QuantizedWeight, RowwiseWeight, as_tensor
 from model.transformer import Transformer
 
 # What --base_precision accepts beside fp32: how a weight is kept, and in what the token embedding then is.
@@ -26,7 +26,7 @@ def quantize(model: Transformer, precision: str, trained: Collection[str] = ()) 
     precision   a name of PRECISIONS
     trained     names of parameters that are left alone, because they are going to train
 
-    A model on the meta device stays there: its weights get their values by `copy_`.
+    A model on the meta device stays there: its weights get their values by `copy_` (`weights.load`).
     """
     make, dtype = PRECISIONS[precision]
     device = model.token_embedding.weight.device
@@ -37,8 +37,7 @@ def quantize(model: Transformer, precision: str, trained: Collection[str] = ()) 
             weight = make(module.weight.shape)
         if device.type != "meta":
             weight.copy_(module.weight.detach())
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, QuantizedLinear(module, weight))
+        model.set_submodule(path, LinearInPlace(module, weight))
     if "token_embedding.weight" not in trained:
         table = model.token_embedding.weight.detach().to(dtype)
         model.token_embedding = HalfEmbedding.from_pretrained(table)

@@ -6,13 +6,12 @@ on the way ends there.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from model import kv_cache
-from model.transformer import Transformer
+from model.transformer import Transformer, evaluating
 from utils.errors import UserError
 
 NOTHING = -1  # in the place of a token, for a text that has ended
@@ -122,17 +121,6 @@ def stream(
                 return
             input_ids, mask = tokens[:, None], torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)  # [B, 1], [B, S + 1]
             seen.scatter_add_(1, input_ids, torch.ones_like(input_ids, dtype=seen.dtype))
-
-
-@contextmanager
-def evaluating(model: Transformer) -> Iterator[None]:
-    """Put the model into evaluation mode, and back into the mode that it was in."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def without_invalid(logits: torch.Tensor, token: int | None) -> torch.Tensor:

@@ -140,18 +140,18 @@ def half_as(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return weight if weight.dtype == torch.float32 else weight.to(compute_dtype(x))
 
 
-class QuantizedLinear(nn.Linear):
-    """Takes the place of a frozen Linear layer. Its bias stays as it is."""
+class LinearInPlace(nn.Linear):
+    """Takes the place of a Linear layer and its tensors, which keep their names. The weight may be of either kind."""
 
     weight: Any
 
-    def __init__(self, base: nn.Linear, weight: QuantizedWeight):
+    def __init__(self, base: nn.Linear, weight: QuantizedWeight | None = None):
         nn.Module.__init__(self)  # not Linear's own: nothing is drawn
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = weight, base.bias
+        self.weight, self.bias = base.weight if weight is None else weight, base.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return multiply(x, self.weight, self.bias)
+        return multiply(x, self.weight, self.bias)  # [..., in] -> [..., out]
 
 
 class HalfEmbedding(nn.Embedding):

@@ -4,6 +4,8 @@ An architecture is one file with a literal `forward` (`model/gpt2.py`, `model/be
 `blocks`, `final_norm` and `head`. What saves work without changing a number is in `model/fast_path.py`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -96,6 +98,17 @@ class Transformer(nn.Module):
         attention_mask, positions = self.layout(input_ids, attention_mask, positions)
         hidden = self.embed(input_ids, token_type_ids, positions)
         return self.final_norm(self.run_blocks(hidden, attention_mask, positions=positions))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and back into the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def make_mask(attention_mask: torch.Tensor, causal: bool) -> torch.Tensor:

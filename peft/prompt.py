@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from config import DEFAULTS, Run, check_setting
 from model.chatglm import ChatGLM
-from model.transformer import Transformer, causal_mask
+from model.transformer import Transformer, causal_mask, evaluating
 from peft.attach import train_head
 from peft.registry import method
 from peft.targets import Added
@@ -140,11 +140,9 @@ class PromptTuning:
         if self.length > model.config.context_length:
             limit = model.config.context_length
             raise UserError(f"--prefix_length is {self.length}; a prompt can be at most as long as the context, {limit}")
-        was_training = model.training
         device = model.token_embedding.weight.device
         tokens = torch.randint(model.config.vocab_size, (1, self.length)).to(device)
-        with torch.no_grad():
-            weight = model.eval().embed(tokens)[0].clone()  # [1, P] -> [P, D]
-        model.train(was_training)
+        with torch.no_grad(), evaluating(model):
+            weight = model.embed(tokens)[0].clone()  # [1, P] -> [P, D]
         add_prompt(model, weight)
         train_head(model, self.train_head)

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import nn
 
-from model.quantized import multiply
+from model.base_precision import weights_of
+from model.quantized import LinearInPlace
 from model.registry import entries_of
 from model.transformer import Transformer
 from utils.errors import UserError
@@ -27,21 +27,11 @@ class Reparameterised(Added):
         raise NotImplementedError
 
 
-class AdaptedLinear(nn.Linear):
+class AdaptedLinear(LinearInPlace):
     """Takes the place of a Linear layer and its tensors, which keep their names. A subclass adds to what it computes.
 
     The weight is a parameter or, of a base in fewer bits, a `QuantizedWeight` (model/quantized.py); `multiply` takes both.
     """
-
-    weight: Any
-
-    def __init__(self, base: nn.Linear):
-        nn.Module.__init__(self)  # not Linear's own: nothing is drawn
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = base.weight, base.bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return multiply(x, self.weight, self.bias)  # [..., in] -> [..., out]
 
 
 def plain_linear(weight: torch.Tensor, bias: nn.Parameter | None, like: nn.Linear) -> nn.Linear:
@@ -81,15 +71,10 @@ def find_parts(model: Transformer, layers: str, part: str) -> dict[str, nn.Modul
     if part == "all":
         return {f"blocks.{n}": model.blocks[n] for n in sorted(chosen)}
     modules = {path: module for path, module in own_modules(model) if block_of(path) in chosen}
-    modules = {path: module for path, module in modules.items() if path.count(".") > 1 and holds_weights(module)}
+    modules = {path: module for path, module in modules.items() if path.count(".") > 1 and weights_of(module)}
     if part in PARTS:
         return {path: module for path, module in modules.items() if path.split(".")[-1] in PARTS[part]}
     return _matching(model, modules, part, "part of a block", *PARTS)
-
-
-def holds_weights(module: nn.Module) -> bool:
-    """Return whether a module has a tensor, as a parameter or in fewer bits."""
-    return any(True for _ in (*module.parameters(), *module.buffers()))
 
 
 def block_of(path: str) -> int | None:
@@ -196,7 +181,6 @@ def reparameterised(model: nn.Module) -> list[tuple[str, Reparameterised]]:
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
     """Put `module` at the path, in place. Forward hooks move along: a bypass may tap the path (peft/bypass.py)."""
-    parent, _, name = path.rpartition(".")
     for hook in model.get_submodule(path)._forward_hooks.values():
         module.register_forward_hook(hook)
-    setattr(model.get_submodule(parent), name, module)
+    model.set_submodule(path, module)

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -301,14 +301,6 @@ def final_measures(
 
 def print_memory_report(job: Job, setup: Setup) -> None:
     """Print what the run needs in memory, and what training all layers would need."""
-    run = job.run
     width = max(len(example.ids) for example in setup.batches["train"].examples)
-    unread = replace(run, weights="random")  # shapes are all that matters: nothing is read from the checkpoint
-    shape = (run.batch_size, width)
-    method = peft.method_of(setup.stages[0])
-
-    def build(in_full: bool) -> Transformer:
-        return build_model(replace(unread, base_precision="fp32") if in_full else unread, len(job.task.labels))
-
-    budgets = memory.budgets(build, method, *shape, run.gradient_checkpointing)
-    print(memory.report(*budgets, *shape), flush=True)
+    budgets = memory.budgets_of(job.run, len(job.task.labels), peft.method_of(setup.stages[0]), width)
+    print(memory.report(*budgets, job.run.batch_size, width), flush=True)

@@ -28,7 +28,7 @@ def export_adapter(directory: str | Path, out: Path) -> str:
     if run.weights == "random":
         raise UserError(f"{directory} began with random weights, which no published model has; use --export_model")
     name, revision = published_name(run)
-    trained = replace(trained, model=dequantize(trained.model))
+    dequantize(trained.model)
     base = dequantize(build_model(run, len(trained.inputs.task.labels)))
     check_destination(out, [*ADAPTER_FILES, CLASSIFIER_FILE], trained, "--export_peft")
     write_adapter(trained.model, base, out, {"base_model_name_or_path": name, "revision": revision})

@@ -5,6 +5,7 @@ import difflib
 import os
 import re
 import shlex
+from collections.abc import Iterable
 
 from config import SETTINGS, Run, explicit
 from published import TABLES, get_table
@@ -27,6 +28,7 @@ python experiments.py --chat runs/NAME                         talk to a trained
 python experiments.py --score runs/NAME                        let it answer the held-out dialogues: BLEU and ROUGE
 python experiments.py --export_peft DIR --run_dir runs/NAME    what it trained, for the Hugging Face library peft"""
 
+PROGRAM = ("python", "experiments.py")
 ANSWERED = 100  # dialogues, by --score: the number of the published plan
 
 # The flags that choose what is done, by the section of --help. Those of one run are in config.py.
@@ -255,5 +257,15 @@ def to_flags(run: Run) -> list[str]:
 
 
 def command(run: Run) -> str:
-    """Return the command line that makes this run."""
-    return shlex.join(["python", "experiments.py", *to_flags(run)])
+    """Return the command line that makes this run; `parse_command` is the way back."""
+    return command_of_words(to_flags(run))
+
+
+def command_of_words(words: Iterable[str]) -> str:
+    """Return the command line with these words behind the program's name."""
+    return shlex.join([*PROGRAM, *words])
+
+
+def parse_command(line: str) -> Run:
+    """Return the settings that a command line gives. Raises UserError."""
+    return parse(shlex.split(line)[len(PROGRAM) :])[0]

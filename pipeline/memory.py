@@ -1,13 +1,16 @@
 """Computes what a run needs in memory before it starts: weights, gradients, optimizer state, activations."""
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 import peft
+from config import Run
 from model import fast_path
+from model.transformer import Transformer
+from pipeline.build import build_model
 from pipeline.result import count_parameters
 
 BYTES = 4  # of a float32; trained tensors and their moments are float32 under AMP too
@@ -94,6 +97,16 @@ def budgets(build, method, batch_size: int, length: int, checkpointing: bool = F
             model.gradient_checkpointing = checkpointing
             found.append(budget(model, batch_size, length))
     return found
+
+
+def budgets_of(run: Run, n_labels: int, method, length: int) -> list[Budget]:
+    """Return `budgets` of a complete run with texts of this length. Only shapes matter: no weights are read."""
+    unread = replace(run, weights="random")
+
+    def build(in_full: bool) -> Transformer:
+        return build_model(replace(unread, base_precision="fp32") if in_full else unread, n_labels)
+
+    return budgets(build, method, run.batch_size, length, run.gradient_checkpointing)
 
 
 def report(in_full: Budget, chosen: Budget, batch_size: int, length: int) -> str:

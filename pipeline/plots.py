@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.marks import UNTRAINED, Mark, colours_of, shapes_of
 from training.metrics_log import read_records
+from training.steps import StepsInAll
 from utils.errors import UserError, run_program
 from utils.files import user_path
 
@@ -124,13 +125,11 @@ def add_legend(axis, shapes: dict[str, str], colours: dict[str, str]) -> None:
 
 def placed(records: list[dict], split: str):
     """Yield (steps since the start of the first stage, record) for each record of a split."""
-    before, last, stage = 0, 0, None
+    steps = StepsInAll()
     for record in records:
-        if record.get("stage") != stage:
-            before, stage = before + last, record.get("stage")
-        last = record["step"]
+        step = steps.at(record["step"], record.get("stage"))
         if record["split"] == split:
-            yield before + record["step"], record
+            yield step, record
 
 
 def main() -> int:

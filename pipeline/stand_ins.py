@@ -92,10 +92,9 @@ def choose_dialogues(table: Table, row: Row, overrides: Run) -> Choice:
         auxiliary = override(Run(auxiliary_dataset=str(file)), auxiliary)
         overrides = override(Run(general_dataset=str(file)), overrides)
     run, notes = override(row.run, overrides), []
-    if is_own(table, run):
-        run = override(override(row.run, row.own), overrides)
-        if not overrides.dataset:
-            notes.append(f"{run.dataset} stands in for the log's data, which isn't public (--dataset FILE)")
+    if is_own(table, run) and not overrides.dataset:
+        notes.append(f"{run.dataset} stands in for the log's data, which isn't public (--dataset FILE)")
+    run = as_on_its_kind(table, row, run, overrides)
     if row.run.auxiliary_dataset:
         run, more = limit_auxiliary(override(run, auxiliary))
         notes += more
@@ -105,6 +104,11 @@ def choose_dialogues(table: Table, row: Row, overrides: Run) -> Choice:
         factor = rate_factor(table, prepare(run).inputs.model_config)
         run = replace(run, learning_rate=float(f"{factor * row.run.learning_rate:.6g}"))
     return Choice(run, tuple(notes))
+
+
+def as_on_its_kind(table: Table, row: Row, run: Run, overrides: Run) -> Run:
+    """Return a row's run: as it is or, on a model of the kind of the log's own, as it is there."""
+    return override(override(run, row.own), overrides) if is_own(table, run) else run
 
 
 def is_own(table: Table, run: Run) -> bool:

@@ -1,6 +1,5 @@
 """Running the rows of a published table and setting what was measured beside what was published."""
 
-import shlex
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +10,7 @@ from config import Run, explicit
 from pipeline import plots
 from pipeline.answers import evaluate_answers, why_no_scores
 from pipeline.execute import execute
-from pipeline.flags import command, parse
+from pipeline.flags import command, parse_command
 from pipeline.job import Job, finished, prepare, why_not_resumable
 from pipeline.marks import mark_of
 from pipeline.result import read_json, write_json, write_text
@@ -221,7 +220,7 @@ def draw(table: Table, lines: list[dict], folder: Path) -> str:
     axes = {heading: group[0] for heading, group in list(groups_of(table).items())[:2]}
     path = folder / f"table-{table.name}.png"
     drawn = [line for line in lines if line["measured"] and all(name in line["measured"] for name in axes.values())]
-    runs = [parse(shlex.split(line["command"])[2:])[0] for line in drawn]  # without "python experiments.py"
+    runs = [parse_command(line["command"]) for line in drawn]
     try:
         plots.draw_trade_off(drawn, [mark_of(explicit(run)) for run in runs], axes, path)
     except UserError as error:

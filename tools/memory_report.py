@@ -8,18 +8,15 @@ file; so it says what fits before anything is downloaded.
 
 import argparse
 import sys
-from dataclasses import replace
 
 import peft
-from config import Run, override
+from config import Run
 from data.registry import get_task
 from model import config_of
-from model.transformer import Transformer
 from pipeline import memory
-from pipeline.build import build_model
 from pipeline.flags import find_row, parse
 from pipeline.resolve import resolve_run
-from pipeline.stand_ins import is_own, with_flags
+from pipeline.stand_ins import as_on_its_kind, with_flags
 from published import get_table
 from utils.errors import UserError, run_program
 
@@ -33,19 +30,14 @@ def budgets(run: Run, length: int) -> tuple[Run, list[memory.Budget]]:
         raise UserError("name a model with --model or --checkpoint")
     config = config_of(run.source)
     task = get_task(run.dataset or "spam")
-    run = replace(resolve_run(run, task, config), weights="random")
-
-    def build(in_full: bool) -> Transformer:
-        return build_model(replace(run, base_precision="fp32") if in_full else run, len(task.labels))
-
-    return run, memory.budgets(build, peft.method_of(run), run.batch_size, length, run.gradient_checkpointing)
+    run = resolve_run(run, task, config)
+    return run, memory.budgets_of(run, len(task.labels), peft.method_of(run), length)
 
 
 def of_row(text: str, overrides: Run) -> Run:
     """Return what a published row is with these flags."""
     row, table = find_row(text), get_table(text.rpartition(":")[0] or "spam")
-    run = with_flags(row, overrides)
-    return override(override(run, row.own), overrides) if is_own(table, run) else run
+    return as_on_its_kind(table, row, with_flags(row, overrides), overrides)
 
 
 # The rows of docs/chatglm.md: what trains, and the forms of the frozen weights.

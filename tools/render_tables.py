@@ -10,7 +10,6 @@ measured number is typed by hand. Tests run the command over the pages and expec
 import argparse
 import json
 import re
-import shlex
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -22,7 +21,7 @@ from data.registry import get_task
 from model.bert import BertConfig, RobertaConfig
 from model.distilbert import DistilBertConfig
 from model.llama import LlamaConfig
-from pipeline.flags import parse
+from pipeline.flags import parse_command
 from pipeline.job import default_dataset, prepare
 from pipeline.resolve import resolve_run
 from pipeline.table_text import key_of, scale_of, values_of
@@ -94,7 +93,7 @@ def label_and_flags(lines: str) -> list[tuple[str, str]]:
 
 def logs_of(folder: str, typed: str) -> list[dict]:
     """Return the results of the runs in that folder that this command makes: one, or one for each seed."""
-    asked = settings_of(parse(shlex.split(typed)[2:])[0])
+    asked = settings_of(parse_command(typed))
     logs = [json.loads(path.read_text(encoding="utf-8")) for path in result_files(folder)]
     # A log may be older than a flag; the flag's default is what runs did before there was one.
     logs = [log for log in logs if all(log["config"].get(name, value) == value for name, value in asked.items())]

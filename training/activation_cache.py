@@ -11,6 +11,7 @@ from torch import nn
 
 from data.batching import Batch, Batches, CachedStates, Example, collate
 from model import fast_path
+from model.transformer import evaluating
 from training import distributed
 from training.device import autocast, available_bytes
 
@@ -82,9 +83,8 @@ class ActivationCache:
     @torch.no_grad()
     def compute(self, new: dict[tuple, Example]) -> None:
         """Run the frozen blocks over texts that are new, the short ones together. `new`: text -> an example with it."""
-        device, was_training = next(self.model.parameters()).device, self.model.training
-        self.model.eval()
-        try:
+        device = next(self.model.parameters()).device
+        with evaluating(self.model):
             in_order = sorted(new, key=lambda text: len(new[text].ids))
             for part in cut([self.pad_to or len(new[text].ids) for text in in_order]):
                 batch = collate([new[text] for text in in_order[part]], self.pad_id, self.pad_to).to(device)
@@ -94,8 +94,6 @@ class ActivationCache:
                     width = len(one) if self.head_only else self.pad_to or len(new[text].ids)
                     # A clone, as a view would keep the whole batch in memory.
                     self.kept[text] = CachedStates(one[:width].clone(), None if self.head_only else self.n_blocks)
-        finally:
-            self.model.train(was_training)
 
     def frozen_states(self, batch: Batch) -> torch.Tensor:
         """Return what enters the lowest block that has to run, [B, T, D]; or all that the head reads, [B, 1 + taps, D]."""

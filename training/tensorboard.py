@@ -9,6 +9,7 @@ follow one another.
 from collections.abc import Iterable
 from pathlib import Path
 
+from training.steps import StepsInAll
 from utils.errors import UserError, note
 
 PATTERN = "events.out.tfevents.*"
@@ -39,7 +40,7 @@ class EventFiles:
     def restart(self, records: Iterable[dict]) -> None:
         """Begin anew with these records: those that an interrupted run keeps."""
         self.close()
-        self._before, self._last, self._stage = 0, 0, None  # steps of earlier stages, and of this one
+        self._steps = StepsInAll()
         self._tolerate(self._open)
         for record in records:
             self.write(record)
@@ -50,16 +51,11 @@ class EventFiles:
 
     def write(self, record: dict) -> None:
         """Add a record of metrics.jsonl."""
-        if record.get("stage") != self._stage:
-            self._before, self._stage = self._before + self._last, record.get("stage")
-        self._last = record["step"]
+        step = self._steps.at(record["step"], record.get("stage"))
         split = record["split"].replace(" ", "_")
         for name, value in record.items():
             if name not in ("step", "split", "stage"):
-                self._tolerate(lambda name=name, value=value: self._add(f"{name}/{split}", value))
-
-    def _add(self, tag: str, value: float) -> None:
-        self._writer.add_scalar(tag, value, self._before + self._last)
+                self._tolerate(lambda name=name, value=value: self._writer.add_scalar(f"{name}/{split}", value, step))
 
     def close(self) -> None:
         """Write what is still in memory."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from training.metrics_log import parse_record
+from training.steps import StepsInAll
 
 LONGEST_LINE = 2**16  # bytes of a record; a run writes a few hundred
 MOST_POINTS = 200  # of each curve
@@ -18,7 +19,7 @@ def read_curves(file: Path, problems: list[str]) -> dict[str, dict]:
     The stages of a plan follow one another. Lines that no run writes are left out, and `problems` says how many.
     """
     curves = {split: {"points": [], "of": 0} for split in ("train", "validation")}
-    broken, before, last, stage = 0, 0.0, 0.0, None
+    broken, steps = 0, StepsInAll()
     if not file.is_file():
         return {}
     try:
@@ -27,11 +28,9 @@ def read_curves(file: Path, problems: list[str]) -> dict[str, dict]:
             if record is None:
                 broken += 1
                 continue
-            if record.get("stage") != stage:
-                before, stage = before + last, record.get("stage")
-            last = finite(record["step"]) or 0.0
+            step = steps.at(finite(record["step"]) or 0.0, record.get("stage"))
             if record["split"] in curves:
-                add(curves[record["split"]], (before + last, finite(record["loss"]), finite(record["accuracy"])))
+                add(curves[record["split"]], (step, finite(record["loss"]), finite(record["accuracy"])))
     except OSError as error:
         problems.append(f"{file.name} can't be read: {error}")
     if broken:

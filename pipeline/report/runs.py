@@ -7,13 +7,13 @@ wrong with it.
 import json
 import math
 import os
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import quote
 
 from config import METHODS, SETTINGS
+from pipeline.flags import command_of_words
 from pipeline.marks import mark_of
 from pipeline.report.curves import read_curves, whole_lines
 from utils.errors import UserError, note
@@ -143,7 +143,7 @@ def command_of(argv: object) -> str:
     """Return the command of a run, or "" where its result doesn't say."""
     if not isinstance(argv, list):
         return ""
-    return str(plain(shlex.join(["python", "experiments.py", *map(str, argv)])))
+    return str(plain(command_of_words(map(str, argv))))
 
 
 def used(config: dict) -> dict:
