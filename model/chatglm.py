@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from model.attention import scaled_dot_product_attention
 from model.llama import Rotation, rotate
 from model.transformer import Transformer, check_heads
 from utils.errors import UserError
@@ -83,7 +84,7 @@ class SelfAttention(nn.Module):
         A method of its own, because prefix tuning adds to it (peft/prefix.py).
         """
         dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
 
 
 class FeedForward(nn.Module):

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from model.attention import scaled_dot_product_attention
 from model.transformer import Transformer, make_mask
 from utils.errors import UserError
 
@@ -154,7 +155,7 @@ class SelfAttention(nn.Module):
         A method of its own, because prefix tuning adds to it (peft/prefix.py).
         """
         dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(
+        return scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, enable_gqa=self.n_heads != self.n_kv_heads
         )
 

@@ -130,9 +130,11 @@ def multiply(x: torch.Tensor, weight: torch.Tensor | QuantizedWeight, bias: torc
     return F.linear(x, weight, bias)
 
 
-def as_tensor(weight: torch.Tensor | QuantizedWeight) -> torch.Tensor:
-    """Return a weight of either kind as numbers, [out, in]; of a quantized one, in float32."""
-    return weight.dequantize(torch.float32) if isinstance(weight, QuantizedWeight) else weight
+def as_tensor(weight: torch.Tensor | QuantizedWeight, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return a weight of either kind as numbers, [out, in], in a type. None: a quantized one in float32, else its own."""
+    if isinstance(weight, QuantizedWeight):
+        return weight.dequantize(dtype or torch.float32)
+    return weight.to(dtype or weight.dtype)
 
 
 def half_as(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

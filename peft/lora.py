@@ -2,13 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from config import DEFAULTS, Run, check_setting
-from model.quantized import QuantizedWeight, as_tensor, multiply
+from model.quantized import QuantizedWeight, as_tensor, compute_dtype, multiply
 from model.transformer import Transformer
 from peft.attach import train_head
 from peft.registry import method
@@ -60,12 +62,9 @@ class LoRALinear(AdaptedLinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.merged_forward:  # lora_alternative: add the product to W first, then multiply once
             return F.linear(x, self.merged_weight(), self.bias)  # [..., in] -> [..., out]
-        rank = len(self.lora_a)
-        low_rank = F.linear(self.dropout(x), self.lora_a).view(-1, rank)  # [..., in] -> [N, r]
-        y = multiply(x.reshape(-1, self.in_features), self.weight, self.bias)  # [..., in] -> [N, out]
-        # Multiply and add in place: the formula's sum would read and write two more tensors as large as y.
-        # Under autocast y is in half precision, and addmm_ casts nothing by itself.
-        y.addmm_(low_rank, self.lora_b.T.to(y.dtype), alpha=self.scale)  # [N, out] + scale · [N, r] [r, out]
+        rows = x.reshape(-1, self.in_features)  # [..., in] -> [N, in]
+        dropped = self.dropout(rows) if self.dropout.p else None
+        y = LoRAProduct.apply(rows, dropped, self.weight, self.bias, self.lora_a, self.lora_b, self.scale)
         return y.unflatten(0, x.shape[:-1]) if x.ndim > 1 else y[0]  # [N, out] -> [..., out]
 
     def merged_weight(self) -> torch.Tensor:
@@ -76,6 +75,50 @@ class LoRALinear(AdaptedLinear):
     def merged(self) -> nn.Linear:
         """Return a plain Linear layer that computes the same, with a weight of its own and this layer's bias."""
         return plain_linear(self.merged_weight(), self.bias, like=self)
+
+
+class LoRAProduct(torch.autograd.Function):
+    """x Wᵀ + b + scale · z Aᵀ Bᵀ for x [N, in], and z [N, in], which is x after dropout, or None for x -> [N, out].
+
+    The formula's gradients with fewer passes over tensors as large as x and y: what is summed is added in place, x is cast
+    once under autocast, and a frozen W isn't kept in half precision until the backward pass but cast again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x, z, weight, bias, a, b, scale: float) -> torch.Tensor:
+        dtype = compute_dtype(x)
+        half_x = x.to(dtype)
+        half_z = half_x if z is None else z.to(dtype)
+        low_rank = half_z @ a.to(dtype).T  # [N, in] [in, r] -> [N, r]
+        y = F.linear(half_x, as_tensor(weight, dtype), None if bias is None else bias.to(dtype))  # [N, in] -> [N, out]
+        y.addmm_(low_rank, b.to(dtype).T, alpha=scale)  # [N, out] + scale · [N, r] [r, out]
+        ctx.weight = weight if isinstance(weight, QuantizedWeight) else None
+        kept = (half_x if ctx.needs_input_grad[2] else None, None if ctx.weight is weight else weight)
+        ctx.save_for_backward(*kept, half_z, low_rank, a, b)
+        ctx.scale, ctx.input_dtype = scale, x.dtype
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor):  # [N, out]
+        half_x, weight, half_z, low_rank, a, b = ctx.saved_tensors
+        weight, dtype = weight if ctx.weight is None else ctx.weight, gradient.dtype
+        of_low_rank = (gradient @ b.to(dtype)).mul_(ctx.scale)  # [N, out] [out, r] -> [N, r]
+        of_a = (of_low_rank.T @ half_z).to(a.dtype)  # [r, N] [N, in] -> [r, in]
+        of_b = (gradient.T @ low_rank).to(b.dtype).mul_(ctx.scale)  # [out, N] [N, r] -> [out, r]
+        of_x = of_z = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_x = gradient @ as_tensor(weight, dtype)  # [N, out] [out, in] -> [N, in]
+            if ctx.needs_input_grad[1]:
+                of_z = (of_low_rank @ a.to(dtype)).to(ctx.input_dtype)  # [N, r] [r, in] -> [N, in]
+            else:
+                of_x.addmm_(of_low_rank, a.to(dtype))  # [N, in] + [N, r] [r, in]
+            of_x = of_x.to(ctx.input_dtype)
+        if half_x is not None:
+            of_weight = (gradient.T @ half_x).to(weight.dtype)  # [out, N] [N, in] -> [out, in]
+        if ctx.needs_input_grad[3]:
+            of_bias = gradient.sum(dim=0, dtype=torch.float32 if dtype.itemsize == 2 else dtype)  # [out]
+        return of_x, of_z, of_weight, of_bias, of_a, of_b, None
 
 
 def draw_a(n_in: int, rank: int, init: str) -> torch.Tensor:

@@ -13,7 +13,7 @@ from data.spam import SPAM
 from model.gpt2 import GPT2, GPT2_SIZES, GPT2Config
 from model.heads import ClassifierHead, LanguageModelHead
 from peft import LoRA, attach, method_of
-from peft.lora import LoRALinear, draw_a
+from peft.lora import LoRALinear, LoRAProduct, draw_a
 from peft.targets import find_sites
 from utils.errors import UserError
 
@@ -260,3 +260,31 @@ def test_the_fused_form_computes_the_formula(dropout: float):
         torch.testing.assert_close(layer(x), expected)
     layer.scale = -layer.scale
     assert not torch.allclose(layer(x), expected)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("drops", [False, True])
+def test_the_fused_forms_gradients_are_those_of_the_formula(drops: bool, trains: bool):
+    torch.manual_seed(0)
+    n, n_in, n_out, rank = 4, 6, 5, 3
+    x, z = (torch.randn(n, n_in, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    weight, bias = (torch.randn(*s, dtype=torch.float64, requires_grad=trains) for s in ((n_out, n_in), (n_out,)))
+    a, b = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((rank, n_in), (n_out, rank)))
+    assert torch.autograd.gradcheck(LoRAProduct.apply, (x, z if drops else None, weight, bias, a, b, 0.7))
+
+
+def test_under_autocast_the_fused_form_has_the_formulas_gradients():
+    torch.manual_seed(0)
+    layer = LoRALinear(nn.Linear(48, 40).requires_grad_(False), LoRA(rank=3, alpha=2))
+    nn.init.normal_(layer.lora_b)
+    found = []
+    for function in (layer.formula, layer.forward):
+        x = torch.randn(2, 9, 48, generator=torch.Generator().manual_seed(3)).requires_grad_()
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = function(x)
+        y.float().square().sum().backward()
+        found.append([y.float(), x.grad, layer.lora_a.grad, layer.lora_b.grad])
+    for fused, expected in zip(found[1], found[0], strict=True):
+        assert fused is not None and fused.dtype == torch.float32
+        assert (fused - expected).norm() < 2e-2 * expected.norm()
