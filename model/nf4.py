@@ -37,6 +37,7 @@ def dynamic_levels() -> torch.Tensor:
 SCALE_LEVELS = dynamic_levels()
 # The two weights in each byte, [256, 2]: the first in the high four bits.
 PAIRS = torch.stack([LEVELS.repeat_interleave(16), LEVELS.repeat(16)], dim=1)
+PART = 2048 * BLOCK  # weights that are dequantized at once on the CPU
 
 
 class NF4Weight(QuantizedWeight):
@@ -65,9 +66,14 @@ class NF4Weight(QuantizedWeight):
         return self
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
-        pairs = PAIRS.to(self.device).index_select(0, self.codes.int())  # [n/2, 2]
-        values = pairs.view(-1, BLOCK) * self.maxima()[:, None]  # [n/64, 64]
-        return values.to(dtype).flatten()[: self.numel()].view(self.shape)
+        pairs = PAIRS.to(self.device).view(torch.int64).flatten()  # [256]: both float32 of a byte in one number
+        maxima, values = self.maxima()[:, None], torch.empty(2 * len(self.codes), dtype=dtype, device=self.device)  # [n]
+        size = PART if self.device.type == "cpu" else len(values)
+        for start in range(0, len(values), size):  # in parts that stay in the processor's cache
+            part = slice(start, start + size)
+            found = pairs.index_select(0, self.codes[start // 2 : part.stop // 2].int()).view(torch.float32)  # [size]
+            values[part] = found.view(-1, BLOCK).mul_(maxima[start // BLOCK : part.stop // BLOCK]).flatten()
+        return values[: self.numel()].view(self.shape)
 
     def maxima(self) -> torch.Tensor:
         """Return the largest magnitude of each block, [n/64]."""

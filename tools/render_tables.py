@@ -113,6 +113,7 @@ KINDS = {
     "all-MiniLM-L6-v2": BertConfig,
     "minilm-roberta": RobertaConfig,
     "minilm-distil": DistilBertConfig,
+    "minilm-distilbert-sst2": DistilBertConfig,
 }
 MACHINE = {"resume", "model", "checkpoint", "data_dir", "output_dir", "seed", "device", "amp"}
 
