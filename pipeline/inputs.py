@@ -13,6 +13,7 @@ from model.tokenizers.bpe import BytePairTokenizer
 from model.tokenizers.chatglm import ChatGLMTokenizer
 from model.tokenizers.ends import set_chatglm_ends, set_ends
 from model.tokenizers.files import TOKENIZER_FILES, has_tokenizer_files, library_files, refuse_sentencepiece
+from model.tokenizers.load import tokenizer_beside
 from peft.huggingface.read import adapter_folder
 from pipeline.result import data_sha256, files_sha256
 from utils.errors import UserError
@@ -110,7 +111,7 @@ def _of_the_same_size(folder: Path, model_config: Any) -> Path:
 
 def read_tokenizer(folder: Path, model_config: Any) -> Tokenizer:
     """Return the tokenizer in a folder. Raises UserError, also where it has more tokens than the model has embeddings."""
-    tokenizer = architecture_of(model_config).tokenizer.from_directory(folder)
+    tokenizer = tokenizer_beside(folder, architecture_of(model_config).tokenizer).from_directory(folder)
     if tokenizer.vocab_size > model_config.vocab_size:
         raise UserError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model only {model_config.vocab_size}"

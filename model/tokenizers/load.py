@@ -34,15 +34,27 @@ def load_tokenizer(directory: str | Path, kind: str | None = None) -> Tokenizer:
     return tokenizer.from_directory(directory)
 
 
+def tokenizer_beside(directory: Path, usual: type[Tokenizer]) -> type[Tokenizer]:
+    """Return the tokenizer to read beside a model: the usual one of its architecture, unless tokenizer_config.json says
+    that an encoder has another's vocabulary."""
+    encoders = ("wordpiece", "roberta")
+    other = _named(directory, encoders) if usual in [KINDS[kind] for kind in encoders] else None
+    return other or usual
+
+
+def _named(directory: Path, kinds: tuple[str, ...]) -> type[Tokenizer] | None:
+    """Return the tokenizer of one of these kinds that tokenizer_config.json names, or None."""
+    name = _entry(directory / "tokenizer_config.json", "tokenizer_class")
+    return next((KINDS[kind] for kind in kinds if name in CLASSES[kind]), None)
+
+
 def _kind_of_files(directory: Path) -> type[Tokenizer]:
     """Return the tokenizer that tokenizer_config.json names where it is an encoder's or ChatGLM's, else that of the model
     in config.json, else the one that can read the files."""
     if not has_tokenizer_files(directory):
         raise UserError(f"{directory} has no tokenizer files ({choices(FILE_SETS)})")
-    named = _entry(directory / "tokenizer_config.json", "tokenizer_class")
-    for kind in ("wordpiece", "roberta", "chatglm"):  # an encoder may have the vocabulary of another
-        if named in CLASSES[kind]:
-            return KINDS[kind]
+    if named := _named(directory, ("wordpiece", "roberta", "chatglm")):
+        return named
     model_type = _entry(directory / "config.json", "model_type")
     if isinstance(model_type, str) and model_type in ARCHITECTURES:
         return ARCHITECTURES[model_type].tokenizer

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from model.bert import RobertaConfig
 from model.tokenizers.bpe import END_OF_TEXT, GPT2Tokenizer, RobertaTokenizer
 from model.tokenizers.files import BPE_FILE_SETS, has_tokenizer_files
-from model.tokenizers.load import load_tokenizer
+from model.tokenizers.load import load_tokenizer, tokenizer_beside
 from model.tokenizers.wordpiece import SPECIAL_TOKENS, WordPieceTokenizer
+from pipeline.inputs import read_tokenizer
 from tests.helpers.texts import ODD_TEXTS, TEXTS, generated_texts, real_texts, rte_pairs
 from tools.learn_vocabulary import learn_merges, save_tokenizer
 from utils.errors import UserError
@@ -177,6 +179,21 @@ def test_the_model_type_decides_where_the_files_leave_it_open(learned):
         (learned / "config.json").write_text(broken)
         assert type(load_tokenizer(learned)) is WordPieceTokenizer
     assert type(load_tokenizer(learned, "gpt2")) is GPT2Tokenizer
+
+
+def test_an_encoder_may_have_the_vocabulary_of_another(tmp_path):
+    """Which it is, tokenizer_config.json says; a decoder's name there changes nothing."""
+    save_wordpiece(tmp_path)
+    named = {"BertTokenizer": WordPieceTokenizer, "RobertaTokenizer": RobertaTokenizer, "GPT2Tokenizer": RobertaTokenizer}
+    for name, kind in named.items():
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+        assert tokenizer_beside(tmp_path, RobertaTokenizer) is kind
+        assert tokenizer_beside(tmp_path, GPT2Tokenizer) is GPT2Tokenizer
+    model_config = RobertaConfig(vocab_size=100)
+    with pytest.raises(UserError, match="no RoBERTa tokenizer files"):
+        read_tokenizer(tmp_path, model_config)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    assert read_tokenizer(tmp_path, model_config).pad_id == SPECIAL_TOKENS.index("[PAD]")
 
 
 def test_the_kind_of_a_tokenizer_json(learned, tmp_path):
