@@ -30,24 +30,27 @@ class SharedMatrices(Added):
 
 
 def draw_matrices(rank: int, n_in: int, n_out: int, seed: int) -> SharedMatrices:
-    """Draw A, then B, uniform with the bound sqrt(6 / columns). The library peft draws the same numbers from its key."""
+    """Draw A [r, in] and B [out, r], uniform within sqrt(6 / columns). The library peft draws the same from its key."""
     generator = torch.Generator("cpu").manual_seed(seed)
-    bounds = {(rank, n_in): math.sqrt(6 / n_in), (n_out, rank): math.sqrt(6 / rank)}
-    shapes = ((rank, n_in), (n_out, rank))
-    a, b = (torch.empty(one, device="cpu").uniform_(-bounds[one], bounds[one], generator=generator) for one in shapes)
-    return SharedMatrices(a, b)
+
+    def draw(rows: int, columns: int) -> torch.Tensor:
+        bound = math.sqrt(6 / columns)
+        return torch.empty(rows, columns, device="cpu").uniform_(-bound, bound, generator=generator)
+
+    return SharedMatrices(draw(rank, n_in), draw(n_out, rank))  # A is drawn first
 
 
 class VeRALinear(AdaptedLinear):
     """y = x Wᵀ + b + vera_b ⊙ (vera_d ⊙ (dropout(x) Aᵀ)) Bᵀ. Only vera_d [r] and vera_b [out] train.
 
     So it is LoRA whose A has its rows scaled by vera_d, and its B by vera_b, which starts at zero: nothing is added at
-    first. A layer takes as many columns of the shared A as it has inputs, and as many rows of B as it has outputs.
+    first. A layer takes as many columns of the shared A as it has inputs, and as many rows of B as it has outputs, from
+    `first_row` on: that isn't 0 where the layer is a part of a larger one of the library (peft/huggingface/vera.py).
     """
 
     def __init__(self, base: nn.Linear, shared: SharedMatrices, dropout: float = 0.0, first_row: int = 0):
         super().__init__(base)
-        self.shared, self.first_row = shared, first_row  # a query of GPT-2 that the library knows as a part has later rows
+        self.shared, self.first_row = shared, first_row
         self.dropout = nn.Dropout(dropout)
         device = base.weight.device
         self.vera_d = nn.Parameter(torch.full((len(shared.a),), D_AT_FIRST, device=device))
