@@ -27,9 +27,10 @@ BYPASS_DEEPEST = 3  # Linear layers in a row per branch
 
 # The methods, by the names that --trainable_layers accepts; a user may add others.
 LORA = ("lora", "lora_alternative", "dora")
+LIKE_LORA = (*LORA, "vera", "hira")  # which share some of LoRA's settings
 FREEZING = ("last_layer", "last_block", "last_two_blocks", "all", "freeze", "bitfit")
-METHODS = (*FREEZING, *LORA, "ia3", "adapter", "bypass", "prefix", "prompt", "peft")
-ON_CHOSEN_BLOCKS = ("freeze", *LORA, "ia3", "adapter", "prefix")
+METHODS = (*FREEZING, *LIKE_LORA, "ia3", "adapter", "bypass", "prefix", "prompt", "peft")
+ON_CHOSEN_BLOCKS = ("freeze", *LIKE_LORA, "ia3", "adapter", "prefix")
 
 CLASSIFICATION, DIALOGUES = "classification", "dialogues"  # the two kinds of tasks
 COLUMNS = ("text_column", "pair_column", "label_column")  # of a user's own data
@@ -38,6 +39,7 @@ PATHS = ("model", "checkpoint", "tokenizer", "adapter", "data_dir", *DATASETS, "
 
 
 lora_flag = partial(flag, methods=LORA)
+lora_like_flag = partial(flag, methods=LIKE_LORA)
 adapter_flag = partial(flag, methods=("adapter",))
 bypass_flag = partial(flag, methods=("bypass",))
 classifier_flag = partial(flag, task=CLASSIFICATION)
@@ -91,17 +93,18 @@ class Run:
     part: str = flag(
         "what freeze trains of them: all, attn, qkv, mlp, norm, or modules such as attn.out", "all", methods=("freeze",)
     )
-    lora_rank: int = lora_flag("the rank of the LoRA matrices", everyday=True, least=1, below=2**24)
+    lora_rank: int = flag("the rank of the LoRA matrices", everyday=True, methods=(*LORA, "hira"), least=1, below=2**24)
     lora_alpha: float = lora_flag("alpha of LoRA; see --lora_scaling", everyday=True)
-    lora_target: str = lora_flag(
-        "which Linear layers get LoRA: all, or parts of their paths such as attn.q,attn.v; 2-5.mlp; q_lin", everyday=True
+    lora_target: str = lora_like_flag(
+        "which Linear layers get LoRA, VeRA or HiRA: all, or parts of their paths such as attn.q,attn.v; 2-5.mlp; q_lin",
+        everyday=True,
     )
-    lora_matching: str = lora_flag(
+    lora_matching: str = lora_like_flag(
         "how a target is found: components of a name; endswith: the checkpoint's name ends so, and 2.mlp is 12.mlp too",
         "components",
         choices=LORA_MATCHINGS,
     )
-    lora_dropout: float = lora_flag("dropout on the input of the LoRA matrices", least=0, below=1)
+    lora_dropout: float = lora_like_flag("dropout on the input of these matrices", least=0, below=1)
     lora_scaling: str = lora_flag("the factor of the LoRA product", choices=LORA_SCALINGS)
     lora_init: str = lora_flag(
         "the bound of LoRA's A: kaiming 1/sqrt(in), wide 1/sqrt(rank); pissa: A and B are the weight's principal parts",
@@ -110,6 +113,8 @@ class Run:
     lora_plus_ratio: float = flag(
         "the learning rate of LoRA's B divided by that of A (LoRA+)", 1.0, methods=(*LORA, "peft"), least=0
     )
+    vera_rank: int = flag("the rank of VeRA's frozen matrices", 256, methods=("vera",), least=1, below=2**24)
+    vera_seed: int = flag("the seed that draws VeRA's frozen matrices", 0, methods=("vera",), least=0, below=2**63)
     adapter_placement: str = adapter_flag(
         "pfeiffer: after the feed-forward sublayer; houlsby: after attention too", "pfeiffer", choices=ADAPTER_PLACEMENTS
     )

@@ -1,7 +1,7 @@
 """Parameter-efficient fine-tuning. Four verbs that work alike for every method:
 
     attach(model, LoRA(rank=16, alpha=16))   freeze the base, add or pick what trains       (in place)
-    merge(model)                             fold LoRA, DoRA, IA3 into the base             (in place)
+    merge(model)                             fold LoRA, DoRA, VeRA, HiRA, IA3 into the base             (in place)
     export(model)                            the trained tensors by name
     restore(model, tensors)                  put exported tensors back into an attached model
 
@@ -16,6 +16,7 @@ from peft.bitfit import BitFit
 from peft.bypass import Bypass
 from peft.dora import DoRA
 from peft.freeze import Freeze, FreezeBlocks
+from peft.hira import HiRA
 from peft.huggingface.read import FromPeft
 from peft.ia3 import IA3
 from peft.lora import LoRA
@@ -23,6 +24,7 @@ from peft.prefix import PrefixTuning
 from peft.prompt import PromptTuning
 from peft.registry import METHODS, Joined, find_methods, method, method_of
 from peft.sharing import Adapters, share
+from peft.vera import VeRA
 
 __all__ = [
     "IA3",
@@ -35,10 +37,12 @@ __all__ = [
     "Freeze",
     "FreezeBlocks",
     "FromPeft",
+    "HiRA",
     "Joined",
     "LoRA",
     "PrefixTuning",
     "PromptTuning",
+    "VeRA",
     "attach",
     "export",
     "fill",

@@ -62,10 +62,7 @@ class LoRALinear(AdaptedLinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.merged_forward:  # lora_alternative: add the product to W first, then multiply once
             return F.linear(x, self.merged_weight(), self.bias)  # [..., in] -> [..., out]
-        rows = x.reshape(-1, self.in_features)  # [..., in] -> [N, in]
-        dropped = self.dropout(rows) if self.dropout.p else None
-        y = LoRAProduct.apply(rows, dropped, self.weight, self.bias, self.lora_a, self.lora_b, self.scale)
-        return y.unflatten(0, x.shape[:-1]) if x.ndim > 1 else y[0]  # [N, out] -> [..., out]
+        return with_product(x, self.dropout, self.weight, self.bias, self.lora_a, self.lora_b, self.scale)
 
     def merged_weight(self) -> torch.Tensor:
         """Return W + scale · B A, [out, in]."""
@@ -75,6 +72,14 @@ class LoRALinear(AdaptedLinear):
     def merged(self) -> nn.Linear:
         """Return a plain Linear layer that computes the same, with a weight of its own and this layer's bias."""
         return plain_linear(self.merged_weight(), self.bias, like=self)
+
+
+def with_product(x: torch.Tensor, dropout: nn.Dropout, weight, bias, a, b, scale: float = 1.0) -> torch.Tensor:
+    """Return x Wᵀ + b + scale · dropout(x) Aᵀ Bᵀ, [..., in] -> [..., out], for a weight of either kind."""
+    rows = x.reshape(-1, x.shape[-1])  # [..., in] -> [N, in]
+    dropped = dropout(rows) if dropout.p else None
+    y = LoRAProduct.apply(rows, dropped, weight, bias, a, b, scale)
+    return y.unflatten(0, x.shape[:-1]) if x.ndim > 1 else y[0]  # [N, out] -> [..., out]
 
 
 class LoRAProduct(torch.autograd.Function):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from config import DEFAULTS, FREEZING, LORA, METHODS, SETTINGS, Run
+from config import DEFAULTS, FREEZING, LIKE_LORA, METHODS, SETTINGS, Run
 from data.batching import Batches
 from data.chat import ChatTask
 from model.transformer import Transformer
@@ -25,7 +25,7 @@ PURPOSES = {"train": "train", "validation": "validate", "test": "test", "general
 # Settings that lines of their own show, or that change nothing but what is shown.
 NOT_COMPARED = ("model", "checkpoint", "dataset", "data_dir", "device", "amp", "output_dir", "resume", "verbose")
 # Methods whose result a published model can hold: they train its own layers, or are folded into them.
-EXPORTED = {*FREEZING, *LORA, "ia3"}
+EXPORTED = {*FREEZING, *LIKE_LORA, "ia3"}
 
 
 def print_header(job: Job, model: Transformer, stages: list[Run], batches: dict[str, Batches], notes: list[str]) -> None:

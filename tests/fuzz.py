@@ -51,7 +51,7 @@ from tests.helpers import mutations as m  # noqa: E402
 from tests.helpers import setting_mutations as settings  # noqa: E402
 from tests.helpers.library import Library  # noqa: E402
 from tests.helpers.paths import ROOT  # noqa: E402
-from tests.helpers.same_as_library import LLAMAS, TEMPLATES, Comparison  # noqa: E402
+from tests.helpers.same_as_library import ADAPTERS, LLAMAS, TEMPLATES, Comparison  # noqa: E402
 from tests.helpers.same_as_library import make_templates as make_settings  # noqa: E402
 from tests.helpers.templates import interrupted_runs, make_templates  # noqa: E402
 from tests.helpers.watch import Failure, Watch, limit_resources  # noqa: E402
@@ -149,7 +149,6 @@ TRAIN = ("--max_steps", "1", "--device", "cpu", "--output_dir", "out")
 BY_CHECKPOINT = ("--checkpoint", "{}", "--dataset", "sentiment-pocket", *TRAIN)
 BY_DATA = ("--data_dir", "{}", "--dataset", "{name}", "--checkpoint", "{templates}/gpt2", "--context_length", "64", *TRAIN)
 RUNS, OWN = ("lora", "prefix", "stages"), ("own-csv", "own-tsv", "own-json", "own-jsonl")
-ADAPTERS = ("gpt2-lora", "distilbert-dora", "bert-ia3", "gpt2-prefix")
 BY_ADAPTER = ("--checkpoint", "{base}", "--adapter", "{}", "--dataset", "sentiment-pocket", *TRAIN)
 RUN_FILES = {"result.json": JSON, "trained.safetensors": SAFETENSORS}
 STATE_FILES = {"states/*": SAFETENSORS, "metrics.jsonl": (m.line_of_json, *TEXT)}

@@ -8,7 +8,16 @@ from model.architecture import Architecture
 from model.weights import name_of
 
 # Tensors of the layer that scores the classes, whole or added, with a row per class.
-WITH_ROWS = ("weight", "bias", "lora_B.weight", "lora_magnitude_vector", "lora_magnitude_vector.weight", "ia3_l")
+WITH_ROWS = (
+    "weight",
+    "bias",
+    "lora_B.weight",
+    "lora_magnitude_vector",
+    "lora_magnitude_vector.weight",
+    "ia3_l",
+    "vera_lambda_b",
+    "hira_B",
+)
 
 
 def classifier_path(architecture: Architecture) -> str:

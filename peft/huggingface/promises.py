@@ -10,6 +10,7 @@ from torch import nn
 from model.transformer import Transformer
 from peft.huggingface.files import AdapterFiles
 from peft.huggingface.names import PublishedNames, tied_names
+from peft.huggingface.settings import names_modules
 from utils.errors import UserError
 
 
@@ -26,7 +27,7 @@ def check_complete(model: Transformer, names: PublishedNames, adapter: AdapterFi
         possible = all(isinstance(model.get_submodule(one), nn.Linear) for one in own_paths)
         if possible and (in_body or not is_bare) and (not of_head or (kind == "classifier" and not adapter.replaces(path))):
             paths.append(path.removeprefix(names.prefix) if is_bare else path)
-    if adapter.config["peft_type"] in ("LORA", "IA3"):
+    if names_modules(adapter.config["peft_type"]):
         check_targets(adapter, paths, set(there.values()))
     tensors = [name for name, entry in names.tensors.items() if not entry.again and name != "score.bias"]
     if not adapter.ties_again and getattr(model.head, "kind", None) == "lm" and model.config.tied:

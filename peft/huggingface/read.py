@@ -7,6 +7,8 @@ An adapter is a directory with two files. `adapter_config.json` says of which ki
                    lora_alpha / r, or lora_alpha / sqrt(r) for `use_rslora`; `rank_pattern` and `alpha_pattern` give
                    single modules other values
     with use_dora  also PATH.lora_magnitude_vector [out]
+    VERA           vectors for each module and matrices for all of them, see `vera.py`
+    HIRA           base_model.model.PATH.hira_A [r, in] and hira_B [out, r]; `rank_pattern` as for LORA
     IA3            base_model.model.PATH.ia3_l, [out, 1] for what comes out of a module, [1, in] for what goes in
     PREFIX_TUNING, PROMPT_TUNING  prompt_embeddings, see `in_front.py`
     any of them    whole modules (`modules_to_save`), such as a new classifier: base_model.model.PATH.weight, beside
@@ -38,12 +40,14 @@ from model.transformer import Transformer
 from model.weights import published_shape, read_safetensors
 from peft.attach import train_head
 from peft.dora import DoRALinear
+from peft.hira import HiRA, HiRALinear
 from peft.huggingface.classifier import in_order
 from peft.huggingface.files import AdapterFiles
 from peft.huggingface.in_front import ATTACH_IN_FRONT
 from peft.huggingface.names import PublishedNames, no_place, tied_names
 from peft.huggingface.promises import check_complete
 from peft.huggingface.settings import NAME_PREFIX, check_settings
+from peft.huggingface.vera import PAIR, attach_vera, read_pair
 from peft.ia3 import IA3Linear
 from peft.lora import LoRA, LoRALinear
 from peft.registry import method
@@ -51,7 +55,10 @@ from peft.targets import adapt
 from utils.errors import UserError
 from utils.files import read_json
 
-ADDED = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector|ia3_l)(\.weight)?")  # names of added tensors
+SHARED = {"VERA": PAIR} | dict.fromkeys(ATTACH_IN_FRONT, ("prompt_embeddings",))  # tensors of no module, by the kind
+ADDED = re.compile(
+    r"(.+)\.(lora_A|lora_B|lora_magnitude_vector|hira_A|hira_B|vera_lambda_b|vera_lambda_d|ia3_l)(\.weight)?"
+)  # names of added tensors
 
 
 # --- the files
@@ -88,7 +95,7 @@ def read_adapter(name: str) -> AdapterFiles:
         raise UserError(f"--adapter {name} has no {tensor_file.name}{pickled}; save it with safetensors")
     tensors, _ = read_safetensors(tensor_file)
     prefix = NAME_PREFIX[kind]
-    if lost := [one for one in tensors if not one.startswith(prefix) and one != "prompt_embeddings"]:
+    if lost := [one for one in tensors if not one.startswith(prefix) and one not in SHARED.get(kind, ())]:
         raise UserError(
             f"{tensor_file} has {lost[0]}, which doesn't begin with {prefix}; the library wouldn't load it either"
         )
@@ -122,24 +129,27 @@ class FromPeft:
         if order:
             adapter = replace(adapter, tensors=in_order(adapter.tensors, order, architecture_of(model.config)))
         untie_if_apart(model, adapter)
+        kind = adapter.config["peft_type"]
         names, added, there = PublishedNames.of(model), {}, {}
         for name, tensor in adapter.tensors.items():
             if found := ADDED.fullmatch(name):
                 path = names.find(found[1], name, adapter)
                 added.setdefault(path, {})[found[2]] = tensor
                 there[path] = found[1]
-            elif name != "prompt_embeddings":
+            elif name not in SHARED.get(kind, ()):
                 replace_tensor(model, names, adapter, name)
-        kind = adapter.config["peft_type"]
         if not added and kind not in ATTACH_IN_FRONT:
             raise UserError(f"{adapter.folder} has no tensor of a {kind} adapter")
+        sites = {path: layers_of(model, names, adapter, path) for path in added}
+        pair = read_pair(adapter, added, sites) if kind == "VERA" else None
         for path, tensors in added.items():
-            modules = {name: model.get_submodule(name) for name in names.modules[path]}
-            layers = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
-            if len(layers) < len(modules):
-                raise UserError(f"{adapter.folder} adapts {path}, which is no Linear layer")
+            layers = sites[path]
             if kind == "LORA":
                 attach_lora(model, adapter, path, there[path], tensors, layers, self.plus_ratio)
+            elif kind == "HIRA":
+                attach_hira(model, adapter, path, there[path], tensors, layers)
+            elif pair:
+                attach_vera(model, adapter, path, tensors, layers, pair.to(next(iter(layers.values())).weight.device))
             else:
                 attach_ia3(model, adapter, path, tensors, layers)
         if kind in ATTACH_IN_FRONT:
@@ -184,6 +194,15 @@ def untie_if_apart(model: Transformer, adapter: AdapterFiles) -> None:
                 return untie(model)
 
 
+def layers_of(model: Transformer, names: PublishedNames, adapter: AdapterFiles, path: str) -> dict[str, nn.Linear]:
+    """Return the layers, by path, that a published module is here. Raises UserError where they aren't Linear layers."""
+    modules = {name: model.get_submodule(name) for name in names.modules[path]}
+    layers = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
+    if len(layers) < len(modules):
+        raise UserError(f"{adapter.folder} adapts {path}, which is no Linear layer")
+    return layers
+
+
 def sizes_of(layers: dict[str, nn.Linear]) -> tuple[int, int]:
     """Return the numbers of inputs and outputs of the published module that these layers are."""
     return next(iter(layers.values())).in_features, sum(layer.out_features for layer in layers.values())
@@ -224,6 +243,32 @@ def attach_lora(
         layer.lora_b.copy_(tensors["lora_B"].chunk(len(layers))[i])  # [3 D, r] -> [D, r]
         if dora:
             layer.magnitude.copy_(tensors["lora_magnitude_vector"].chunk(len(layers))[i])  # [3 D] -> [D]
+
+
+def attach_hira(
+    model: Transformer,
+    adapter: AdapterFiles,
+    path: str,
+    there: str,
+    tensors: dict[str, torch.Tensor],
+    layers: dict[str, nn.Linear],
+) -> None:
+    """Put a HiRA of the published module `path` on the layers that it is here. Raises UserError; see `attach_lora`."""
+    if tensors.keys() != {"hira_A", "hira_B"}:
+        raise UserError(f"{adapter.folder} has {', '.join(tensors)} for {path}; expected hira_A, hira_B")
+    rank = adapter.setting("r", int, 32)
+    by_pattern = adapter.setting_of_module("rank_pattern", there, int, rank)
+    if tensors["hira_A"].shape[:1] == (by_pattern,):  # the library's version 0.21 writes r whatever its patterns say
+        rank = by_pattern
+    hira = HiRA(rank, adapter.setting("hira_dropout", (int, float), 0.0))
+    n_in, n_out = sizes_of(layers)
+    adapter.check_shape(f"{path}.hira_A", tensors["hira_A"], (rank, n_in))
+    adapter.check_shape(f"{path}.hira_B", tensors["hira_B"], (n_out, rank))
+    adapt(model, layers, lambda linear: HiRALinear(linear, hira.rank, hira.dropout))
+    for name, rows in zip(layers, tensors["hira_B"].chunk(len(layers)), strict=True):
+        layer: Any = model.get_submodule(name)  # a HiRALinear by now
+        layer.hira_a.copy_(tensors["hira_A"])
+        layer.hira_b.copy_(rows)
 
 
 def attach_ia3(

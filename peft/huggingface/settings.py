@@ -6,7 +6,7 @@ from utils.errors import UserError
 from utils.settings import KnownSettings
 
 # What the names of the tensors begin with, by the kind of adapter.
-NAME_PREFIX = {"LORA": "base_model.model.", "IA3": "base_model.model."}
+NAME_PREFIX = dict.fromkeys(("LORA", "VERA", "HIRA", "IA3"), "base_model.model.")
 NAME_PREFIX |= {"PREFIX_TUNING": "base_model.", "PROMPT_TUNING": "base_model."}
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations (`init_lora_weights`)
 
@@ -35,6 +35,7 @@ SELECTION = (
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     *("modules_to_save", "task_type", "ensure_weight_tying"),
 )
+NEWER_SELECTION = ("exclude_modules", "ensure_weight_tying")  # which a VeRA doesn't have
 
 # Of what stands in front of a text.
 IN_FRONT = (
@@ -50,6 +51,22 @@ ADAPTER: dict[str, KnownSettings] = {
         ),
         HARMLESS | DRAWN | {"qalora_group_size": "of use_qalora, which is refused"},
         LORA_REFUSED,
+    ),
+    "VERA": KnownSettings(
+        (
+            *("peft_type", "r", "vera_dropout", "save_projection", "projection_prng_key"),
+            *(name for name in SELECTION if name not in NEWER_SELECTION),
+        ),
+        HARMLESS | {"d_initial init_weights": "how it was drawn; the file has the values"},
+        {"bias": ("none",)},
+    ),
+    "HIRA": KnownSettings(
+        (
+            *("peft_type", "r", "rank_pattern", "hira_dropout"),
+            *(name for name in SELECTION if name != "ensure_weight_tying"),
+        ),
+        HARMLESS | {"init_weights": "how it was drawn; the file has the values"},
+        {},
     ),
     "IA3": KnownSettings(("peft_type", *SELECTION), HARMLESS | DRAWN, {}),
     "PREFIX_TUNING": KnownSettings(
@@ -70,10 +87,15 @@ ADAPTER: dict[str, KnownSettings] = {
 }
 
 
+def names_modules(kind: str) -> bool:
+    """Return whether the settings of this kind of adapter name the modules that it adapts."""
+    return "target_modules" in ADAPTER[kind].used
+
+
 def check_settings(place: str, config: dict[str, Any]) -> None:
     """Raise UserError for a setting that would change what is computed and has no counterpart here, or isn't known."""
     ADAPTER[config["peft_type"]].check(place, config)
-    if "target_modules" in ADAPTER[config["peft_type"]].used and not config.get("target_modules"):
+    if names_modules(config["peft_type"]) and not config.get("target_modules"):
         raise UserError(f"{place} has no target_modules, and the library then takes its own choice; name the modules there")
     if empty := [name for name in ("rank_pattern", "alpha_pattern") if name in config and config[name] is None]:
         raise UserError(f"{place} has {empty[0]} = None; it must be an object of patterns and numbers")

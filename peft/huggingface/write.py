@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from model.gpt2 import GPT2
 from model.registry import architecture_of
@@ -15,14 +16,17 @@ from model.transformer import Transformer
 from model.weights import write_safetensors
 from peft.attach import merge
 from peft.dora import DoRALinear
+from peft.hira import HiRALinear
 from peft.huggingface.in_front import check_writable, embeddings_of, settings_in_front
 from peft.huggingface.names import PublishedNames, tied_names
 from peft.huggingface.settings import NAME_PREFIX
+from peft.huggingface.vera import written_as_one
 from peft.ia3 import IA3Linear
 from peft.lora import LoRALinear, principal_parts
 from peft.prefix import Prefix, ProjectedPrefix
 from peft.prompt import Prompt
 from peft.targets import AdaptedLinear, Added
+from peft.vera import SharedMatrices, VeRALinear
 from utils.errors import UserError
 
 IN_FRONT = (Prefix, Prompt)  # kinds of what stands in front of a text
@@ -44,6 +48,12 @@ def write_adapter(model: Transformer, base: Transformer, directory: Path, about:
         check_writable(model)
     names = PublishedNames.of(model)
     added, whole = what_differs(model, base, names, kind)
+    shared = {}
+    if kind is HiRALinear:
+        added = of_one_rank(added)
+    if kind is VeRALinear and added:
+        shared, vectors = written_as_one({path: layers for path, (layers, _) in added.items()})
+        added = {path: (None, parts) for path, parts in vectors.items()}
     if not added and kind not in IN_FRONT:
         raise UserError("the adapter would be empty: what was trained is whole modules; use --export_model")
     merge(model)
@@ -56,7 +66,7 @@ def write_adapter(model: Transformer, base: Transformer, directory: Path, about:
     tensors = {f"{path}.{name}": tensor for path, (_, parts) in added.items() for name, tensor in parts.items()}
     tensors |= whole_tensors(model, names, whole)
     prefix = NAME_PREFIX[config["peft_type"]]
-    tensors = {prefix + name: tensor for name, tensor in tensors.items()}
+    tensors = {prefix + name: tensor for name, tensor in tensors.items()} | shared
     if kind in IN_FRONT:
         tensors["prompt_embeddings"] = embeddings_of(model)
     tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
@@ -71,7 +81,7 @@ def what_differs(
 ) -> tuple[dict[str, tuple], set[str]]:
     """Return what was added to modules whose own weights are the published ones, and the modules that differ otherwise.
 
-    Both go by the published paths. What was added is a pair: (scale, tensors) of a LoRA, (of_input, tensors) of an IA3.
+    Both go by the published paths. What was added is a pair, see `part_of`.
     """
     added, whole = {}, set()
     for path, own_paths in names.modules.items():
@@ -81,12 +91,25 @@ def what_differs(
         if not own_paths[0].startswith("head.") and all(map(untouched, layers, originals)):
             if not any(isinstance(layer, AdaptedLinear) for layer in layers):
                 continue
-            part = vector_of(layers) if kind is IA3Linear else product_of(layers, originals)
+            part = part_of(layers, originals, kind)
         if part:
             added[path] = part
         else:
             whole.add(path)
     return added, whole
+
+
+def part_of(layers: list, originals: list, kind: type) -> tuple | None:
+    """Return what was added to a published module, None where the library can't say it there.
+
+    That is (scale, tensors) of a LoRA, (None, tensors) of a HiRA, (of_input, tensors) of an IA3; of a VeRA, whose tensors
+    depend on all modules, (layers, {}).
+    """
+    if kind is VeRALinear:
+        return layers, {}
+    if kind is IA3Linear:
+        return vector_of(layers)
+    return factors_of(layers) if kind is HiRALinear else product_of(layers, originals)
 
 
 def settings_of(model: Transformer, kind: type, added: dict[str, tuple], whole: set[str], names: PublishedNames) -> dict:
@@ -102,17 +125,26 @@ def settings_of(model: Transformer, kind: type, added: dict[str, tuple], whole: 
     settings["fan_in_fan_out"] = any(entry.transposed for entry in names.tensors.values())  # GPT-2's Conv1D: (in, out)
     if kind is IA3Linear:
         return settings | {"peft_type": "IA3"} | ia3_settings(added, names.modules)
+    if kind is VeRALinear:
+        return (
+            settings
+            | {"peft_type": "VERA", "bias": "none", "save_projection": True}
+            | rank_settings(added, "vera_lambda_d", names.modules)
+        )
+    if kind is HiRALinear:
+        return settings | {"peft_type": "HIRA"} | rank_settings(added, "hira_A", names.modules)
     lora = {"peft_type": "LORA", "use_dora": kind is DoRALinear, "bias": "none"}
     return settings | lora | lora_settings(added, names.modules)
 
 
 def kind_of(model: Transformer) -> type:
     """Return the one kind of what was added. Raises UserError where the library has none, or can't have both."""
-    kinds = {type(one) for one in model.modules() if isinstance(one, (AdaptedLinear, Added))}
+    kinds = {type(one) for one in model.modules() if isinstance(one, (AdaptedLinear, Added))} - {SharedMatrices}
     kinds = {Prefix if kind is ProjectedPrefix else kind for kind in kinds}
     names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
-    if len(kinds) != 1 or not kinds <= {LoRALinear, DoRALinear, IA3Linear, *IN_FRONT}:
-        raise UserError(f"the run has added {names}; an adapter of the library is LoRA, DoRA, IA3, a prefix or a prompt")
+    if len(kinds) != 1 or not kinds <= {LoRALinear, DoRALinear, VeRALinear, HiRALinear, IA3Linear, *IN_FRONT}:
+        kinds_there = "LoRA, DoRA, VeRA, HiRA, IA3, a prefix or a prompt"
+        raise UserError(f"the run has added {names}; an adapter of the library is {kinds_there}")
     return kinds.pop()
 
 
@@ -158,18 +190,42 @@ def product_of(layers: list[nn.Linear], originals: list[nn.Linear]) -> tuple[flo
                 a0, b0 = principal_parts(original.weight, len(a), layer.scale)
                 a, b = torch.cat([a, a0]), torch.cat([b, -b0], dim=1)  # [2 r, in], [out, 2 r]
         products.append((a, b))
-    first = products[0][0]
-    if all(torch.equal(a, first) for a, _ in products):
-        parts = {"lora_A.weight": first, "lora_B.weight": torch.cat([b for _, b in products])}
-    else:
-        parts = {
-            "lora_A.weight": torch.cat([a for a, _ in products]),  # 3 times [r, in] -> [3 r, in]
-            "lora_B.weight": torch.block_diag(*[b for _, b in products]),  # 3 times [D, r] -> [3 D, 3 r]
-        }
+    a, b = one_product(products)
+    parts = {"lora_A.weight": a, "lora_B.weight": b}
     if any(isinstance(layer, DoRALinear) for layer in layers):
         pairs = zip(layers, originals, strict=True)
         parts["lora_magnitude_vector"] = torch.cat([getattr(one, "magnitude", of.weight.norm(dim=1)) for one, of in pairs])
     return scale, parts
+
+
+def one_product(products: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return A [R, in] and B [out, R] whose product has the rows of several products, one below the other."""
+    first = products[0][0]
+    if all(torch.equal(a, first) for a, _ in products):
+        return first, torch.cat([b for _, b in products])
+    # 3 times [r, in] -> [3 r, in], 3 times [D, r] -> [3 D, 3 r]
+    return torch.cat([a for a, _ in products]), torch.block_diag(*[b for _, b in products])
+
+
+def factors_of(layers: list) -> tuple[None, dict[str, torch.Tensor]]:
+    """Return HiRA's product for a published module, whose layers here may have one each or none."""
+    products = []
+    for layer in layers:
+        nothing = (torch.zeros(0, layer.in_features), torch.zeros(layer.out_features, 0))
+        products.append((layer.hira_a, layer.hira_b) if isinstance(layer, HiRALinear) else nothing)
+    a, b = one_product(products)
+    return None, {"hira_A": a, "hira_B": b}
+
+
+def of_one_rank(added: dict[str, tuple]) -> dict[str, tuple]:
+    """Return HiRA's products, all with the largest rank, as the library loads them: with rows and columns of zeros."""
+    rank = max((len(parts["hira_A"]) for _, parts in added.values()), default=0)
+    wider = {}
+    for path, (_, parts) in added.items():
+        a, b = parts["hira_A"], parts["hira_B"]
+        more = rank - len(a)
+        wider[path] = None, {"hira_A": F.pad(a, (0, 0, 0, more)), "hira_B": F.pad(b, (0, more))}
+    return wider
 
 
 def vector_of(layers: list[nn.Linear]) -> tuple[bool, dict[str, torch.Tensor]] | None:
@@ -194,6 +250,12 @@ def lora_settings(added: dict[str, tuple], everywhere: Iterable[str]) -> dict:
         "rank_pattern": {name: size[0] for name, size in sizes.items() if size[0] != rank},
         "alpha_pattern": {name: size[1] for name, size in sizes.items() if size[1] != alpha},
     }
+
+
+def rank_settings(added: dict[str, tuple], tensor: str, everywhere: Iterable[str]) -> dict:
+    """Return target_modules, and r: the length of a tensor that all modules have."""
+    ranks = by_ending({path: len(parts[tensor]) for path, (_, parts) in added.items()}, everywhere)
+    return {"target_modules": [*ranks], "r": next(iter(ranks.values()))}
 
 
 def ia3_settings(added: dict[str, tuple], everywhere: Iterable[str]) -> dict:

@@ -47,6 +47,8 @@ CASES = {
     "sharded": {"fsdp": True},
     "sharded, LoRA": {"fsdp": True, "method": LORA},
     "sharded, LoRA+": {"fsdp": True, "method": replace(LORA, plus_ratio=16)},
+    "sharded, VeRA": {"fsdp": True, "method": peft.VeRA(rank=4)},
+    "sharded, HiRA": {"fsdp": True, "method": peft.HiRA(rank=4)},
     "sharded, dialogues": TOKENS | {"fsdp": True, "batch_size": 4, "accumulation_steps": 2, "max_grad_norm": 0.05},
     "sharded, activations computed twice": {"fsdp": True, "gradient_checkpointing": True},
     "sharded, bypass": {"fsdp": True, "method": peft.Bypass(taps="1", init="default")},

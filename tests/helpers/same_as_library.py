@@ -26,7 +26,7 @@ TEXTS = [
     "",
 ]
 KINDS = ("gpt2", "bert", "roberta", "distilbert")
-ADAPTERS = ("gpt2-lora", "distilbert-dora", "bert-ia3", "gpt2-prefix")
+ADAPTERS = ("gpt2-lora", "distilbert-dora", "roberta-vera", "gpt2-hira", "bert-ia3", "gpt2-prefix")
 LLAMAS = {  # kind, tokenizer, and what is said of the model
     "llama": ("llama", "smollm2", {"qkv_bias": True, "out_bias": True}),
     "llama3": ("llama", "llama3", {"rope": Rope(1e4, 8.0, 1.0, 4.0, 16), "tied": False}),

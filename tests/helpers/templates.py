@@ -181,6 +181,8 @@ def make_adapters(folder: Path) -> None:
     flags = {
         "gpt2-lora": ("lora", "--lora_rank", 2, "--lora_target", "attn,mlp", "--trainable_token_pos", "flexible"),
         "distilbert-dora": ("dora", "--lora_rank", 2, "--lora_target", "attn.q,mlp"),
+        "roberta-vera": ("vera", "--vera_rank", 3, "--lora_target", "attn.q,mlp"),
+        "gpt2-hira": ("hira", "--lora_rank", 2, "--lora_target", "attn.v,mlp", "--trainable_token_pos", "flexible"),
         "bert-ia3": ("ia3",),
     }
     for name, (method, *chosen) in flags.items():

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.weights import save_pretrained
-from peft import IA3, BitFit, DoRA, FreezeBlocks, Joined, LoRA, PrefixTuning, PromptTuning, attach, merge
+from peft import IA3, BitFit, DoRA, FreezeBlocks, HiRA, Joined, LoRA, PrefixTuning, PromptTuning, VeRA, attach, merge
 from peft.huggingface.read import FromPeft
 from peft.huggingface.write import fold_bias, write_adapter
 from tests.helpers.exchange import LABELS, PAD, fresh, inputs, logits, make_base, trained
@@ -38,6 +38,19 @@ TRAINED_HERE = {
     "gpt2 pissa": ("gpt2 lm", LoRA(rank=2, init="pissa", targets="attn.q,attn.k,mlp")),
     "gpt2 dora": ("gpt2 lm", DoRA(rank=3, targets="attn.q,attn.v,mlp.up")),
     "gpt2 ia3": ("gpt2 lm", IA3()),
+    "distilbert vera": ("distilbert", VeRA(rank=6, targets="attn.q,mlp")),
+    "distilbert hira": ("distilbert", HiRA(rank=3)),
+    "bert vera on everything": ("bert", VeRA(rank=5, targets="all")),
+    "bert hira in one block": ("bert", HiRA(rank=3, targets="attn,mlp.up", layers="1")),
+    "roberta vera": ("roberta", VeRA(rank=4, seed=3, targets="attn.v,mlp.down")),
+    "gpt2 vera": ("gpt2 lm", VeRA(rank=5)),
+    "gpt2 vera on queries": ("gpt2 lm", VeRA(rank=5, targets="attn.q")),
+    "gpt2 vera beside other modules": ("gpt2", VeRA(rank=5, targets="attn.q,attn.v,attn.out,mlp")),
+    "gpt2 hira": ("gpt2 lm", HiRA(rank=3)),
+    "gpt2 hira on everything": ("gpt2", HiRA(rank=3, targets="all")),
+    "qwen2 vera and norms": ("qwen2", Joined((VeRA(rank=4, targets="attn"), FreezeBlocks(part="norm")))),
+    "qwen3 hira": ("qwen3 lm", HiRA(rank=2, targets="attn.q,attn.k,mlp.down")),
+    "mistral vera": ("mistral lm", VeRA(rank=4, targets="attn.k,mlp.gate", layers="1")),
     "llama lora": ("llama", LoRA(rank=3, targets="attn.q,mlp.gate", layers="1")),
     "llama lora on everything": ("llama lm", LoRA(rank=3, targets="all")),
     "llama dora": ("llama lm", DoRA(rank=3, targets="attn.k,mlp")),
@@ -55,6 +68,7 @@ TRAINED_HERE = {
 }
 # What the library makes: name -> (kind, class of its configuration, settings).
 LORA = {"r": 4, "lora_alpha": 6}
+VERA = {"r": 6}
 PREFIX = {"num_virtual_tokens": 5}
 MADE_THERE = {
     "distilbert patterns": (
@@ -79,6 +93,23 @@ MADE_THERE = {
     "gpt2 ia3": ("gpt2 lm", "IA3Config", {}),
     "gpt2 prefix": ("gpt2 lm", "PrefixTuningConfig", PREFIX),
     "gpt2 prefix classifier": ("gpt2", "PrefixTuningConfig", PREFIX),
+    "distilbert vera": (
+        "distilbert",
+        "VeraConfig",
+        {**VERA, "target_modules": ["q_lin", "lin1"], "layers_to_transform": 1},
+    ),
+    "bert vera, drawn again": (
+        "bert",
+        "VeraConfig",
+        {**VERA, "target_modules": ["query", "dense"], "projection_prng_key": 7, "save_projection": False},
+    ),
+    "bert hira": ("bert", "HiraConfig", {"r": 4, "target_modules": "all-linear", "rank_pattern": {"query": 2}}),
+    "roberta hira": ("roberta", "HiraConfig", {"r": 4, "target_modules": ["value"], "modules_to_save": ["LayerNorm"]}),
+    "gpt2 vera": ("gpt2 lm", "VeraConfig", {**VERA, "target_modules": ["c_attn"]}),
+    "gpt2 vera beside other modules": ("gpt2", "VeraConfig", {**VERA, "target_modules": ["c_attn", "c_fc", "c_proj"]}),
+    "gpt2 hira": ("gpt2 lm", "HiraConfig", {"r": 4, "target_modules": ["c_attn", "c_fc"]}),
+    "qwen3 vera": ("qwen3 lm", "VeraConfig", {**VERA, "target_modules": ["q_proj", "k_proj", "up_proj"]}),
+    "llama hira": ("llama", "HiraConfig", {"r": 4, "target_modules": r".*\.1\..*(q|down)_proj"}),
     "llama patterns": (
         "llama",
         "LoraConfig",

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import experiments
 from model import from_pretrained
-from peft import Adapter, BitFit, DoRA, FreezeBlocks, Joined, LoRA, PrefixTuning, PromptTuning, attach
+from peft import Adapter, BitFit, DoRA, FreezeBlocks, HiRA, Joined, LoRA, PrefixTuning, PromptTuning, VeRA, attach
 from peft.huggingface.read import FromPeft, read_adapter
 from peft.huggingface.settings import ADAPTER
 from peft.huggingface.write import check_expressible, fold_bias, write_adapter
@@ -33,8 +33,8 @@ def an_adapter(folder: Path, **changes) -> Path:
 OTHER = {"r": "left out", "lora_alpha": "left out"}  # settings that another kind of adapter doesn't have
 MALFORMED = {
     "of an unknown kind": (
-        {"peft_type": "VERA"},
-        "peft_type = 'VERA'; what can be read: LORA, IA3, PREFIX_TUNING, PROMPT_TUNING",
+        {"peft_type": "OFT"},
+        "peft_type = 'OFT'; what can be read: LORA, VERA, HIRA, IA3, PREFIX_TUNING, PROMPT_TUNING",
     ),
     "without a kind": ({"peft_type": "left out"}, "peft_type = None"),
     "without a rank": ({"r": "left out"}, "r = None; it must be int"),
@@ -50,6 +50,13 @@ MALFORMED = {
     "with a pattern that is null": ({"alpha_pattern": None}, "has alpha_pattern = None; it must be an object"),
     "with a key that nobody knows": ({"lora_gain": 2}, "sets lora_gain to 2, and what that means isn't known here"),
     "of IA3 with products": (OTHER | {"peft_type": "IA3"}, "expected ia3_l"),
+    "of VeRA with products": (
+        OTHER | {"peft_type": "VERA", "save_projection": False},
+        "expected vera_lambda_b, vera_lambda_d",
+    ),
+    "of VeRA without a rank": (OTHER | {"peft_type": "VERA", "r": 0}, "--vera_rank is 0; it must be at least 1"),
+    "of VeRA with biases": (OTHER | {"peft_type": "VERA", "bias": "vera_only"}, "sets bias to 'vera_only'"),
+    "of HiRA with products": (OTHER | {"peft_type": "HIRA"}, "expected hira_A, hira_B"),
     "of a prefix without one": (
         OTHER | {"peft_type": "PREFIX_TUNING", "target_modules": "left out", "layers_to_transform": "left out"},
         "prompt_embeddings|no place",
@@ -108,11 +115,49 @@ def test_an_adapter_by_its_name_comes_from_the_cache(alone):
         read_adapter("owner/other")
 
 
+VERA_CHANGES = {
+    "no matrices": (
+        lambda name, one: None if "vera_A" in name else one,
+        {},
+        "has no base_model.vera_A, which save_projection",
+    ),
+    "other matrices": (
+        lambda name, one: one[1:] if "vera_B" in name else one,
+        {},
+        r"vera_B has shape .*, expected \[16, 4\]",
+    ),
+    "other vectors": (
+        lambda name, one: one[1:] if "lambda_b" in name else one,
+        {},
+        r"lambda_b has shape \[15\], expected \[16\]",
+    ),
+    "another rank": (lambda name, one: one, {"r": 2**20}, r"lambda_d has shape \[4\], expected \[1048576\]"),
+    "a key": (lambda name, one: one, {"projection_prng_key": -1}, "--vera_seed is -1; it must be at least 0"),
+    "a dropout": (lambda name, one: one, {"vera_dropout": 2}, "--lora_dropout is 2; it must be below 1"),
+}
+
+
+@pytest.mark.parametrize("what", VERA_CHANGES)
+def test_a_vera_that_lacks_something_is_refused(what, tmp_path):
+    change, settings, message = VERA_CHANGES[what]
+    base = make_base("distilbert", tmp_path / "base")
+    model = trained(base, "distilbert", VeRA(rank=4))
+    write_adapter(model, fresh(base, "distilbert"), tmp_path / "out", {})
+    files = [tmp_path / "out" / f"adapter_{kind}" for kind in ("config.json", "model.safetensors")]
+    files[0].write_text(json.dumps(json.loads(files[0].read_text()) | settings))
+    tensors = {name: change(name, one) for name, one in load_file(files[1]).items()}
+    save_file({name: one.contiguous() for name, one in tensors.items() if one is not None}, files[1])
+    with pytest.raises(UserError, match=message):
+        attach(fresh(base, "distilbert"), FromPeft(str(tmp_path / "out")))
+
+
 REFUSED = {
     "a prefix": ("distilbert", PrefixTuning(3), "a prefix or prompt can't be exported"),
     "a prompt before a table of positions": ("gpt2 lm", PromptTuning(3), "a prefix or prompt can't be exported"),
     "a prefix on a few blocks": ("llama lm", PrefixTuning(3, layers="1"), "block 0 has no prefix .*on every block"),
     "a prefix and LoRA": ("llama lm", Joined((PrefixTuning(3), LoRA())), "has added LoRALinear, Prefix"),
+    "two VeRAs": ("gpt2 lm", Joined((VeRA(targets="attn.q"), VeRA(seed=1, targets="attn.v"))), "has several VeRAs"),
+    "VeRA and HiRA": ("gpt2 lm", Joined((VeRA(targets="attn.q"), HiRA(targets="mlp"))), "has added HiRALinear, VeRALinear"),
     "bottlenecks": ("distilbert", Adapter(reduction_factor=4), "has added AdapterLinear, Bottleneck"),
     "two kinds": ("gpt2 lm", Joined((LoRA(targets="attn.q"), DoRA(targets="attn.v"))), "added DoRALinear, LoRALinear"),
     "nothing added": ("distilbert", BitFit(), "has added nothing"),

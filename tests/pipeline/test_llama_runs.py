@@ -71,7 +71,7 @@ def test_without_a_data_set_the_default_is_spam(members, alone):
     "method",
     [
         *("all", "last_two_blocks", "last_layer", "freeze", "bitfit", "lora", "lora_alternative", "dora", "ia3", "adapter"),
-        *("bypass", "prefix", "prompt", "lora+bypass", "lora+prefix"),
+        *("vera", "hira", "bypass", "prefix", "prompt", "lora+bypass", "lora+prefix"),
     ],
 )
 def test_every_method_trains(method, experiment, members):

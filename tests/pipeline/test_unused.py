@@ -87,12 +87,15 @@ REFUSED = {
     ),
     "--lora_alpha 4": "--lora_alpha is not used by --trainable_layers last_block; it belongs to lora, lora_alternative",
     "--trainable_layers ia3 --lora_plus_ratio 2": "it belongs to lora, lora_alternative, dora, peft",
+    "--trainable_layers vera --lora_rank 4": "it belongs to lora, lora_alternative, dora, hira",
+    "--trainable_layers lora --vera_rank 4": "it belongs to vera",
+    "--trainable_layers hira --vera_seed 0": "it belongs to vera",
     "--trainable_layers lora --adapter_placement houlsby": "it belongs to adapter",
     "--trainable_layers bitfit --reduction_factor 16": "it belongs to adapter",  # its default, but given
     "--trainable_layers lora+bypass --prefix_length 3": "--trainable_layers lora+bypass; it belongs to prefix, prompt",
     "--trainable_layers prompt --prefix_projection": "it belongs to prefix",
     "--trainable_layers prompt --no-prefix_projection": "it belongs to prefix",
-    "--trainable_layers prompt --layers 0": "it belongs to freeze, lora, lora_alternative, dora, ia3, adapter, prefix",
+    "--trainable_layers prompt --layers 0": "it belongs to freeze, lora, lora_alternative, dora, vera, hira",
     "--trainable_layers lora --part mlp": "it belongs to freeze",
     **{
         f"--trainable_layers prefix --{name} {value}": f"--{name} is not used by --trainable_layers prefix; it belongs"

@@ -31,7 +31,8 @@ def base_precision(experiment, fixtures):
     )
     again = experiment(*LORA, "--quantization_bit", 8, output_dir="bits")  # the same by the name of another tool
     assert again.logged("loss") == kept.logged("loss") and again.result["config"]["base_precision"] == "int8"
-    for flags in (["--trainable_layers", "all"], ["--lora_init", "pissa", *LORA], ["--stages", "layer_by_layer"]):
+    hira = ["--trainable_layers", "hira"]
+    for flags in (["--trainable_layers", "all"], ["--lora_init", "pissa", *LORA], ["--stages", "layer_by_layer"], hira):
         with pytest.raises(UserError, match="base_precision"):
             experiment("--base_precision", "int4", *flags)
 

@@ -38,6 +38,8 @@ def trainable_layers(experiment, fixtures):
     adapters = 2 * (2 * 2 * 32 + 2 + 32)
     counts |= {"freeze": head + 2 * block, "bitfit": biases + 2 * 32, "adapter": head + adapters, "bypass": head + 33 * 32}
     counts |= {"prefix": head + 2 * 2 * 16 * 32, "prompt": head + 16 * 32, "ia3": head + 2 * (32 + 32 + 128)}
+    counts["vera"] = head + 13 * 256 + 2 * (5 * 32 + 128) + 2  # a d per Linear layer, and a b per output: no matrix
+    counts["hira"] = counts["lora"]
     counts["dora"] = counts["lora"] + 2 * (5 * 32 + 128) + 2  # and a magnitude per output
     counts["adapter+bypass"] = head + adapters + 33 * 32
     for choice, expected in counts.items():
@@ -117,6 +119,20 @@ def lora_plus_ratio(experiment, fixtures):
     torch.testing.assert_close(moved("--lora_plus_ratio", 16) / moved(), torch.tensor(16.0), rtol=0.05, atol=0)
     with pytest.raises(UserError, match="--lora_plus_ratio is 0; it must be above 0"):
         experiment(*LORA, "--lora_plus_ratio", 0)
+
+
+@check("vera_rank", "vera_seed")
+def vera(experiment, fixtures):
+    vera = ("--trainable_layers", "vera", "--lora_target", "attn.q")
+    for rank in (3, 7):
+        found = experiment(*vera, "--vera_rank", rank).tensors
+        assert {tuple(t.shape) for name, t in found.items() if "vera" in name} == {(rank,), (32,)}
+    plain, again, other = (experiment(*vera, *more) for more in ((), ("--vera_seed", 0), ("--vera_seed", 1)))
+    assert plain.logged("loss") == again.logged("loss")
+    assert plain.logged("loss")[0] == other.logged("loss")[0]  # nothing is added yet
+    assert differ(plain.tensors, other.tensors)
+    with pytest.raises(UserError, match="--vera_rank is 0; it must be at least 1"):
+        experiment(*vera, "--vera_rank", 0)
 
 
 @check("layers", "part")
