@@ -174,9 +174,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure one step and print it as a line of JSON."""
-    args = parse()
+    args = parse(argv)
     device = pick_device(args.device)
     said = {name: getattr(args, name) for name in ("model", "trainable_layers", "batch_size")}
     lora = {"lora_rank": 16, "lora_alpha": 16.0} if args.trainable_layers == "lora" else {}
