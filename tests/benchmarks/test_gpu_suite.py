@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -141,6 +142,27 @@ def test_other_steps_run(row, args, where, tmp_path):
     args.amp = "off"
     record = gpu.judged(run_row(row, args, where, tmp_path))
     assert record["mfu"] > 0 and record.get("agree", True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("row", [9, 12, 24, 25, 26, 27])
+def test_rows_run_on_a_gpu(row, args, where, tmp_path):
+    record = run_row(row, args, replace(where, device=gpu.DEVICE), tmp_path)
+    assert record["ours_seconds"] > 0 and record["ours_peak_bytes"] > 0
+    assert row < 20 or gpu.judged(record).get("agree", True)
+
+
+def test_fp16_counts_no_loss_of_a_step_that_was_left_out():
+    run = resolve(Run(model="gpt2-pocket", trainable_layers="all", batch_size=2, amp="fp16"), RECIPE)
+    one = step.Step(run, 16, measure.CPU)
+    one.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)  # too large for fp16
+    before = one.model.final_norm.weight.detach().clone()
+    one()
+    assert one.losses == [] and torch.equal(one.model.final_norm.weight, before)
+    one.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    one()
+    assert len(one.losses) == 1 and not torch.equal(one.model.final_norm.weight, before)
 
 
 def test_counted_operations_are_those_of_the_formula(monkeypatch):
