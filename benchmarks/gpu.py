@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import encoders
+from benchmarks import encoders, step
 from benchmarks.inputs import spam_texts, write_gpt2
 from benchmarks.measure import ROOT, Comparison, Side, last_line, precision_of
 from benchmarks.spam import FULL_LENGTH, LENGTH, N_SPAM, our_run
@@ -28,7 +28,7 @@ PACKAGES = {name: encoders.PACKAGES[name] for name in ("transformers", "peft")}
 REPEATS = 1
 DEVICE = torch.device("cuda")
 LIBRARIES, PRODUCTS = "transformers + peft", "matrix products"
-ROUNDING = 0.05  # of the first loss: how far 16 bits, or blocks that were compiled, may take a loss in these few steps
+ROUNDING = 0.02  # of the first loss: how far 16 bits, or blocks that were compiled, may take a loss in these few steps
 SAME = 0.01  # the same for steps whose operations are the same
 
 # Dense bf16 products, floating-point operations per second, by torch's name of the device. From NVIDIA's data sheets of the
@@ -183,7 +183,8 @@ def our_step(one: Steps, flags: tuple[str, ...], amp: str, checkpoint: Path, whe
 def their_step(one: Steps, amp: str, checkpoint: Path, folder: Path, where: Where) -> Side:
     """Return the program that measures the libraries' step, run in a folder where nothing hides its packages."""
     precision = precision_of(amp, where.device).replace("fp32", "off")
-    settings = [word for name in ("learning_rate", "weight_decay", "seed") for word in (f"--{name}", str(RECIPE[name]))]
+    rates = {"learning_rate": step.LEARNING_RATE, "weight_decay": RECIPE["weight_decay"], "seed": RECIPE["seed"]}
+    settings = [word for name, value in rates.items() for word in (f"--{name}", str(value))]
     more = [*settings, "--amp", precision, "--device", where.device.type]
     program = [sys.executable, "-P", str(ROOT / "benchmarks/peers/hf_step.py"), "--checkpoint", str(checkpoint)]
     return Side([*program, "--method", one.method, *shape_of(one, where), *more], folder, last_line)

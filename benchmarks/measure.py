@@ -188,7 +188,11 @@ def markdown(records: list[dict], title: str) -> str:
         cells[1] += f" ({one['note']})" if one.get("note") else ""
         cells += [number(one[name], 1e6 if name.endswith("bytes") else 1) for name in COLUMNS]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "Medians. Seconds of the whole job, or of one step where the work is a step; MB at most in use by the process.", ""]
+    lines += [
+        "",
+        "Medians. Seconds of the whole job, or of one step where the work is a step; MB at most in use by the process.",
+        "",
+    ]
     machines = {json.dumps([one.get("machine"), one.get("versions")]): one for one in records}
     for one in machines.values():
         machine, known = one.get("machine") or {}, one.get("versions") or {}

@@ -40,6 +40,7 @@ from training.metrics_log import Metrics
 from training.optimizer import make_optimizer
 
 DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LEARNING_RATE = 2e-7  # at the recipe's, losses of large models jump on one batch, and rounding would decide where to
 aten = torch.ops.aten
 
 
@@ -180,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
     device = pick_device(args.device)
     said = {name: getattr(args, name) for name in ("model", "trainable_layers", "batch_size")}
     lora = {"lora_rank": 16, "lora_alpha": 16.0} if args.trainable_layers == "lora" else {}
-    run = resolve(Run(**said, **lora, amp=pick_amp(args.amp, device)), RECIPE)
+    run = resolve(Run(**said, **lora, learning_rate=LEARNING_RATE, amp=pick_amp(args.amp, device)), RECIPE)
     limit = config_of(run.model).context_length
     assert args.length <= limit, f"--length {args.length} is above the model's context, {limit}"
     if args.ddp:
