@@ -22,12 +22,23 @@ from utils.errors import UserError
 SEED = 123
 
 
-def write_gpt2(directory: Path, data_dir: str | None, head: bool = False) -> Path:
-    """Write GPT-2 at its smallest published size, drawn as GPT-2 was, and its tokenizer; if `head`, with a classifier."""
+def write_gpt2(
+    directory: Path,
+    data_dir: str | None,
+    head: bool = False,
+    config: GPT2Config | None = None,
+    device: torch.device | str = "cpu",
+) -> Path:
+    """Write a GPT-2, drawn as GPT-2 was, and its tokenizer; if `head`, with a classifier.
+
+    config   None: the smallest published size
+    device   where it is drawn. A GPU draws the largest in a second, and other numbers than the CPU
+    """
     if (directory / "model.safetensors").exists():
         return directory
     torch.manual_seed(SEED)
-    model = init_gpt2(GPT2(GPT2Config()))
+    with torch.device(device):
+        model = init_gpt2(GPT2(config or GPT2Config()))
     if head:
         add_classifier(model)
         torch.nn.init.zeros_(model.head.classifier.bias)  # transformers' has none

@@ -188,7 +188,11 @@ def markdown(records: list[dict], title: str) -> str:
         cells[1] += f" ({one['note']})" if one.get("note") else ""
         cells += [number(one[name], 1e6 if name.endswith("bytes") else 1) for name in COLUMNS]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "Medians. Seconds of the whole job (of one step in `growth`); MB at most in use by the process.", ""]
+    lines += [
+        "",
+        "Medians. Seconds of the whole job, or of one step where the work is a step; MB at most in use by the process.",
+        "",
+    ]
     machines = {json.dumps([one.get("machine"), one.get("versions")]): one for one in records}
     for one in machines.values():
         machine, known = one.get("machine") or {}, one.get("versions") or {}
@@ -202,8 +206,8 @@ def markdown(records: list[dict], title: str) -> str:
     return "\n".join([*lines, "```", ""])
 
 
-def machine() -> dict:
-    """Return what a time depends on of this machine."""
+def machine(device: torch.device = CPU) -> dict:
+    """Return what a time on that device depends on of this machine."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -215,7 +219,14 @@ def machine() -> dict:
         "threads": torch.get_num_threads(),
         "native_bf16": native_bf16(),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None,
+        **(gpu(device) if device.type == "cuda" else {}),
     }
+
+
+def gpu(device: torch.device) -> dict:
+    """Return the same of a GPU."""
+    about = torch.cuda.get_device_properties(device)
+    return {"gpu": about.name, "gpu_memory_bytes": about.total_memory, "cuda": torch.version.cuda}
 
 
 def native_bf16() -> bool:
@@ -223,9 +234,9 @@ def native_bf16() -> bool:
     return precision_of("auto") == "bf16"
 
 
-def precision_of(amp: str) -> str:
-    """Return what --amp means on this machine: bf16 or fp32."""
-    return "bf16" if pick_amp(amp, CPU) == "bf16" else "fp32"
+def precision_of(amp: str, device: torch.device = CPU) -> str:
+    """Return what --amp means on that device of this machine: bf16, fp16 or fp32. Raises UserError."""
+    return pick_amp(amp, device).replace("off", "fp32")
 
 
 def all_versions(packages: dict[str, str]) -> dict:

@@ -3,6 +3,7 @@
 python benchmarks/run.py --suite spam --data_dir DIR                 rows of the spam table, against the published loop
 python benchmarks/run.py --suite encoders --data_dir DIR             DistilBERT, against transformers and peft
 python benchmarks/run.py --suite growth --data_dir DIR               how ours grows with length, batch, model and texts
+python benchmarks/run.py --suite gpu --data_dir DIR                  the spam table and training steps on a GPU
 python benchmarks/run.py --suite spam --rows 1,11 --fraction 0.1     two rows on a tenth of the texts
 """
 
@@ -23,7 +24,7 @@ from experiments import parse_rows
 from utils.errors import UserError, run_program
 from utils.files import user_path
 
-SUITES = ("spam", "encoders", "growth")
+SUITES = ("spam", "encoders", "growth", "gpu")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -41,7 +42,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rows", help="of the suite, only these: 1,3-5; FILE keeps its others")
     parser.add_argument("--fraction", type=float, default=1.0, help="of the texts (default 1); epochs stay")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="default: benchmarks/results/SUITE.json")
-    parser.add_argument("--repeats", type=int, metavar="K", help="measurements of each side (default: 3, of growth 1)")
+    parser.add_argument("--repeats", type=int, metavar="K", help="measurements of each side (default: 3; of growth, gpu 1)")
     parser.add_argument("--amp", choices=("auto", "off", "bf16"), default="auto", help="of ours, as in experiments.py")
     parser.add_argument("--data_dir", type=os.path.expanduser, help="as in experiments.py (default: our cache)")
     parser.add_argument("--output_dir", type=user_path, help="keeps weights, texts and runs here (default: thrown away)")
@@ -85,34 +86,47 @@ def main(argv: list[str]) -> int:
     args = parse(argv)
     suite = importlib.import_module(f"benchmarks.{args.suite}")
     rows, repeats = chosen_rows(args.rows, suite), args.repeats or suite.REPEATS
-    measure.need_packages(suite.PACKAGES)
+    packages = suite.needed(rows) if hasattr(suite, "needed") else suite.PACKAGES
+    measure.need_packages(packages)
     file = args.json or RESULTS / f"{args.suite}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     records = measure.read_records(file)
-    about = {"machine": measure.machine(), "versions": measure.all_versions(suite.PACKAGES)}
+    device, disagree = getattr(suite, "DEVICE", measure.CPU), []
+    about = {"machine": measure.machine(device), "versions": measure.all_versions(packages)}
     with work_folder(args.output_dir) as folder:
         shown = {str(folder): "INPUTS"} | ({str(Path(args.data_dir).resolve()): args.data_dir} if args.data_dir else {})
         for comparison in suite.comparisons(rows, args, folder):
             print(f"{comparison.work}, {comparison.precision} ...", flush=True)
             record = measure.measure(comparison, repeats, shown) | about
-            records = measure.merged(records, record)
-            for one in suite.derived(records) if hasattr(suite, "derived") else ():
-                records = measure.merged(records, one)
+            records = with_derived(measure.merged(records, record), suite)
             measure.write_records(records, file, suite.TITLE)  # after each, so that what is measured stays
+            record = next(one for one in records if measure.key_of(one) == measure.key_of(record))
             print(summary(record), flush=True)
+            disagree += [f"row {record['row']}"] if record.get("agree") is False else []
     print(f"saved    {file} and {file.with_suffix('.md')}")
-    return 0
+    if disagree:
+        print("error: the losses of both sides don't agree:", ", ".join(disagree), file=sys.stderr)
+    return 1 if disagree else 0
+
+
+def with_derived(records: list[dict], suite) -> list[dict]:
+    """Return the records with what the suite makes of them, where it does; what it added earlier, `derived`, is dropped."""
+    records = [one for one in records if not one.get("derived")]
+    for one in suite.derived(records) if hasattr(suite, "derived") else ():
+        records = measure.merged(records, one)
+    return records
 
 
 def summary(record: dict) -> str:
     """Return a measurement in one line."""
     shown = {name: measure.number(record[name], 1e6 if name.endswith("bytes") else 1) for name in measure.COLUMNS}
-    if record.get("note"):
+    if record["ours_seconds"] is None:
         return f"  {record['note']}"
-    return (
+    line = (
         f"  {shown['ours_seconds']} s against {shown['peer_seconds']} s: {shown['time_ratio']}; "
         f"{shown['ours_peak_bytes']} MB against {shown['peer_peak_bytes']} MB: {shown['memory_ratio']}"
     )
+    return f"{line}; {record['note']}" if record.get("note") else line
 
 
 if __name__ == "__main__":

@@ -73,10 +73,13 @@ def compare(row: int, amp: str, fraction: float, inputs: Inputs) -> Comparison:
     )
 
 
-def our_run(flags: list[str], amp: str, checkpoint: Path, output: Path) -> Side:
-    """Return our command line on the CPU. Every step is logged, for the loss of the first."""
-    words = ["--checkpoint", str(checkpoint), "--device", "cpu", "--amp", amp, "--logging_steps", "1"]
-    command = [sys.executable, "experiments.py", *flags, *words, "--output_dir", str(output)]
+def our_run(
+    flags: list[str], amp: str, checkpoint: Path, output: Path, device: str = "cpu", logging_steps: int = 1
+) -> Side:
+    """Return our command line. On the CPU every step is logged, for the loss of the first."""
+    words = {"checkpoint": checkpoint, "device": device, "amp": amp, "logging_steps": logging_steps, "output_dir": output}
+    more = [word for name, value in words.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "experiments.py", *flags, *more]
     return Side(command, ROOT, partial(read_run, output))
 
 

@@ -189,8 +189,11 @@ class LossModule(nn.Module):
 def ddp_wrap(model: nn.Module) -> Callable:
     """Return the loss of a batch as a function (batch, ignore_index) -> `fast_path.loss`, with gradients averaged over the
     processes."""
-    if size() == 1:
-        return partial(fast_path.loss, model)
+    return partial(fast_path.loss, model) if size() == 1 else in_ddp(model)
+
+
+def in_ddp(model: nn.Module) -> nn.parallel.DistributedDataParallel:
+    """Return the same in DistributedDataParallel, be there one process in the group or several."""
     # find_unused_parameters: what a step doesn't use has no gradient that could be waited for.
     # broadcast_buffers: the buffers are frozen weights in fewer bits, which are the same everywhere.
     options = {"find_unused_parameters": True, "broadcast_buffers": False, "gradient_as_bucket_view": True}

@@ -16,6 +16,7 @@ from data.spam import RECIPE
 from tests.helpers.paths import ROOT
 from utils.errors import UserError
 
+CPU = measure.CPU
 SHOWN = {"/somewhere": "INPUTS", "/shared/data": "../data"}
 OURS, THEIRS = (measure.Side([name], ROOT, json.loads) for name in ("ours", "theirs"))
 
@@ -188,10 +189,10 @@ def test_growth_names_each_step_once():
 
 
 def test_a_step_is_measured_beside_its_matrix_products(monkeypatch):
-    assert step.product_rate(4, 8, "off", seconds=0) > 0
-    monkeypatch.setattr(step, "product_rate", lambda tokens, dim, amp: 1e9)
+    assert step.product_rate(4, 8, "off", CPU, seconds=0) > 0
+    monkeypatch.setattr(step, "product_rate", lambda tokens, dim, amp, device: 1e9)
     run = resolve(Run(model="gpt2-pocket", trainable_layers="all", batch_size=2, amp="off"), RECIPE)
-    found = step.measure(run, 16, 2)
+    found = step.measure(run, 16, 2, CPU)
     blocks = 4 * 12 * 192 * 192  # parameters in the matrices of 4 blocks; the last one's output is read at one position
     forward = 2 * 32 * blocks
     assert 3 * forward * 3 / 4 < found["flops"] < 3 * forward * 1.2  # backward is twice that
