@@ -3,6 +3,7 @@
 python benchmarks/run.py --suite spam --data_dir DIR                 rows of the spam table, against the published loop
 python benchmarks/run.py --suite encoders --data_dir DIR             DistilBERT, against transformers and peft
 python benchmarks/run.py --suite growth --data_dir DIR               how ours grows with length, batch, model and texts
+python benchmarks/run.py --suite memory                              what a step takes, against what was computed
 python benchmarks/run.py --suite gpu --data_dir DIR                  the spam table and training steps on a GPU
 python benchmarks/run.py --suite spam --rows 1,11 --fraction 0.1     two rows on a tenth of the texts
 """
@@ -24,7 +25,7 @@ from experiments import parse_rows
 from utils.errors import UserError, run_program
 from utils.files import user_path
 
-SUITES = ("spam", "encoders", "growth", "gpu")
+SUITES = ("spam", "encoders", "growth", "memory", "gpu")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -42,7 +43,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rows", help="of the suite, only these: 1,3-5; FILE keeps its others")
     parser.add_argument("--fraction", type=float, default=1.0, help="of the texts (default 1); epochs stay")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="default: benchmarks/results/SUITE.json")
-    parser.add_argument("--repeats", type=int, metavar="K", help="measurements of each side (default: 3; of growth, gpu 1)")
+    parser.add_argument(
+        "--repeats", type=int, metavar="K", help="measurements of each side (default: 3, or what a suite needs)"
+    )
     parser.add_argument("--amp", choices=("auto", "off", "bf16"), default="auto", help="of ours, as in experiments.py")
     parser.add_argument("--data_dir", type=os.path.expanduser, help="as in experiments.py (default: our cache)")
     parser.add_argument("--output_dir", type=user_path, help="keeps weights, texts and runs here (default: thrown away)")

@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +30,8 @@ import peft
 from config import Run, resolve
 from data.batching import Batch, Batches, Example
 from data.spam import RECIPE
-from model import config_of, fast_path, from_pretrained
+from model import config_of, fast_path
+from pipeline.build import build_model
 from pipeline.result import count_parameters, device_name, peak_memory_bytes, reset_peak_memory
 from train import accumulate_gradients, update, windows_of
 from training import distributed
@@ -102,7 +104,9 @@ class Step:
     def __init__(self, run: Run, length: int, device: torch.device, ddp: bool = False):
         torch.manual_seed(run.seed)
         drawn = not Path(run.model).is_dir()
-        model = from_pretrained(run.model, head="classifier", num_labels=2, random_weights=drawn)
+        started = time.perf_counter()
+        model = build_model(replace(run, weights="random" if drawn else "pretrained"), 2)
+        self.load_seconds, self.load_peak_bytes = time.perf_counter() - started, peak_memory_bytes(device)
         self.model = peft.attach(model, peft.method_of(run)).to(device).train()
         self.run, self.device = run, device
         self.optimizer = make_optimizer(model, run)
@@ -135,6 +139,7 @@ def measure(run: Run, length: int, steps: int, device: torch.device, compiled: b
     ddp        gradients go through DistributedDataParallel, in a group of one process
     """
     reset_peak_memory(device)
+    before = peak_memory_bytes(device)
     step = Step(run, length, device, ddp)
     with FlopCounterMode(display=False) as counter:
         step()
@@ -150,6 +155,9 @@ def measure(run: Run, length: int, steps: int, device: torch.device, compiled: b
         "seconds": median,
         "limit_seconds": flops / rate,
         "peak_bytes": peak_memory_bytes(device),
+        "bytes_before": before,
+        "load_peak_bytes": step.load_peak_bytes,
+        "load_seconds": step.load_seconds,
         "tokens_per_second": tokens / median,
         "flops": flops,
         "rate": rate,
@@ -169,6 +177,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--length", type=int, required=True)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--amp", default="auto")
+    parser.add_argument("--base_precision", default="fp32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--ddp", action="store_true")
@@ -179,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measure one step and print it as a line of JSON."""
     args = parse(argv)
     device = pick_device(args.device)
-    said = {name: getattr(args, name) for name in ("model", "trainable_layers", "batch_size")}
+    said = {name: getattr(args, name) for name in ("model", "trainable_layers", "batch_size", "base_precision")}
     lora = {"lora_rank": 16, "lora_alpha": 16.0} if args.trainable_layers == "lora" else {}
     run = resolve(Run(**said, **lora, learning_rate=LEARNING_RATE, amp=pick_amp(args.amp, device)), RECIPE)
     limit = config_of(run.model).context_length

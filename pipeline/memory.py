@@ -5,14 +5,18 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import peft
 from config import Run
 from model import fast_path
+from model.quantized import HalfWeight, QuantizedWeight
 from model.transformer import Transformer
 from pipeline.build import build_model
 from pipeline.result import count_parameters
+from training.device import autocast
 
+CPU = torch.device("cpu")
 BYTES = 4  # of a float32; trained tensors and their moments are float32 under AMP too
 
 
@@ -47,13 +51,12 @@ class Saved:
         self.tensor = tensor
 
 
-def saved_activations(model: nn.Module, batch_size: int, length: int) -> int:
+def saved_activations(model: nn.Module, batch_size: int, length: int, amp: str = "off") -> int:
     """Return the bytes that the forward pass keeps for the backward pass, for [batch_size, length] tokens.
 
-    Autograd itself counts them on a model on the meta device, where nothing is computed. A fused attention kernel, which
-    keeps no attention weights, needs less; autocast needs less or more, by what it casts.
+    Autograd itself counts them, on fake tensors: they have the CPU's kernels and autocast's casts, but no numbers. On a GPU
+    dropout needs no attention weights either, so there it is less. The model, on the meta device, becomes one of fakes.
     """
-    own = {one.untyped_storage()._cdata for one in [*model.parameters(), *model.buffers()]}
     held: weakref.WeakSet[Saved] = weakref.WeakSet()
 
     def pack(tensor: torch.Tensor) -> Saved:
@@ -61,30 +64,40 @@ def saved_activations(model: nn.Module, batch_size: int, length: int) -> int:
         held.add(saved)
         return saved
 
+    for module in model.modules():  # whatever its form, of a quantized weight nothing is kept
+        if isinstance(getattr(module, "weight", None), QuantizedWeight):
+            with torch.device("meta"):
+                module.weight = HalfWeight(module.weight.shape, torch.float16)  # which takes the fewest steps to turn back
     input_ids = torch.zeros(batch_size, length, dtype=torch.long, device="meta")
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
-        mask, positions = model.layout(input_ids, None, None)
-        hidden = model.embed(input_ids)
-        if model.head.kind == "lm":  # the loss holds no scores, but the gradient of what enters the head
-            hidden = fast_path.run_blocks(model, hidden, 0, mask, positions)
-            output = model.head.prepare(model.final_norm(hidden))  # [B, T, D]
-            of_head = output.nbytes
-        else:
-            output = fast_path.logits(model, hidden, mask, positions=positions)
-            of_head = 0
-    storages = [saved.tensor.untyped_storage() for saved in held]
-    sizes = {storage._cdata: storage.nbytes() for storage in storages}
-    del output  # only now: autograd lets go of what it holds along with it
+    mask, positions = model.layout(input_ids, None, None)  # on the meta device, where a ChatGLM looks for no marks
+    with FakeTensorMode(allow_non_fake_inputs=True), autocast(amp, CPU):
+        model.to_empty(device=CPU)
+        input_ids, mask, positions = (
+            x if x is None else torch.empty_like(x, device=CPU) for x in (input_ids, mask, positions)
+        )
+        own = {one.untyped_storage()._cdata for one in [*model.parameters(), *model.buffers()]}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+            hidden = model.embed(input_ids)
+            if model.head.kind == "lm":  # the loss holds no scores, but the gradient of what enters the head
+                hidden = fast_path.run_blocks(model, hidden, 0, mask, positions)
+                output = model.head.prepare(model.final_norm(hidden))  # [B, T, D]
+                of_head = output.nbytes
+            else:
+                output = fast_path.logits(model, hidden, mask, positions=positions)
+                of_head = 0
+        storages = [saved.tensor.untyped_storage() for saved in held]
+        sizes = {storage._cdata: storage.nbytes() for storage in storages}
+        del output  # only now: autograd lets go of what it holds along with it
     return of_head + sum(size for place, size in sizes.items() if place not in own)
 
 
-def budget(model: nn.Module, batch_size: int, length: int) -> Budget:
+def budget(model: nn.Module, batch_size: int, length: int, amp: str = "off") -> Budget:
     """Return the memory that a model on the meta device, with its method attached, needs for such batches."""
     weights = sum(one.nbytes for one in [*model.parameters(), *model.buffers()])
-    return Budget(weights, count_parameters(model)[0], saved_activations(model.train(), batch_size, length))
+    return Budget(weights, count_parameters(model)[0], saved_activations(model.train(), batch_size, length, amp))
 
 
-def budgets(build, method, batch_size: int, length: int, checkpointing: bool = False) -> list[Budget]:
+def budgets(build, method, batch_size: int, length: int, checkpointing: bool = False, amp: str = "off") -> list[Budget]:
     """Return what full fine-tuning needs, and what the method needs.
 
     build           makes the model that is to be trained in full (True), or by the method (False), on the meta device
@@ -94,8 +107,8 @@ def budgets(build, method, batch_size: int, length: int, checkpointing: bool = F
     for in_full, one in ((True, peft.Freeze("all")), (False, method)):
         with torch.device("meta"):
             model = peft.attach(build(in_full), one)
-            model.gradient_checkpointing = checkpointing
-            found.append(budget(model, batch_size, length))
+        model.gradient_checkpointing = checkpointing
+        found.append(budget(model, batch_size, length, amp))
     return found
 
 
@@ -106,7 +119,7 @@ def budgets_of(run: Run, n_labels: int, method, length: int) -> list[Budget]:
     def build(in_full: bool) -> Transformer:
         return build_model(replace(unread, base_precision="fp32") if in_full else unread, n_labels)
 
-    return budgets(build, method, run.batch_size, length, run.gradient_checkpointing)
+    return budgets(build, method, run.batch_size, length, run.gradient_checkpointing, run.amp)
 
 
 def report(in_full: Budget, chosen: Budget, batch_size: int, length: int) -> str:

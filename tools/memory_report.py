@@ -8,6 +8,7 @@ file; so it says what fits before anything is downloaded.
 
 import argparse
 import sys
+from dataclasses import replace
 
 import peft
 from config import Run
@@ -18,6 +19,7 @@ from pipeline.flags import find_row, parse
 from pipeline.resolve import resolve_run
 from pipeline.stand_ins import as_on_its_kind, with_flags
 from published import get_table
+from training.device import pick_amp, pick_device
 from utils.errors import UserError, run_program
 
 
@@ -31,6 +33,7 @@ def budgets(run: Run, length: int) -> tuple[Run, list[memory.Budget]]:
     config = config_of(run.source)
     task = get_task(run.dataset or "spam")
     run = resolve_run(run, task, config)
+    run = replace(run, amp=pick_amp(run.amp, pick_device(run.device)))
     return run, memory.budgets_of(run, len(task.labels), peft.method_of(run), length)
 
 
@@ -50,7 +53,7 @@ def chatglm_rows(length: int = 1024) -> list[list[str]]:
     lines = []
     for number, title in CHATGLM_ROWS.items():
         for precision in CHATGLM_PRECISIONS:
-            run = of_row(f"chat:{number}", Run(model="chatglm-6b", base_precision=precision))
+            run = of_row(f"chat:{number}", Run(model="chatglm-6b", base_precision=precision, amp="bf16"))
             needed = budgets(run, length)[1][1]
             parts = (needed.weights, needed.gradients + needed.optimizer, needed.activations, needed.total)
             lines.append([f"{number}, {title}", precision, *(f"{part / 1e9:.2f}" for part in parts)])

@@ -82,6 +82,17 @@ def test_models_of_true_size_need_no_memory_to_be_counted(config, parameters):
     assert lora[3] < full[3] and lora[4] == pytest.approx(sum(lora[:4]), abs=0.3)
 
 
+@pytest.mark.parametrize("method", [peft.Freeze("all"), peft.LoRA(rank=2)])
+def test_activations_under_autocast(method):
+    model = peft.attach(build(), method).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        really = saved_for_real(model, 4, 10)
+    with torch.device("meta"):
+        attached = peft.attach(build(), method)
+    counted = memory.budget(attached, 4, 10, "bf16").activations
+    assert counted == really != memory.budgets(lambda in_full: build(), method, 4, 10)[1].activations
+
+
 def test_a_method_needs_less_than_everything():
     text = memory.report(*memory.budgets(lambda in_full: build(), peft.LoRA(rank=2), 4, 10), 4, 10)
     cells = {line.split()[0]: [float(cell.replace(",", "")) for cell in line.split()[1:]] for line in text.splitlines()[1:]}
@@ -92,10 +103,9 @@ def test_a_method_needs_less_than_everything():
 
 
 def test_checkpointing_keeps_what_enters_the_blocks():
-    with torch.device("meta"):
-        model = peft.attach(build(), peft.Freeze("all"))
-        whole = memory.budget(model, 4, 10).activations
-        model.gradient_checkpointing = True
-        less = memory.budget(model, 4, 10).activations
+    whole, less = (
+        memory.budgets(lambda in_full: build(), peft.Freeze("all"), 4, 10, checkpointing)[0].activations
+        for checkpointing in (False, True)
+    )
     hidden = 4 * 10 * CONFIG.dim * memory.BYTES
     assert CONFIG.n_layers * hidden < less < (CONFIG.n_layers + 2) * hidden < whole / 3
