@@ -53,6 +53,7 @@ class Steps:
     against    LIBRARIES, PRODUCTS, or flags of another step of ours
     tolerance  how far the losses of both may be apart, as a part of the first
     compared   how many losses are; None: all. Where LoRA is drawn differently, only the first is the same
+    theirs     flags of peers/hf_step.py, beside those that all rows share
     """
 
     title: str
@@ -65,6 +66,7 @@ class Steps:
     tolerance: float | None = None
     compared: int | None = None
     model: str = "gpt2-small"
+    theirs: tuple[str, ...] = ()
 
 
 def beside_libraries(method: str, batch_size: int, length: int) -> Steps:
@@ -138,8 +140,12 @@ def compare_row(row: int, args, folder: Path, where: Where) -> Comparison:
 
 def compare_steps(row: int, args, folder: Path, where: Where) -> Comparison:
     """Return the comparison of a training step with the libraries', another of ours, or its matrix products."""
-    one = STEPS[row]
-    checkpoint = write_model(one.model, args, folder, where, head=one.against == LIBRARIES)
+    checkpoint = write_model(STEPS[row].model, args, folder, where, head=STEPS[row].against == LIBRARIES)
+    return compare_step(row, STEPS[row], checkpoint, args, folder, where)
+
+
+def compare_step(row: int, one: Steps, checkpoint: Path, args, folder: Path, where: Where) -> Comparison:
+    """Return the same for a model that is written."""
     ours = our_step(one, one.flags, args.amp, checkpoint, where)
     precision, theirs = precision_of(amp_of(one.flags, args.amp), where.device), None
     if one.against == LIBRARIES:
@@ -187,7 +193,7 @@ def their_step(one: Steps, amp: str, checkpoint: Path, folder: Path, where: Wher
     settings = [word for name, value in rates.items() for word in (f"--{name}", str(value))]
     more = [*settings, "--amp", precision, "--device", where.device.type]
     program = [sys.executable, "-P", str(ROOT / "benchmarks/peers/hf_step.py"), "--checkpoint", str(checkpoint)]
-    return Side([*program, "--method", one.method, *shape_of(one, where), *more], folder, last_line)
+    return Side([*program, "--method", one.method, *shape_of(one, where), *more, *one.theirs], folder, last_line)
 
 
 # --- what measurements say together

@@ -10,9 +10,11 @@ from config import Run
 from data.files import TextExample
 from data.registry import get_task
 from data.spam import FILE, LABELS
+from model import config_of
 from model.distilbert import DistilBert, DistilBertConfig
 from model.gpt2 import GPT2, GPT2Config, init_gpt2
 from model.heads import published_init
+from model.llama import Llama, LlamaConfig
 from model.registry import architecture_of
 from model.tokenizers.files import LIBRARY_PAIR, copy_tokenizer, library_files
 from model.weights import save_pretrained
@@ -22,6 +24,27 @@ from utils.errors import UserError
 SEED = 123
 
 
+def write_drawn(
+    directory: Path, config: GPT2Config | LlamaConfig, head: bool = False, device: torch.device | str = "cpu"
+) -> Path:
+    """Write a model without a tokenizer, unless it is there: a GPT-2 drawn as GPT-2 was, a Llama as torch draws layers.
+
+    head     with a classifier
+    device   where it is drawn. A GPU draws the largest in a second, and other numbers than the CPU
+    """
+    if (directory / "model.safetensors").exists():
+        return directory
+    torch.manual_seed(SEED)
+    with torch.device(device):
+        model = init_gpt2(GPT2(config)) if isinstance(config, GPT2Config) else Llama(config)
+    if head:
+        add_classifier(model)
+        if model.head.classifier.bias is not None:
+            torch.nn.init.zeros_(model.head.classifier.bias)  # transformers' has none
+    save_pretrained(model, directory)
+    return directory
+
+
 def write_gpt2(
     directory: Path,
     data_dir: str | None,
@@ -29,20 +52,10 @@ def write_gpt2(
     config: GPT2Config | None = None,
     device: torch.device | str = "cpu",
 ) -> Path:
-    """Write a GPT-2, drawn as GPT-2 was, and its tokenizer; if `head`, with a classifier.
-
-    config   None: the smallest published size
-    device   where it is drawn. A GPU draws the largest in a second, and other numbers than the CPU
-    """
-    if (directory / "model.safetensors").exists():
-        return directory
-    torch.manual_seed(SEED)
-    with torch.device(device):
-        model = init_gpt2(GPT2(config or GPT2Config()))
-    if head:
-        add_classifier(model)
-        torch.nn.init.zeros_(model.head.classifier.bias)  # transformers' has none
-    save_with_tokenizer(model, directory, data_dir)
+    """Write a GPT-2 as `write_drawn` does, and its tokenizer. config: None is the smallest published size."""
+    if not (directory / "model.safetensors").exists():
+        write_drawn(directory, config or GPT2Config(), head, device)
+        add_tokenizer(directory, LIBRARY_PAIR, data_dir)
     return directory
 
 
@@ -58,7 +71,8 @@ def write_distilbert(directory: Path, data_dir: str | None) -> Path:
         if isinstance(module, torch.nn.Embedding):
             torch.nn.init.normal_(module.weight, std=0.02)
     add_classifier(model)
-    save_with_tokenizer(model, directory, data_dir)
+    save_pretrained(model, directory)
+    add_tokenizer(directory, ("vocab.txt",), data_dir)
     return directory
 
 
@@ -68,14 +82,12 @@ def add_classifier(model: torch.nn.Module) -> None:
     model.head = kind.classifier_head(model.config, 2, kind.position, False)
 
 
-def save_with_tokenizer(model: torch.nn.Module, directory: Path, data_dir: str | None) -> None:
-    """Save a model with a tokenizer, which is found as a run finds it and copied, so that both sides read the same files.
+def add_tokenizer(directory: Path, names: tuple[str, ...], data_dir: str | None) -> None:
+    """Copy a tokenizer beside a model, found as a run finds it, so that both sides read the same files.
 
-    Raises UserError where the tokenizer isn't in the files that the peers read.
+    Raises UserError where the tokenizer isn't in the files that the peers read, `names`.
     """
-    save_pretrained(model, directory)
-    folder = find_tokenizer_folder(Run(checkpoint=str(directory), data_dir=data_dir), model.config)
-    names = ("vocab.txt",) if isinstance(model, DistilBert) else LIBRARY_PAIR
+    folder = find_tokenizer_folder(Run(checkpoint=str(directory), data_dir=data_dir), config_of(directory))
     if not library_files(folder).keys() >= {*names}:
         raise UserError(f"{folder} has no {' + '.join(names)}, which the peers read; name another with --data_dir")
     copy_tokenizer(folder, directory, names)

@@ -8,16 +8,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 import peft
-from benchmarks.inputs import SEED
+from benchmarks.inputs import write_drawn
 from benchmarks.measure import ROOT, Comparison, Side, last_line, precision_of
 from model.base_precision import quantize
 from model.gpt2 import GPT2, GPT2_SIZES, GPT2Config
 from model.heads import ClassifierHead
 from model.llama import Llama, LlamaConfig
-from model.weights import save_pretrained
 from pipeline import memory
 
 # The models of "what fits where" in docs/speed.md, of which only the shapes count, and how the frozen weights are kept.
@@ -55,7 +52,7 @@ def comparisons(rows: list[int], args, folder: Path) -> Iterator[Comparison]:
     for row in rows:
         title, layers, base_precision = ROWS[row]
         computed = needed(MODELS[title], layers, base_precision, False, *SHAPE, amp="off" if args.amp == "off" else "bf16")
-        checkpoint = write_drawn(folder / title.replace(" ", "-"), title)
+        checkpoint = write_drawn(folder / title.replace(" ", "-"), MODELS[title])
         words = {"model": checkpoint, "trainable_layers": layers, "base_precision": base_precision, "amp": args.amp}
         words |= dict(zip(("batch_size", "length"), SHAPE, strict=True))
         flags = [word for name, value in words.items() for word in (f"--{name}", str(value))]
@@ -70,15 +67,6 @@ def above_imports(output: str) -> dict:
     found = last_line(output)
     peaks = ("peak_bytes", "load_peak_bytes")
     return found | {name: found[name] - found["bytes_before"] for name in peaks}
-
-
-def write_drawn(directory: Path, title: str) -> Path:
-    """Write one of MODELS without a tokenizer, its weights drawn as torch draws a new layer's."""
-    if not (directory / "model.safetensors").exists():
-        torch.manual_seed(SEED)
-        config = replace(MODELS[title], dropout=0.0)
-        save_pretrained(KINDS[type(config)](config), directory)
-    return directory
 
 
 def fitting_rows() -> list[list[str]]:

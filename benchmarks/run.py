@@ -3,6 +3,7 @@
 python benchmarks/run.py --suite spam --data_dir DIR                 rows of the spam table, against the published loop
 python benchmarks/run.py --suite encoders --data_dir DIR             DistilBERT, against transformers and peft
 python benchmarks/run.py --suite growth --data_dir DIR               how ours grows with length, batch, model and texts
+python benchmarks/run.py --suite steps                               training steps, against transformers and peft
 python benchmarks/run.py --suite memory                              what a step takes, against what was computed
 python benchmarks/run.py --suite gpu --data_dir DIR                  the spam table and training steps on a GPU
 python benchmarks/run.py --suite spam --rows 1,11 --fraction 0.1     two rows on a tenth of the texts
@@ -25,7 +26,7 @@ from experiments import parse_rows
 from utils.errors import UserError, run_program
 from utils.files import user_path
 
-SUITES = ("spam", "encoders", "growth", "memory", "gpu")
+SUITES = ("spam", "encoders", "growth", "steps", "memory", "gpu")
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -1,6 +1,6 @@
-"""Times a training step of transformers' GPT-2 classifier, with the library peft where LoRA is asked for, on one batch of
-drawn tokens. Knows nothing of this project: `peft` is the library here, so this runs with python -P and outside of the
-checkout.
+"""Times a training step of a classifier of transformers on one batch of drawn tokens, with the library peft where LoRA is
+asked for, and frozen weights in NF4 of the library bitsandbytes where that is. Knows nothing of this project: `peft` is the
+library here, so this runs with python -P and outside of the checkout.
 
 What was measured is printed as JSON, the last line.
 """
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import GPT2ForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from peft import LoraConfig, get_peft_model
 
@@ -23,7 +23,9 @@ NOT_TIMED = 2  # steps, in which libraries and the device warm up
 
 def make_model(args) -> torch.nn.Module:
     """Return the library's classifier from the checkpoint, with what the library of `--method` attaches to it."""
-    model = GPT2ForSequenceClassification.from_pretrained(args.checkpoint)
+    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": DTYPES[args.amp]}
+    in_4_bit = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4), "device_map": {"": args.device}}
+    model = AutoModelForSequenceClassification.from_pretrained(args.checkpoint, **(in_4_bit if args.nf4 else {}))
     model.config.pad_token_id = model.config.vocab_size - 1
     if args.method == "lora":
         lora = {"r": args.lora_rank, "lora_alpha": args.lora_alpha, "target_modules": "all-linear"}
@@ -78,6 +80,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--amp", choices=DTYPES, required=True)
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
+    parser.add_argument("--nf4", action="store_true")
     return parser.parse_args(argv)
 
 
