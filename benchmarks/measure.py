@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shlex
 import statistics
 import subprocess
@@ -176,7 +177,20 @@ def number(value: float | None, unit: float = 1) -> str:
     return "-" if value is None else f"{value / unit:.3g}" if value / unit < 100 else f"{value / unit:,.0f}"
 
 
-HEADINGS = ("row", "work", "peer", "precision", "ours s", "peer s", "peer / ours", "ours MB", "peer MB", "ours / peer")
+HEADINGS = (
+    "row",
+    "work",
+    "peer",
+    "precision",
+    "ours s",
+    "peer s",
+    "peer / ours",
+    "ours MB",
+    "peer MB",
+    "ours / peer",
+    "texts",
+    "machine",
+)
 COLUMNS = ("ours_seconds", "peer_seconds", "time_ratio", "ours_peak_bytes", "peer_peak_bytes", "memory_ratio")
 
 
@@ -187,6 +201,7 @@ def markdown(records: list[dict], title: str) -> str:
         cells = [str(one[name]) for name in ("row", "work", "peer", "precision")]
         cells[1] += f" ({one['note']})" if one.get("note") else ""
         cells += [number(one[name], 1e6 if name.endswith("bytes") else 1) for name in COLUMNS]
+        cells += ["-" if one.get("fraction") is None else f"{one['fraction']:g}", machine_name(one)]
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -204,6 +219,16 @@ def markdown(records: list[dict], title: str) -> str:
         lines.append(f"# row {one['row']}, {one['work']}, {one['precision']}: {about}")
         lines += [one[name] for name in ("ours_command", "peer_command") if one.get(name)]
     return "\n".join([*lines, "```", ""])
+
+
+def machine_name(record: dict) -> str:
+    """Return what a reader needs to know of the machine of a measurement, in short."""
+    machine = record.get("machine") or {}
+    if "gpu" in machine:
+        return machine["gpu"]
+    name = re.sub(r"\(R\)|Processor|@", "", machine.get("cpu", "?"))
+    bf16 = "bf16" if machine.get("native_bf16") else "no bf16"
+    return f"{' '.join(name.split())}, {machine.get('cores', '?')} cores, {bf16}"
 
 
 def machine(device: torch.device = CPU) -> dict:

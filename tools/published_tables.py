@@ -50,7 +50,8 @@ PUBLISHED: dict[str, Shown] = {
     ),
     "distilbert-sst2": Shown("distilbert-sst2", (Column("MiniLM", ("distilbert-sst2-minilm",), ("validation",)),)),
     "distilbert-sst2-pocket": Shown("distilbert-sst2", (Column(SHIPPED, ("distilbert-sst2-shipped",), ("validation",)),)),
-    "roberta-glue": Shown("roberta-glue", (Column(SHIPPED, ("roberta-glue-shipped",), ("validation",)),)),
+    "roberta-glue": Shown("roberta-glue", (Column("MiniLM", ("roberta-glue-minilm",), ("validation",)),)),
+    "roberta-glue-pocket": Shown("roberta-glue", (Column(SHIPPED, ("roberta-glue-shipped",), ("validation",)),)),
     "encoders-adapter": Shown("encoders-adapter", (Column("MiniLM", ("encoders-adapter-minilm",), F1),)),
     "encoders-adapter-pocket": Shown("encoders-adapter", (Column(SHIPPED, ("encoders-adapter-shipped",), F1),)),
     "encoders-fewshot": Shown(

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from benchmarks import growth, measure
+from benchmarks import growth, measure, memory
 from config import Run
 from data.registry import get_task
 from model.bert import BertConfig, RobertaConfig
@@ -164,18 +164,20 @@ SPAM, ENCODERS, PERSONA = (f"docs/results/{name}.md" for name in ("spam", "encod
 
 def headline_table() -> list[str]:
     """Return one line for each row that matters: what was published, what we measured, and the page with the rest."""
-    sst2, tasks = variant("minilm-sst2"), variant("minilm-tasks")
+    accuracy = ("validation",)
+    of = {name: from_table(f"{name}-minilm", name, accuracy) for name in ("distilbert-sst2", "roberta-glue")}
+    adapters = from_table("encoders-adapter-minilm", "encoders-adapter", F1)
     spam, chat = from_table("spam-smollm2", "spam", ("test",)), from_table("chat-shipped", "chat", ("test_loss",))
     lines = [
         ("spam", 10, SPLITS, mean_and_std(row_10()[:1], SPLITS), "gpt2-small, real messages, seed 123", SPAM),
         ("spam", 1, ("test",), spam(1), REAL, SPAM),
         ("spam", 4, ("test",), spam(4), REAL, SPAM),
         ("spam", 16, ("test",), spam(16), REAL, SPAM),
-        ("distilbert-sst2", 10, ("validation",), sst2("all layers"), f"{MINILM}, 3 seeds", ENCODERS),
-        ("distilbert-sst2", 16, ("validation",), sst2("LoRA on everything, r = 16"), f"{MINILM}, r = 16", ENCODERS),
-        ("distilbert-sst2", 9, ("validation",), sst2("layer by layer"), MINILM, ENCODERS),
-        ("roberta-glue", 4, ("validation",), tasks("RTE: all layers"), "MiniLM", ENCODERS),
-        ("encoders-adapter", 10, F1, tasks("restaurant: adapters"), "MiniLM", ENCODERS),
+        ("distilbert-sst2", 10, accuracy, of["distilbert-sst2"](10), MINILM, ENCODERS),
+        ("distilbert-sst2", 16, accuracy, of["distilbert-sst2"](16), MINILM, ENCODERS),
+        ("distilbert-sst2", 9, accuracy, of["distilbert-sst2"](9), MINILM, ENCODERS),
+        ("roberta-glue", 1, accuracy, of["roberta-glue"](1), MINILM, ENCODERS),
+        ("encoders-adapter", 12, F1, adapters(12), "MiniLM, 5 seeds", ENCODERS),
         ("chat", 26, ("mean_train_loss",), chat(26), TIBBIN, PERSONA),
         ("chat", 28, ("mean_train_loss",), chat(28), TIBBIN, PERSONA),
     ]
@@ -198,15 +200,6 @@ def from_table(folder: str, name: str, metrics: tuple[str, ...]) -> Callable[[in
     return lambda number: measured_cell(lines[number], metrics)
 
 
-def variant(folder: str) -> Callable[[str], str]:
-    """Return the function from a label in docs/results/encoders.md to the accuracy that its logs have."""
-    text = (ROOT / ENCODERS).read_text(encoding="utf-8")
-    place = next(found for found in MARKED.finditer(text) if found[2] == folder)
-    lines = variants_table(folder, text[: place.start()], place[3])
-    cells = [line.split(" | ") for line in lines]
-    return lambda label: next(row[2] for row in cells if row[0] == f"| {label}")
-
-
 # --- Speed and memory ---
 
 
@@ -222,19 +215,33 @@ def read_benchmark(suite: str) -> list[dict]:
 
 
 def growth_table() -> list[str]:
-    """Return one line for each shape: seconds, share of the limit and MB of all layers, and of LoRA."""
-    records = [one for one in read_benchmark("growth") if "method" in one]
-    steps = {(one["method"], one["model"], one["batch_size"], one["length"]): one for one in records}
+    """Return one line for each shape and machine: seconds, share of the limit and MB of all layers, and of LoRA."""
+    steps: dict[tuple, dict[str, dict]] = {}
+    for one in (one for one in read_benchmark("growth") if "method" in one):
+        shape = one["model"], one["batch_size"], one["length"], one["precision"], measure.machine_name(one)
+        steps.setdefault(shape, {})[one["method"]] = one
     rows = []
-    for model, batch, length in dict.fromkeys(growth.SHAPES):
-        cells = [model, f"{batch} x {length}"]
-        for one in (steps[method, model, batch, length] for method in growth.METHODS):
+    for (model, batch, length, *measured_on), found in steps.items():
+        cells = [model, f"{batch} x {length}", *measured_on]
+        for one in (found[method] for method in growth.METHODS):
             share = "-" if one["time_ratio"] is None else f"{one['time_ratio']:.0%}"
             cells += [measure.number(one["ours_seconds"]), share, measure.number(one["ours_peak_bytes"], 1e6)]
         rows.append(cells)
     of_each = ("s", "of the limit", "MB")
     headings = [f"{label}: {what}" if what == "s" else what for label in growth.METHODS.values() for what in of_each]
-    return markdown(["model", "batch x length", *headings], rows)
+    return markdown(["model", "batch x length", "precision", "machine", *headings], rows)
+
+
+def measured_memory_table() -> list[str]:
+    """Return one line for each step of the memory suite: GB computed and measured, and seconds."""
+    rows = []
+    for one in read_benchmark("memory"):
+        peak, computed = one["ours_peak_bytes"], one["computed_bytes"]
+        in_gb = [f"{number / 1e9:.2f}" for number in (computed, peak)]
+        on_load = [f"{one['ours_load_seconds']:.0f}", f"{one['ours_load_peak_bytes'] / 1e9:.2f}"]
+        step = measure.number(one["ours_seconds"])
+        rows.append([one["work"], *in_gb, f"{computed / peak - 1:+.0%}", step, *on_load, measure.machine_name(one)])
+    return markdown(["work", "computed GB", "measured GB", "apart", "s", "s to load", "GB to load", "machine"], rows)
 
 
 # --- Parity with transformers ---
@@ -259,6 +266,9 @@ TABLES: dict[str, Callable[[str, str], list[str]]] = {
     "parity": lambda before, old: parity_table(),
     "speed-spam": lambda before, old: benchmark_table("spam"),
     "speed-encoders": lambda before, old: benchmark_table("encoders"),
+    "speed-step": lambda before, old: benchmark_table("steps"),
+    "memory-fits": lambda before, old: markdown(["model", *memory.COLUMNS], memory.fitting_rows()),
+    "memory-measured": lambda before, old: measured_memory_table(),
     "speed-growth": lambda before, old: benchmark_table("growth"),
     "speed-steps": lambda before, old: growth_table(),
     "chatglm": lambda before, old: own_table("chat"),
