@@ -25,6 +25,7 @@ from data.tables import Row, read_table
 from data.task import GPT2_POCKET
 from model.gpt2 import GPT2Config
 from model.llama import LlamaConfig
+from model.registry import architecture_of
 from model.tokenizers.base import Tokenizer
 from utils.errors import UserError
 
@@ -89,7 +90,7 @@ class PreferenceTask(ChatTask):
     ) -> tuple[dict[str, Batches], list[str]]:
         """Return the batches of each split, and notes on what was read and cut. Raises UserError."""
         if not isinstance(config, GPT2Config | LlamaConfig):
-            kind = type(config).__name__.removesuffix("Config")
+            kind = architecture_of(config).model_type
             raise UserError(f"--objective dpo trains models of the kinds GPT-2 and Llama, and {run.source} is a {kind}")
         length = padded_length(run, config.context_length, config.context_length)
         encoder = PairEncoder(make_encoder(tokenizer, run, length))

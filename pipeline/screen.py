@@ -72,7 +72,8 @@ def dataset_line(job: Job, batches: dict[str, Batches]) -> str:
     pad_to = batches["train"].pad_to
     width = f"{pad_to} tokens each" if pad_to else "no padding"
     sizes = {split: str(len(batches[split].examples)) for split in job.task.evaluated if split in batches}
-    texts = f"{' / '.join(sizes.values())} texts to {' / '.join(PURPOSES[split] for split in sizes)}"
+    what = "pairs" if job.run.objective == "dpo" else "texts"
+    texts = f"{' / '.join(sizes.values())} {what} to {' / '.join(PURPOSES[split] for split in sizes)}"
     return f"dataset  {job.run.dataset}, {texts}, {width} ({job.data_reason})"
 
 

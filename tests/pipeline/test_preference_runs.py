@@ -7,7 +7,10 @@ import pytest
 import torch
 
 import experiments
+from config import Run
+from data import preferences
 from model import from_pretrained
+from tests.helpers.architectures import small_config
 from tests.helpers.interrupt import interrupt_run
 from tests.helpers.loop import assert_equal
 from tests.helpers.small import make_llama
@@ -23,7 +26,7 @@ def test_the_shipped_model_learns_to_prefer_the_persona(experiment):
     result = found.result
     assert result["test_margin"] > 0.3 and result["test_gap"] > result["test_gap_before"] + 3
     assert result["test_loss"] < 0.6 and result["test_accuracy"] >= 0.75
-    assert "108 / 12 / 30 texts" in found.out and re.search(r"\nmargin +train \d", found.out)
+    assert "108 / 12 / 30 pairs" in found.out and re.search(r"\nmargin +train \d", found.out)
     assert found.logged("margin", "validation")[-1] > found.logged("margin", "validation")[0] > 0
     assert found.logged("loss")[0] == pytest.approx(0.6931, abs=1e-3)  # in the first step the model is its reference
 
@@ -100,7 +103,7 @@ def test_a_llama_is_trained_on_a_users_own_file(experiment, alone):
     (alone / "mine.json").write_text(json.dumps(rows))
     folder = make_llama(alone / "llama", "llama")
     found = experiment(*DPO, "--dataset", alone / "mine.json", **SMALL | {"checkpoint": folder, "max_steps": 8})
-    assert "16 / 2 / 2 texts" in found.out and "(named; pairs of answers)" in found.out
+    assert "16 / 2 / 2 pairs" in found.out and "(named; pairs of answers)" in found.out
     assert found.result["train_gap"] > found.result["train_gap_before"]
 
 
@@ -137,4 +140,12 @@ def test_what_is_refused(flags, said, experiment, alone):
     (alone / "here" / "a.csv").write_text("prompt,chosen\na,b\n")
     with pytest.raises(UserError, match=re.escape(said)) as found:
         experiment(*DPO, *flags, data_dir=None, checkpoint=None, **({} if "--model" in flags else {"model": "gpt2-pocket"}))
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("kind", ["chatglm", "roberta"])
+def test_other_kinds_of_models_are_named(kind):
+    (task,) = preferences.TASKS
+    with pytest.raises(UserError, match=f"kinds GPT-2 and Llama, and some/model is a {kind}$") as found:
+        task.make_batches(Run(model="some/model"), {}, None, small_config(kind))
     assert "\n" not in str(found.value)
