@@ -183,6 +183,13 @@ class Run:
     auxiliary_dataset: str | None = dialogue_flag("dialogues that are mixed into the training data, by name or path")
     auxiliary_samples: int = dialogue_flag("the number of auxiliary dialogues, drawn by the seed (0: all)", 0, least=0)
     general_dataset: str | None = dialogue_flag("dialogues, by name or path, whose test part is measured too; or none")
+    objective: str = dialogue_flag(
+        "supervised: learn the answers; dpo: prefer the chosen to the rejected answers of --dataset, which is the shipped "
+        "preferences or has columns prompt, chosen and rejected (Direct Preference Optimization)",
+        "supervised",
+        choices=("supervised", "dpo"),
+    )
+    dpo_beta: float = dialogue_flag("of --objective dpo: how strongly the model is held to what it was", 0.1, least=0)
     test_share: float = dialogue_flag(
         "the part of the dialogues held out for validation, and again for testing, where the file names none; 100 at most",
         0.1,

@@ -28,7 +28,7 @@ from training.early_stopping import EarlyStopping
 from training.meter import Meter
 from training.metrics_log import Metrics
 from training.optimizer import AdamW, make_optimizer
-from training.scores import confusion_matrix, macro_f1
+from training.scores import measures_of
 from training.signals import interrupt_flag
 from utils.errors import UserError
 
@@ -211,13 +211,16 @@ def windows_of(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
 
 
 def count_hits(predictions: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
-    """Return how many targets the model ranks first, as a tensor on the device."""
+    """Return how many targets the model ranks first, or how many chosen answers have become likelier, on the device."""
+    if predictions.is_floating_point():  # of pairs of answers, as `model.preference_loss` returns them
+        return (predictions > labels).sum()
     return ((predictions == labels) & (labels != ignore_index)).sum()
 
 
 def count_targets(batch: Batch, ignore_index: int) -> int:
-    """Return how many labels the loss doesn't leave out."""
-    return int((batch.labels != ignore_index).sum())
+    """Return how many labels the loss doesn't leave out; of pairs of answers how many pairs."""
+    known = batch.labels != ignore_index
+    return int((known if batch.references is None else known.any(dim=1)).sum())
 
 
 @torch.no_grad()
@@ -230,8 +233,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return loss, accuracy (means over every target of every example) and targets (their number).
 
-    A classifier that had a target also gets macro_f1 and confusion, a language model perplexity. Draws no random number and
-    leaves the model's mode as it was. `compute_loss` is as for `fit`. `batches` without class weights: an unweighted loss.
+    A classifier that had a target, and pairs of answers, get `measures_of`, a language model perplexity. Draws no random
+    number and leaves the model's mode alone. `compute_loss` is as for `fit`. `batches` without class weights: unweighted.
     """
     device, compute_loss = next(model.parameters()).device, compute_loss or partial(fast_path.loss, model)
     losses, hits, n_targets, answers = [], [], 0, []
@@ -242,7 +245,7 @@ def evaluate(
                 loss, predictions, labels = compute_loss(batch.to(device), ignore_index)
             losses.append(loss)  # read at the end, so that the device never waits
             hits.append(count_hits(predictions, labels, ignore_index))
-            if batch.labels.ndim == 1:
+            if batch.labels.ndim == 1 or batch.references is not None:
                 known = labels != ignore_index
                 answers.append((predictions[known], labels[known]))
     total_loss, total_hits = sum(one.item() for one in losses), sum(one.item() for one in hits)
@@ -253,5 +256,5 @@ def evaluate(
     elif n_targets:
         per_process = distributed.gather([torch.cat(part).cpu() for part in zip(*answers, strict=True)])
         predictions, labels = (torch.cat(part) for part in zip(*per_process, strict=True))
-        result |= {"macro_f1": macro_f1(predictions, labels), "confusion": confusion_matrix(predictions, labels)}
+        result |= measures_of(predictions, labels, batches.examples[0].beta)
     return result

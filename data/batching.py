@@ -29,6 +29,8 @@ class Example:
     text_lengths: Sequence[int] | None = None  # where the row holds several texts, of which none may see another
     cached: CachedStates | None = None
     is_cut: bool = False  # whether the text had more tokens
+    references: tuple[float, float] | None = None  # of a pair of answers, see model/preference_loss.py
+    beta: float = 0.0  # of that loss
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Batch:
     documents: torch.Tensor | None = None  # [B, T], which text of its row a token is of: 1, 2, ..., and 0 for padding
     positions: torch.Tensor | None = None  # [B, T], the place of each token in its text; both None for one text per row
     cached: CachedStates | None = None
+    references: torch.Tensor | None = None  # [B, 2], of pairs of answers: `Example.references`
+    beta: float = 0.0
     targets: torch.Tensor | None = None  # [N], for language modelling the places in the flat labels [B * T] that have one
 
     def visible(self) -> torch.Tensor | None:
@@ -96,6 +100,9 @@ def collate(examples: Sequence[Example], pad_id: int, pad_to: int | None) -> Bat
         documents = [[number for number, n in enumerate(row, start=1) for _ in range(n)] for row in rows]
         positions = [[position for n in row for position in range(n)] for row in rows]
         batch = replace(batch, documents=pad(documents, width, 0), positions=pad(positions, width, 0))
+    if examples[0].references is not None:
+        references = torch.tensor([example.references for example in examples])  # [B, 2]
+        batch = replace(batch, references=references, beta=examples[0].beta)
     if examples[0].cached is not None:
         states = pad_sequence([example.cached.states for example in examples], batch_first=True)  # [B, T, D]
         batch = replace(batch, cached=CachedStates(states, examples[0].cached.start))

@@ -51,6 +51,11 @@ class ChatTask(Task):
     def check(self, run: Run) -> None:
         """Raise UserError where a complete run sets what dialogues make no use of."""
         self.check_columns(run)
+        if run.objective != DEFAULTS["objective"]:
+            raise UserError(
+                f"--objective {run.objective} needs pairs of answers, and {self.name} has none; choose --dataset "
+                "preferences, or a file with the columns prompt, chosen and rejected"
+            )
         find_template(run.template)
         if run.auxiliary_samples and not run.auxiliary_dataset:
             raise UserError(f"--auxiliary_samples is {run.auxiliary_samples}, but no --auxiliary_dataset is named")

@@ -134,6 +134,10 @@ class DialogueEncoder:
         uncut_turns = self.encode_turns(dialogue)
         turns = self.cut(len(opening), [self.with_short_answer(turn) for turn in uncut_turns])
         self.count_cuts(uncut_turns, turns)
+        return self.example(opening, turns, uncut_turns)
+
+    def example(self, opening: list[int], turns: list[EncodedTurn], uncut_turns: list[EncodedTurn]) -> Example:
+        """Return the example of turns of which something may have been cut, behind what begins the dialogue."""
         ids, is_target = list(opening), [False] * len(opening)
         for turn, uncut in zip(turns, uncut_turns[-len(turns) :], strict=True):
             ids += self.joined([turn])

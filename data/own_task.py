@@ -44,6 +44,11 @@ def is_path(name: str) -> bool:
     return is_file_name(name) or os.path.isdir(name)
 
 
+def is_repository(name: str) -> bool:
+    """Return whether --dataset NAME can be that of a data set on the hub, owner/name or owner/name@revision."""
+    return bool(hub.REPOSITORY.fullmatch(name.partition("@")[0]))
+
+
 def find_task(name: str, run: Run) -> Task | None:
     """Return the task of a file, of a directory or of a data set on the hub, or None where it can be none of them.
 
@@ -54,7 +59,7 @@ def find_task(name: str, run: Run) -> Task | None:
     columns = Columns(run.text_column, run.pair_column, run.label_column)
     if task_of_file(name) and has_dialogues(Path(name), columns):
         return task_of_file(name)
-    if not is_path(name) and not hub.REPOSITORY.fullmatch(name.partition("@")[0]):
+    if not is_path(name) and not is_repository(name):
         return None
     own = load(name, columns)
     epochs = math.ceil(STEPS * RECIPE["batch_size"] / len(own.splits["train"]))
@@ -105,6 +110,8 @@ def has_dialogues(path: Path, columns: Columns) -> bool:
         return False
     fields = {key for record in first_objects(path) for key in record}
     names = {key.casefold() for key in fields}
+    if {"chosen", "rejected"} <= fields:
+        raise UserError(f"{path} holds pairs of answers, chosen and rejected; say --objective dpo too")
     dialogues = bool(fields & MESSAGES or {"instruction", "output"} <= fields or {"input", "output"} <= fields)
     texts = bool(names & {*LABELS} and (names & {*TEXTS} or any({*pair} <= names for pair in PAIRS)))
     if dialogues and texts:

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from config import Run
-from data import chat, domains, glue, own_task, spam
+from data import chat, domains, glue, own_task, preferences, spam
 from data.tables import SUFFIXES
 from data.task import Task
 from utils.errors import UserError
 
-TASKS: dict[str, Task] = {task.name: task for task in (*spam.TASKS, *glue.TASKS, *domains.TASKS, *chat.TASKS)}
+KINDS = (spam, glue, domains, chat, preferences)
+TASKS: dict[str, Task] = {task.name: task for kind in KINDS for task in kind.TASKS}
 
 
 def get_task(name: str, run: Run | None = None, labels: Sequence[str] | None = None) -> Task:
@@ -19,6 +20,8 @@ def get_task(name: str, run: Run | None = None, labels: Sequence[str] | None = N
     """
     if name in TASKS:
         return TASKS[name]
+    if run and run.objective == preferences.DPO and (own_task.is_path(name) or own_task.is_repository(name)):
+        return preferences.task_of_pairs(name)
     if labels:
         return own_task.trained_task(name, run or Run(), tuple(labels))
     task = own_task.find_task(name, run or Run())

@@ -24,12 +24,15 @@ from model.chatglm import rotate_halves
 from model.heads import take
 from model.llama import Rotation, rotate, window_mask
 from model.llama import SelfAttention as LlamaAttention
+from model.preference_loss import pair_loss
 from model.transformer import Transformer, make_mask
 from model.vocabulary_loss import vocabulary_loss
 
 
 def loss(model: Transformer, batch: Any, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the summed cross-entropy of a batch, and for each target the class ranked first and the label.
+
+    Of pairs of answers, which have `batch.references`, it returns what `model.preference_loss.pair_loss` does.
 
     batch   a `data.batching.Batch` on the model's device. Its labels are [B] for a classifier, else [B, T]: then only the
             N positions in `batch.targets` count.
@@ -40,14 +43,21 @@ def loss(model: Transformer, batch: Any, ignore_index: int) -> tuple[torch.Tenso
             scores, batch.labels, weight=batch.class_weights, ignore_index=ignore_index, reduction="sum"
         )
         return total, scores.argmax(dim=-1), batch.labels
+    hidden, labels = target_states(model, batch)  # [N, D], [N]
+    if batch.references is not None:
+        return pair_loss(hidden, model.head, labels, batch, ignore_index)
+    total, predictions = vocabulary_loss(hidden, model.head, labels, ignore_index)
+    return total, predictions, labels
+
+
+def target_states(model: Transformer, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the hidden states from which a language-model head predicts the N targets of a batch [N, D], and those [N]."""
     mask, positions = model.layout(batch.input_ids, batch.visible(), batch.positions)
     hidden, start = first_states(model, batch)
     assert start is not None  # only a classifier's states can lie behind the last block
     hidden = model.final_norm(run_blocks(model, hidden, start, mask, positions))  # [B, T, D]
     hidden = model.head.prepare(hidden.flatten(0, 1)[batch.targets])  # [B T, D] -> [N, D]
-    labels = batch.labels.flatten()[batch.targets]  # [N]
-    total, predictions = vocabulary_loss(hidden, model.head, labels, ignore_index)
-    return total, predictions, labels
+    return hidden, batch.labels.flatten()[batch.targets]
 
 
 def class_scores(model: Transformer, batch: Any) -> torch.Tensor:

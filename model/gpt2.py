@@ -166,7 +166,7 @@ class GPT2(Transformer):
     ) -> torch.Tensor:
         """Return the hidden states [B, T, D] that enter block 0."""
         length, limit = input_ids.shape[1], self.config.context_length
-        if length > limit:
+        if length > limit and positions is None:  # else it may be several texts, each with positions of its own
             raise UserError(f"an input of {length} tokens is longer than the model's context of {limit} tokens")
         if positions is None:
             positions = torch.arange(length, device=input_ids.device)  # [T]

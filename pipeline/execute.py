@@ -15,6 +15,7 @@ import model as models
 import peft
 from config import Run
 from data.batching import Batches
+from data.preferences import DPO
 from model.transformer import Transformer
 from pipeline import answers, memory, plots, screen
 from pipeline.build import build_model
@@ -38,6 +39,7 @@ from train import evaluate
 from training import distributed
 from training.checkpoints import TRAINED, ResumePoint, newest, remove_states
 from training.metrics_log import Metrics
+from training.references import with_references
 from training.scores import by_class
 from training.tensorboard import EventFiles, need_tensorboard, remove_event_files
 from utils.errors import UserError
@@ -126,8 +128,15 @@ def set_up(job: Job) -> Setup:
     splits = job.inputs.splits  # first: a fault in the data shows before a model is read
     model = build_model(run, len(task.labels))
     stages = stages_of(run, len(model.blocks))
-    peft.attach(model, peft.method_of(stages[0]))  # before texts are cut: an adapter's prefix shortens the context
+    method, refers = peft.method_of(stages[0]), run.objective == DPO
+    if not refers or run.adapter:
+        peft.attach(model, method)  # before texts are cut: an adapter's prefix shortens the context
     batches, notes = task.make_batches(distributed.whole_batches(run), splits, job.inputs.tokenizer, model.config)
+    if refers:  # to the model as it is without a method, for a prefix changes it from the first step on
+        batches = with_references(model.to(run.device), batches, run.amp, run.dpo_beta)
+        model.to("cpu")
+    if refers and not run.adapter:
+        peft.attach(model, method)
     return Setup(model, stages, batches, [*job.notes, *notes])
 
 

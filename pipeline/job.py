@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from config import Run
+from data.preferences import DPO
 from data.registry import get_task
 from data.task import Task
 from model import canonical_name, config_of, hub
@@ -50,7 +51,7 @@ def prepare(run: Run) -> Job:
     run = with_adapter(run)
     task = get_task(run.dataset, run) if run.dataset else None
     model_config = config_of(run.source) if run.source else None
-    default_task = task or get_task(default_dataset(model_config))
+    default_task = task or get_task(default_dataset(model_config, run.objective))
     run, model_reason = choose_model(run, default_task)
     run, data_reason = choose_dataset(run, default_task)
     task = task or get_task(run.dataset)
@@ -84,8 +85,10 @@ def check_adapter_is_named(run: Run) -> None:
         )
 
 
-def default_dataset(model_config: Any | None) -> str:
-    """Return the data set for the kind of model that was named, for GPT-2 where none was."""
+def default_dataset(model_config: Any | None, objective: str | None = None) -> str:
+    """Return the data set for the objective and the kind of model that was named, for GPT-2 where none was."""
+    if objective == DPO:
+        return "preferences"
     architecture = architecture_of(model_config) if model_config else ARCHITECTURES["gpt2"]
     return architecture.default_dataset
 
@@ -113,6 +116,8 @@ def choose_dataset(run: Run, default: Task) -> tuple[Run, str]:
     if run.dataset:
         return run, f"named; {default.kind}" if default.kind else "named"
     run = replace(run, dataset=default.name)
+    if default.name == "preferences":
+        return run, "shipped, as --objective dpo needs pairs of answers"
     if run.data_dir:
         return run, f"the published data, from {run.data_dir}"
     reason = why_no_data(default)

@@ -54,6 +54,7 @@ def read_result(directory: Path) -> dict | None:
 # What is read again of an earlier result, and must be a number there.
 NUMBER_ENDINGS = {  # the last words of names, as in test_accuracy, total_seconds, tokens_per_second
     *("accuracy", "loss", "perplexity", "f1", "bleu4", "rouge1", "rouge2", "rougel"),
+    *("margin", "gap", "before"),
     *("seconds", "second", "steps", "seed"),
 }
 COMPLETE_RUN_HAS = {"seed", "steps", "train_seconds", "total_seconds"}

@@ -23,7 +23,10 @@ from training import distributed
 LONGEST = 360  # characters of a line, unless --verbose
 PURPOSES = {"train": "train", "validation": "validate", "test": "test", "general": "test what is kept"}
 # Settings that lines of their own show, or that change nothing but what is shown.
-NOT_COMPARED = ("model", "checkpoint", "dataset", "data_dir", "device", "amp", "output_dir", "resume", "verbose")
+NOT_COMPARED = (
+    *("model", "checkpoint", "dataset", "data_dir", "objective", "device", "amp"),
+    *("output_dir", "resume", "verbose"),
+)
 # Methods whose result a published model can hold: they train its own layers, or are folded into them.
 EXPORTED = {*FREEZING, *LIKE_LORA, "ia3"}
 
@@ -69,7 +72,8 @@ def dataset_line(job: Job, batches: dict[str, Batches]) -> str:
     pad_to = batches["train"].pad_to
     width = f"{pad_to} tokens each" if pad_to else "no padding"
     sizes = {split: str(len(batches[split].examples)) for split in job.task.evaluated if split in batches}
-    texts = f"{' / '.join(sizes.values())} texts to {' / '.join(PURPOSES[split] for split in sizes)}"
+    what = "pairs" if job.run.objective == "dpo" else "texts"
+    texts = f"{' / '.join(sizes.values())} {what} to {' / '.join(PURPOSES[split] for split in sizes)}"
     return f"dataset  {job.run.dataset}, {texts}, {width} ({job.data_reason})"
 
 
@@ -99,11 +103,12 @@ def training_line(run: Run) -> str:
     if run.num_epochs == 0:
         return f"training none (--num_epochs 0); seed {run.seed}, on {run.device}, amp {run.amp}"
     steps = f", at most {run.max_steps} steps" if run.max_steps else ""
+    objective = f", DPO with beta {run.dpo_beta:g}" if run.objective == "dpo" else ""
     accumulated = f" x {run.accumulation_steps}" if run.accumulation_steps > 1 else ""
     return (
         f"training {run.num_epochs} epoch{'s' * (run.num_epochs > 1)}{steps}, batch size {run.batch_size}{accumulated}, "
         f"learning rate {run.learning_rate:g} ({run.lr_scheduler_type}), weight decay {run.weight_decay:g}, "
-        f"seed {run.seed}, on {run.device}, amp {run.amp}"
+        f"seed {run.seed}, on {run.device}, amp {run.amp}{objective}"
     )
 
 
@@ -151,7 +156,7 @@ def print_measures(result: dict, names: tuple[str, ...], splits: tuple[str, ...]
     for name in names:
         values = {split: result.get(f"{split}_{name}") for split in splits}
         if any(value is not None for value in values.values()):
-            form = ".4g" if name in ("loss", "perplexity") else ".2%"
+            form = ".4g" if name in ("loss", "perplexity", "margin", "gap", "gap_before") else ".2%"
             text = ", ".join(f"{split} {value:{form}}" for split, value in values.items() if value is not None)
             print(f"{name:<10} {text}" if form == ".4g" else f"{name:<8} {text}")
 

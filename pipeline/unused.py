@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from config import CLASSIFICATION, DIALOGUES, METHODS, SETTINGS, Run, explicit, override, resolve
 from data.chat import ChatTask
+from data.preferences import DPO
 from data.registry import get_task
 from data.task import Task
 from model import config_of
@@ -45,7 +46,7 @@ def without_unused(run: Run, overrides: Run) -> Run:
 def completed(run: Run) -> tuple[Run, Task]:
     """Return the run with its method filled in, and its task. What depends on the machine stays open."""
     run = with_adapter(run)
-    task = get_task(run.dataset or default_dataset(config_of(run.source) if run.source else None), run)
+    task = get_task(run.dataset or default_dataset(config_of(run.source) if run.source else None, run.objective), run)
     return resolve(run, task.recipe), task
 
 
@@ -55,6 +56,8 @@ def why_unused(name: str, run: Run, task: Task) -> str:
     if about["task"] not in ("", kind):
         lacks = "has no classes" if kind == DIALOGUES else "has none"
         return f"--{name} is about {about['task']}, and {task.name} {lacks}"
+    if name == "dpo_beta" and run.objective != DPO:
+        return f"--dpo_beta is not used by --objective {run.objective}; it belongs to {DPO}"
     if name == "depth" or (run.stages and run.stages not in PLANS):  # the model is cut to it before any stage
         return ""
     stages = PLANS[run.stages](2) if run.stages else [Run()]

@@ -1,6 +1,23 @@
-"""Measures of a classifier's predictions beside its accuracy."""
+"""Measures beside loss and accuracy: of a classifier's predictions, and of pairs of answers."""
 
 import torch
+
+
+def measures_of(predictions: torch.Tensor, labels: torch.Tensor, beta: float) -> dict:
+    """Return macro_f1 and confusion of classes [N] and [N], or `pair_measures` of what is no whole number."""
+    if predictions.is_floating_point():
+        return pair_measures(predictions, labels, beta)
+    return {"macro_f1": macro_f1(predictions, labels), "confusion": confusion_matrix(predictions, labels)}
+
+
+def pair_measures(gaps: torch.Tensor, reference_gaps: torch.Tensor, beta: float) -> dict[str, float]:
+    """Return the means over pairs of answers. Both arguments [N]: log p(chosen) - log p(rejected), in nats.
+
+    gap, gap_before   of the trained model, and of the reference
+    margin            of the rewards (model/preference_loss.py); 0 before training
+    """
+    gap, before = gaps.double().mean().item(), reference_gaps.double().mean().item()
+    return {"gap": gap, "gap_before": before, "margin": beta * (gap - before)}
 
 
 def macro_f1(predictions: torch.Tensor, labels: torch.Tensor) -> float:

@@ -126,6 +126,7 @@ COMMANDS = {
     "all layers, sharded": ["--trainable_layers", "all", "--fsdp", "--max_grad_norm", 0.1],
     "last block": [],
     "no padding, by length": ["--no_padding", "--data_order", "bucketed", "--trainable_layers", "all"],
+    "pairs of answers": ["--objective", "dpo", "--trainable_layers", "lora"],
     "as published": ["--data_order", "published", "--reuse_frozen", "no"],
 }
 # The same on a Llama; without padding, as a block gets the rotation beside the mask.

@@ -92,3 +92,19 @@ def save_steps(experiment, fixtures):
     assert not saved
     found = experiment("--save_steps", 3, max_steps=7)
     assert saved == [3, 6] and all(torch.equal(plain.tensors[name], found.tensors[name]) for name in plain.tensors)
+
+
+@check("objective", "dpo_beta")
+def objective(experiment, fixtures):
+    def run(*flags):
+        return experiment("--objective", "dpo", "--num_epochs", 1, *flags, data_dir=None, max_steps=None)
+
+    found, held = run(), run("--dpo_beta", 2.0)
+    assert "DPO with beta 0.1" in found.out and "DPO with beta 2" in held.out
+    assert found.result["dataset"] == "preferences" and found.result["test_gap"] > found.result["test_gap_before"]
+    assert found.result["test_gap_before"] == held.result["test_gap_before"]
+    for one, beta in ((found, 0.1), (held, 2.0)):
+        moved = one.result["test_gap"] - one.result["test_gap_before"]
+        assert one.result["test_margin"] == pytest.approx(beta * moved)
+    with pytest.raises(UserError, match="--dpo_beta is not used by --objective supervised; it belongs to dpo"):
+        experiment("--dataset", "persona", "--dpo_beta", 0.2, data_dir=None)
