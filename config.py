@@ -96,7 +96,7 @@ class Run:
     lora_rank: int = flag("the rank of the LoRA matrices", everyday=True, methods=(*LORA, "hira"), least=1, below=2**24)
     lora_alpha: float = lora_flag("alpha of LoRA; see --lora_scaling", everyday=True)
     lora_target: str = lora_like_flag(
-        "which Linear layers get LoRA, VeRA or HiRA: all, or parts of their paths such as attn.q,attn.v; 2-5.mlp; q_lin",
+        "which Linear layers LoRA, VeRA or HiRA take: all, or parts of paths: attn.q,attn.v; 2-5.mlp; q_lin",
         everyday=True,
     )
     lora_matching: str = lora_like_flag(
