@@ -212,8 +212,12 @@ def attention(
         k, v = cache.extend(k, v)  # [B, K, S + T, d]
     if isinstance(attn, LlamaAttention) and attn.window is not None:
         n_keys = k.shape[2]
-        places = torch.arange(n_keys - q.shape[2], n_keys, device=q.device) if rows is None else rows[:, None, None]
+        first = n_keys - context.shape[1]  # the place of the first of the T positions
+        places = torch.arange(first, n_keys, device=q.device) if rows is None else first + rows[:, None, None]
         mask, is_causal = window_mask(mask, places, n_keys, attn.window, attn.causal), False
+    if cache is not None and q.shape[2] == 1:  # query heads that share keys and values look at them together
+        q = q.reshape(len(q), k.shape[1], -1, q.shape[-1])  # [B, H, 1, d] -> [B, K, H/K, d]
+        return attn.out(attn.attend(q, k, v, mask, is_causal=False).flatten(1)[:, None])  # -> [B, 1, H d] -> [B, 1, D]
     return attn.out(attn.attend(q, k, v, mask, is_causal).transpose(1, 2).flatten(2))
 
 
