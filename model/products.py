@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+WORTHWHILE = 2**18  # multiplications, from which on a product by oneDNN is faster; MKL begins sooner
+
 
 def fast_products(keep_ordered: bool = False) -> AbstractContextManager:
     """Return what to enter with `with`, so that products that aren't differentiated are oneDNN's where that is faster."""
@@ -21,7 +23,7 @@ def fast_products(keep_ordered: bool = False) -> AbstractContextManager:
 
 
 class ByOneDNN(TorchFunctionMode):
-    """Within `with ByOneDNN():` each F.linear of float32 on the CPU is oneDNN's, where nothing is differentiated.
+    """Within `with ByOneDNN():` every large F.linear of float32 on the CPU is oneDNN's, where nothing is differentiated.
 
     Numbers differ from MKL's by rounding alone. All other functions are as they were.
 
@@ -55,8 +57,9 @@ def is_served(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         x.dtype == weight.dtype == torch.float32
         and type(weight) in (torch.Tensor, nn.Parameter)  # none that is spread over processes
-        and x.device.type == weight.device.type == "cpu"
-        and x.numel() > 0
+        and x.is_cpu
+        and weight.is_cpu
+        and x.numel() * weight.shape[0] >= WORTHWHILE
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
     )
