@@ -59,6 +59,14 @@ def write_gpt2(
     return directory
 
 
+def draw_gpt2(directory: Path, config: GPT2Config) -> Path:
+    """Write a GPT-2, drawn as GPT-2 was, without a tokenizer."""
+    if not (directory / "model.safetensors").exists():
+        torch.manual_seed(SEED)
+        save_pretrained(init_gpt2(GPT2(config)), directory)
+    return directory
+
+
 def write_distilbert(directory: Path, data_dir: str | None) -> Path:
     """Write DistilBERT at its published size with a classifier, drawn as the published library draws it."""
     if (directory / "model.safetensors").exists():

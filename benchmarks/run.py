@@ -6,6 +6,7 @@ python benchmarks/run.py --suite growth --data_dir DIR               how ours gr
 python benchmarks/run.py --suite steps                               training steps, against transformers and peft
 python benchmarks/run.py --suite memory                              what a step takes, against what was computed
 python benchmarks/run.py --suite gpu --data_dir DIR                  the spam table and training steps on a GPU
+python benchmarks/run.py --suite generation --checkpoint DIR         greedy generation, against transformers; chat
 python benchmarks/run.py --suite spam --rows 1,11 --fraction 0.1     two rows on a tenth of the texts
 """
 
@@ -26,7 +27,7 @@ from experiments import parse_rows
 from utils.errors import UserError, run_program
 from utils.files import user_path
 
-SUITES = ("spam", "encoders", "growth", "steps", "memory", "gpu")
+SUITES = ("spam", "encoders", "growth", "steps", "memory", "generation", "gpu")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -49,6 +50,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--amp", choices=("auto", "off", "bf16"), default="auto", help="of ours, as in experiments.py")
     parser.add_argument("--data_dir", type=os.path.expanduser, help="as in experiments.py (default: our cache)")
+    parser.add_argument("--checkpoint", type=user_path, help="of generation: the language model, SmolLM2-135M-Instruct say")
     parser.add_argument("--output_dir", type=user_path, help="keeps weights, texts and runs here (default: thrown away)")
     args = parser.parse_args(argv)
     if not 0 < args.fraction <= 1:
@@ -71,6 +73,14 @@ def chosen_rows(text: str | None, suite) -> list[int]:
     return numbers
 
 
+def check_flags(args: argparse.Namespace, suite) -> None:
+    """Raise UserError for a flag that changes nothing in this suite."""
+    default = {"fraction": 1.0, "data_dir": None, "checkpoint": None}
+    useless = getattr(suite, "USELESS", ("checkpoint",))
+    if given := [name for name in useless if getattr(args, name) != default[name]]:
+        raise UserError(f"--{given[0]} {getattr(args, given[0])} changes nothing in --suite {args.suite}; leave it out")
+
+
 @contextlib.contextmanager
 def work_folder(wanted: Path | None) -> Iterator[Path]:
     """Yield a folder for inputs and runs: the one that was named, else one that is thrown away.
@@ -89,6 +99,7 @@ def main(argv: list[str]) -> int:
     """Measure comparison after comparison, and write both files after each."""
     args = parse(argv)
     suite = importlib.import_module(f"benchmarks.{args.suite}")
+    check_flags(args, suite)
     rows, repeats = chosen_rows(args.rows, suite), args.repeats or suite.REPEATS
     packages = suite.needed(rows) if hasattr(suite, "needed") else suite.PACKAGES
     measure.need_packages(packages)
@@ -99,6 +110,7 @@ def main(argv: list[str]) -> int:
     about = {"machine": measure.machine(device), "versions": measure.all_versions(packages)}
     with work_folder(args.output_dir) as folder:
         shown = {str(folder): "INPUTS"} | ({str(Path(args.data_dir).resolve()): args.data_dir} if args.data_dir else {})
+        shown |= {str(args.checkpoint.resolve()): "CHECKPOINT"} if args.checkpoint else {}
         for comparison in suite.comparisons(rows, args, folder):
             print(f"{comparison.work}, {comparison.precision} ...", flush=True)
             record = measure.measure(comparison, repeats, shown) | about
@@ -109,7 +121,8 @@ def main(argv: list[str]) -> int:
             disagree += [f"row {record['row']}"] if record.get("agree") is False else []
     print(f"saved    {file} and {file.with_suffix('.md')}")
     if disagree:
-        print("error: the losses of both sides don't agree:", ", ".join(disagree), file=sys.stderr)
+        what = getattr(suite, "COMPARED", "losses")
+        print(f"error: the {what} of both sides don't agree:", ", ".join(disagree), file=sys.stderr)
     return 1 if disagree else 0
 
 

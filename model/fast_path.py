@@ -4,7 +4,8 @@ What is saved:
 - The last block computes one query where the head reads one position of each text.
 - Blocks below the lowest one that trains needn't run again for a text whose hidden states were kept.
 - A vocabulary's scores are computed for a few targets at a time, and only for targets (model/vocabulary_loss.py).
-- Generation computes each position's keys and values once, and keeps them (model/kv_cache.py).
+- Generation computes each position's keys and values once, and keeps them (model/kv_cache.py), with the
+  products of the faster library (model/products.py).
 - With `gradient_checkpointing`, a block keeps only its input for the backward pass, which computes the rest again.
 
 Letters used for shapes: B batch, T tokens, S earlier tokens, D width, H heads, V vocabulary, C classes, N targets.
@@ -222,7 +223,8 @@ def attention(
         k, v = cache.extend(k, v)  # [B, K, S + T, d]
     if isinstance(attn, LlamaAttention) and attn.window is not None:
         n_keys = k.shape[2]
-        places = torch.arange(n_keys - q.shape[2], n_keys, device=q.device) if rows is None else rows[:, None, None]
+        first = n_keys - context.shape[1]  # the place of the first of the T positions
+        places = torch.arange(first, n_keys, device=q.device) if rows is None else first + rows[:, None, None]
         mask, is_causal = window_mask(mask, places, n_keys, attn.window, attn.causal), False
     return attn.out(attn.attend(q, k, v, mask, is_causal).transpose(1, 2).flatten(2))
 

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from model import kv_cache
+from model.products import fast_products
 from model.transformer import Transformer, evaluating
 from utils.errors import UserError
 
@@ -70,7 +72,7 @@ def generate(
     return answers
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def stream(
     model: Transformer,
     input_ids: torch.Tensor,
@@ -85,42 +87,82 @@ def stream(
     """Yield the next token of each text, [B], as long as one goes on; NOTHING for those that have ended.
 
     input_ids       [B, T], shorter texts padded on the left (`left_padded`)
-    attention_mask  [B, T], 1 = real and 0 = padding; None: everything is real
+    attention_mask  [B, T], 1 = real and 0 = padding, which changes no answer; None: everything is real
     eos_id          the token that ends a text, or several
     seed            of the draws, where temperature isn't 0
     max_length      the most tokens of a text and what follows it; None: the model's context
     cache           of one text, of an earlier call: where this text begins as that one did, nothing is computed again
     sampling        fields of `Sampling`
-
-    What a text gets doesn't depend on how much padding it has.
     """
     limit = min(model.config.context_length, max_length or model.config.context_length)
     how, mask = Sampling(**sampling), _checked_mask(model, input_ids, attention_mask, limit)
     known = cache.reuse(input_ids) if cache is not None else 0  # tokens at the beginning
     cache = kv_cache.KVCache(model) if cache is None else cache
     generator = torch.Generator(input_ids.device).manual_seed(seed)
-    is_padded = not bool(mask.all())
-    lengths, positions = mask.sum(1), (mask.cumsum(1) - 1).clamp(min=0)  # [B], [B, T]: 0 is the first real token
-    seen = torch.zeros(len(mask), model.config.vocab_size, device=mask.device).scatter_add_(1, input_ids, mask.float())
-    ended = torch.zeros_like(lengths, dtype=torch.bool)  # [B]
-    ends = torch.tensor([] if eos_id is None else eos_id, dtype=torch.long, device=mask.device)
-    input_ids, positions = input_ids[:, known:], positions[:, known:]
+    texts = Texts(input_ids, mask, model.config.vocab_size if how.repetition_penalty != 1 else 0)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, known:]  # [B, T]: 0 is the first real token
+    input_ids, invalid = input_ids[:, known:], getattr(model.config, "token_where_invalid", None)
+    ends = input_ids.new_tensor([] if eos_id is None else eos_id)
+    may_leave = not how.temperature and invalid is None  # else what the others get depends on all texts
+    products, later = fast_products(), fast_products(keep_ordered=len(mask) > 1)
     with evaluating(model):
         for _ in range(how.max_new_tokens):
-            logits = kv_cache.next_logits(model, input_ids, mask if is_padded else None, positions, cache)  # [B, V]
-            logits = without_invalid(logits.float(), getattr(model.config, "token_where_invalid", None))
-            tokens = pick(scores(logits, seen > 0, how), how.temperature, generator)  # [B]
-            ended = ended | torch.isin(tokens, ends)
-            if ended.all():
+            with products:
+                logits = kv_cache.next_logits(model, input_ids, texts.mask, positions, cache).float()  # [B, V]
+            tokens = pick(scores(without_invalid(logits, invalid), texts.seen, how), how.temperature, generator)  # [B]
+            texts.ended |= torch.isin(tokens, ends)
+            if texts.ended.all():
                 return
-            yield tokens.masked_fill(ended, NOTHING)
-            positions = lengths.clamp(max=limit - 1)[:, None]  # [B, 1]; those at the limit have ended
-            lengths = lengths + 1
-            ended = ended | (lengths >= limit)
-            if ended.all():
+            yield texts.spread(tokens)
+            positions = texts.lengths.clamp(max=limit - 1)[:, None]  # [B, 1]; those at the limit have ended
+            texts.add(tokens, limit)
+            if texts.ended.all():
                 return
-            input_ids, mask = tokens[:, None], torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)  # [B, 1], [B, S + 1]
-            seen.scatter_add_(1, input_ids, torch.ones_like(input_ids, dtype=seen.dtype))
+            if may_leave and 2 * int(texts.ended.sum()) >= len(tokens):
+                rows = texts.leave_ended()
+                cache.select(rows)
+                tokens, positions = tokens[rows], positions[rows]
+            input_ids, products = tokens[:, None], later  # [B, 1]
+
+
+class Texts:
+    """The texts of a batch that go on, and those that have ended but are computed along with them.
+
+    numbers   [B], their places in the batch
+    mask      [B, S], 1 = real and 0 = padding; None: everything is real
+    lengths   [B], real tokens
+    ended     [B], whether nothing follows
+    seen      [B, V], whether a text has a token; None where it doesn't count
+    """
+
+    def __init__(self, ids: torch.Tensor, mask: torch.Tensor, vocab_size: int):
+        """`ids` and `mask` are [B, T]; `vocab_size` is V, or 0 where it doesn't count which tokens a text has."""
+        self.n_texts, self.numbers = len(mask), torch.arange(len(mask), device=mask.device)
+        self.mask, self.lengths = None if mask.all() else mask, mask.sum(1)
+        self.ended = torch.zeros_like(self.lengths, dtype=torch.bool)
+        self.seen = mask.new_zeros(len(mask), vocab_size).scatter_add_(1, ids, mask) > 0 if vocab_size else None
+
+    def spread(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the token of each text of the whole batch, NOTHING for those that have ended."""
+        whole = tokens.new_full((self.n_texts,), NOTHING)
+        whole[self.numbers] = tokens.masked_fill(self.ended, NOTHING)
+        return whole
+
+    def add(self, tokens: torch.Tensor, limit: int) -> None:
+        """Put a token behind each text, [B]. Those with `limit` tokens end."""
+        self.mask = None if self.mask is None else F.pad(self.mask, (0, 1), value=1)
+        self.lengths = self.lengths + 1
+        self.ended = self.ended | (self.lengths >= limit)
+        if self.seen is not None:
+            self.seen.scatter_(1, tokens[:, None], True)
+
+    def leave_ended(self) -> torch.Tensor:
+        """Go on without the texts that have ended; return the rows of the others."""
+        rows = (~self.ended).nonzero().squeeze(1)
+        self.numbers, self.lengths, self.ended = self.numbers[rows], self.lengths[rows], self.ended[rows]
+        self.mask = None if self.mask is None else self.mask[rows]
+        self.seen = None if self.seen is None else self.seen[rows]
+        return rows
 
 
 def without_invalid(logits: torch.Tensor, token: int | None) -> torch.Tensor:
@@ -135,9 +177,9 @@ def without_invalid(logits: torch.Tensor, token: int | None) -> torch.Tensor:
     return logits
 
 
-def scores(logits: torch.Tensor, seen: torch.Tensor, how: Sampling) -> torch.Tensor:
+def scores(logits: torch.Tensor, seen: torch.Tensor | None, how: Sampling) -> torch.Tensor:
     """Return the scores [B, V] by which a token is chosen; -inf rules one out. `seen` [B, V]: tokens of the text so far."""
-    if how.repetition_penalty != 1:
+    if seen is not None:
         penalised = torch.where(logits > 0, logits / how.repetition_penalty, logits * how.repetition_penalty)
         logits = torch.where(seen, penalised, logits)
     if not how.temperature:

@@ -5,29 +5,46 @@ Letters used for shapes: B batch, T tokens, S positions held, D width, K heads o
 
 import torch
 
+from model.chatglm import Block as ChatGLMBlock
 from model.fast_path import run_block
 from model.transformer import Transformer, causal_mask
 from utils.errors import UserError
 
+SPARE = 128  # positions that a layer gets room for at a time, beyond those that it holds
+
 
 class LayerCache:
-    """The keys and values that one attention layer has computed so far, [B, K, S, d] each."""
+    """The keys and values that one attention layer has computed so far, [B, K, S, d] each.
+
+    They stand at the beginning of tensors with room for more, so that those of a new token are written behind them and
+    nothing is copied.
+    """
 
     def __init__(self):
-        self.k: torch.Tensor | None = None
-        self.v: torch.Tensor | None = None
+        self.n_positions = 0  # S
+        self.room: torch.Tensor | None = None  # [2, B, K, S + room, d], keys and values
 
     def extend(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Add those of T further positions and return all, [B, K, S + T, d]."""
-        if self.k is not None and self.v is not None:
-            k, v = torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2)
-        self.k, self.v = k, v
+        before, self.n_positions = self.n_positions, self.n_positions + k.shape[2]
+        if self.room is None or self.room.shape[3] < self.n_positions:
+            held, batch, heads, _, width = self.room, *k.shape
+            self.room = k.new_empty(2, batch, heads, self.n_positions + SPARE, width)
+            if held is not None:
+                self.room[:, :, :, :before] = held[:, :, :, :before]
+        self.room[0, :, :, before : self.n_positions] = k
+        self.room[1, :, :, before : self.n_positions] = v
+        k, v = self.room[:, :, :, : self.n_positions]
         return k, v
 
     def keep(self, n: int) -> None:
         """Drop all but the first n positions."""
-        if self.k is not None and self.v is not None:
-            self.k, self.v = (self.k[:, :, :n], self.v[:, :, :n]) if n else (None, None)
+        self.n_positions = min(n, self.n_positions)
+        self.room = self.room if n else None  # the next text may be another batch
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep these texts of the batch alone."""
+        self.room = None if self.room is None else self.room[:, rows]
 
 
 class KVCache:
@@ -47,7 +64,7 @@ class KVCache:
 
     def __len__(self) -> int:
         """Return how many positions it holds, S."""
-        return 0 if self.layers[0].k is None else self.layers[0].k.shape[2]
+        return self.layers[0].n_positions
 
     def reuse(self, ids: torch.Tensor) -> int:
         """Keep of what it holds only how a text [1, T] begins, too; return how many of its tokens that covers.
@@ -63,6 +80,14 @@ class KVCache:
             layer.keep(n and n + (0 if self.model.prompt is None else len(self.model.prompt.weight)))
         self.tokens = [held[:, :n]]
         return n
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Go on with these texts of the batch alone; `rows` are their numbers."""
+        for layer in self.layers:
+            layer.select(rows)
+        self.tokens = [torch.cat(self.tokens, dim=1)[rows]]
+        if self.last_places is not None and len(self.last_places) > 1:
+            self.last_places = self.last_places[rows]
 
 
 def next_logits(
@@ -93,8 +118,14 @@ def next_logits(
             hidden, places = model.prompt.prepend(hidden), model.prompt.widen_positions(places)  # [B, P + T, D]
     mask, is_causal = mask_of_call(attention_mask, hidden.shape[1], n_cached, hidden.device)
     rotation = model.rotation(places)
-    for block, layer in zip(model.blocks, cache.layers, strict=True):
+    *earlier, last = zip(model.blocks, cache.layers, strict=True)
+    for block, layer in earlier:
         hidden = run_block(block, hidden, mask, cache=layer, is_causal=is_causal, rotation=rotation)  # [B, T, D]
+    rows = None
+    if hidden.shape[1] > 1 and not isinstance(last[0], ChatGLMBlock):  # of the last block only the last position is read
+        rows = torch.full_like(input_ids[:, 0], hidden.shape[1] - 1)  # [B]
+        mask, is_causal = None if mask is None else mask[..., -1:, :], False  # it sees all that isn't padding
+    hidden = run_block(last[0], hidden, mask, rows, last[1], is_causal, rotation)  # [B, T or 1, D]
     return model.head(model.final_norm(hidden[:, -1:])).squeeze(1)  # [B, 1, V] -> [B, V]
 
 
@@ -108,7 +139,8 @@ def mask_of_call(
     if attention_mask is not None and attention_mask.ndim == 3:
         return attention_mask.bool()[:, None], False
     if attention_mask is not None:
-        return attention_mask.bool()[:, None, None, :] & causal_mask(length, n_cached, device), False
+        real = attention_mask.bool()[:, None, None, :]  # [B, 1, 1, S + T]
+        return real if length == 1 else real & causal_mask(length, n_cached, device), False
     if n_cached and length > 1:
         return causal_mask(length, n_cached, device), False
     return None, not n_cached  # SDPA's own switch counts from the first key, so it serves the first call alone

@@ -214,6 +214,43 @@ def test_the_stream_is_the_answer_token_by_token(pair):
     assert [answer + [NOTHING] * (len(steps[0]) - len(answer)) for answer in answers] == steps
 
 
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_greedy_texts_that_have_ended_leave_the_batch(penalty, pair, monkeypatch):
+    """When half of it has; the answers are those of each text alone."""
+    batch = texts(9, 1, 30, 17, 12)
+    free = [generate(pair[1], torch.tensor([text]), max_new_tokens=20, repetition_penalty=penalty)[0] for text in batch]
+    ends = [free[0][2], free[2][5], free[3][9]]
+    alone = one_by_one(pair[1], batch, max_new_tokens=20, eos_id=ends, repetition_penalty=penalty)
+    sizes, next_logits = [], kv_cache.next_logits
+    monkeypatch.setattr(kv_cache, "next_logits", lambda *given: sizes.append(len(given[1])) or next_logits(*given))
+    how = {"max_new_tokens": 20, "eos_id": ends, "repetition_penalty": penalty}
+    assert generate(pair[1], *left_padded(batch), **how) == alone
+    left = [sum(len(answer) >= n for answer in alone) for n in range(len(sizes))]  # that go on after n tokens
+    expected = [5]
+    for n_on in left[1:]:
+        expected.append(n_on if 2 * n_on <= expected[-1] else expected[-1])
+    assert sizes == expected and sizes[-1] < 5
+    sizes.clear()
+    generate(pair[1], *left_padded(batch), **how, temperature=1.0)
+    assert set(sizes) == {5}  # what is drawn for a text depends on those above it
+
+
+def test_keys_and_values_are_written_in_place(monkeypatch):
+    """Room is made for many tokens at a time, and what stands there is moved into it."""
+    monkeypatch.setattr(kv_cache, "SPARE", 4)
+    layer, rooms, draw = kv_cache.LayerCache(), [], torch.Generator().manual_seed(1)
+    k, v = torch.randn(2, 2, 3, 20, 5, generator=draw)  # [B, K, S, d]
+    for start, stop in itertools.pairwise([0, 7, *range(8, 21)]):
+        held = layer.extend(k[:, :, start:stop], v[:, :, start:stop])
+        assert torch.equal(held[0], k[:, :, :stop]) and torch.equal(held[1], v[:, :, :stop])
+        rooms += [] if rooms and rooms[-1] is layer.room else [layer.room]
+    assert [room.shape[3] for room in rooms] == [7 + 4, 12 + 4, 17 + 4]
+    layer.select(torch.tensor([1]))
+    layer.keep(15)
+    held = layer.extend(k[1:, :, :2], v[1:, :, :2])
+    assert torch.equal(held[1], torch.cat([v[1:, :, :15], v[1:, :, :2]], dim=2))
+
+
 def test_nothing_is_computed_after_the_last_text_has_ended(pair, monkeypatch):
     calls, next_logits = [], kv_cache.next_logits
     monkeypatch.setattr(kv_cache, "next_logits", lambda *given: calls.append(given[1].shape) or next_logits(*given))
