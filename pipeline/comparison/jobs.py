@@ -30,14 +30,12 @@ class Comparison:
     run       what all its runs share, without the method, the rate and the seed
     n_rates   how many of a method's rates are tried
     n_seeds   how many seeds are measured on test data
-    score     what is measured of each test example: whether its label is right, or its loss
     """
 
     name: str
     run: Run
     n_rates: int
     n_seeds: int
-    score: str
 
     @property
     def folder(self) -> str:
@@ -58,12 +56,8 @@ class Comparison:
 # The lowest validation loss decides which weights are kept, and no run is cut short.
 ALL_RUNS = Run(lr_scheduler_type="linear", warmup_ratio=0.1, weight_decay=0.0, max_grad_norm=1.0, eval_train="no", seed=0)
 ALL_RUNS = replace(ALL_RUNS, early_stopping_patience=1000, logging_steps=1000, reuse_frozen="no")
-CLASSIFICATION = Comparison(
-    "classification", replace(ALL_RUNS, num_epochs=3, batch_size=32, eval_steps=21), n_rates=4, n_seeds=5, score="accuracy"
-)
-DIALOGUE = Comparison(
-    "dialogue", replace(ALL_RUNS, num_epochs=2, batch_size=8, eval_steps=18), n_rates=3, n_seeds=3, score="loss"
-)
+CLASSIFICATION = Comparison("classification", replace(ALL_RUNS, num_epochs=3, batch_size=32, eval_steps=21), 4, 5)
+DIALOGUE = Comparison("dialogue", replace(ALL_RUNS, num_epochs=2, batch_size=8, eval_steps=18), 3, 3)
 SHIPPED = {"classification": ("distilbert-pocket", "sentiment-pocket"), "dialogue": ("gpt2-pocket", "persona")}
 TRAINING, VALIDATION = 2000, 500  # sentences at most
 RATE_FACTORS = {DISTILBERT_POCKET: 10.0, GPT2_POCKET: 10.0}  # models this small want larger steps

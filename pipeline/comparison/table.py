@@ -12,6 +12,7 @@ from data.registry import get_task
 from pipeline.build import trained_names
 from pipeline.comparison.jobs import Comparison, comparisons_of, prepare_one
 from pipeline.comparison.methods import ENTRIES, REFERENCE, UNTRAINED, Entry
+from pipeline.comparison.pages import write_pages
 from pipeline.comparison.records import SEARCH, TEST, chosen_rate, finished, path_of, slug, write_record
 from pipeline.comparison.records import UNTRAINED as BEFORE
 from pipeline.comparison.runs import config_of_run, hashes_of, measure
@@ -42,6 +43,10 @@ def run_methods(overrides: Run, rows: list[int] | None, n_seeds: int | None, sha
             if not measure_entry(comparison, entry, n_seeds, folder / comparison.folder):
                 print("interrupted; the same command goes on from here")
                 return 130
+            write_pages(folder / comparison.folder)
+        if (table := folder / comparison.folder / "table.md").is_file():
+            print("\n" + table.read_text(encoding="utf-8"))
+            print("\n".join(write_pages(folder / comparison.folder)), flush=True)
     return 0
 
 
