@@ -73,9 +73,11 @@ def run_rows(overrides: Run, options: dict) -> int:
 
         numbers = parse_rows(options["rows"]) if "rows" in options else None
         return run_methods(overrides, numbers, options.get("seeds"), parse_shard(options.get("shard", "1/1")))
+    if options["table"] not in TABLES:
+        raise UserError(f"unknown table {options['table']!r}; choose {', '.join((*TABLES, METHODS_TABLE))}")
     from pipeline.tables import run_table
 
-    table = get_table(options["table"])
+    table = TABLES[options["table"]]
     numbers = parse_rows(options["rows"]) if "rows" in options else [row.number for row in table.rows]
     rows, shard = [table.row(number) for number in numbers], parse_shard(options.get("shard", "1/1"))
     return run_table(table, rows, overrides, options.get("seeds", 1), shard)

@@ -1,5 +1,6 @@
 """Run the examples of docs/extending.md in a copy of the checkout: write the files, change the lines, type the commands."""
 
+import json
 import os
 import re
 import shutil
@@ -59,6 +60,8 @@ def test_an_example_runs(section, tmp_path):
             assert done.returncode == 0, done.stderr
             commands += 1
     assert commands
+    for table in folder.glob("runs/methods/*/table.json"):
+        assert [row["title"] for row in json.loads(table.read_text())["rows"]] == ["LoRA, r = 16", "shift"]
     results = list(folder.glob("runs/**/result.json"))
     assert results and all(path.stat().st_size for path in results)
 
