@@ -40,7 +40,11 @@ ROWS = {
         "help": f"run the rows of a table and write it down; {', '.join((*TABLES, METHODS_TABLE))}",
     },
     "rows": {"metavar": "LIST", "help": "of the table, only these: 1,3-5"},
-    "seeds": {"metavar": "K", "type": int, "help": "runs per row, with seeds from --seed on (default 1)"},
+    "seeds": {
+        "metavar": "K",
+        "type": int,
+        "help": "runs per row, with seeds from --seed on (default 1; of methods 5 or 3)",
+    },
     "shard": {"metavar": "I/N", "help": "of the table, only the I-th row of each N: one of N machines"},
     "list": {"action": "store_true", "help": "print every row with its command"},
     "download": {

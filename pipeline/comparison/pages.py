@@ -5,6 +5,7 @@ python -m pipeline.comparison.pages results/methods     each job's table.md, tab
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 from pipeline.comparison.methods import REFERENCE
@@ -60,10 +61,11 @@ def explanations(results: Results) -> list[str]:
         "what the program holds at rest. Both are means over the seeds.",
     ]
     if results.before:
-        before = ", ".join(
-            f"{KEPT_NAMES.get(name, name)} {value:.3f}" for name, value in results.before.items()
-        )  # the test set first
+        before = ", ".join(f"{KEPT_NAMES.get(name, name)} {value:.3f}" for name, value in results.before.items())
         lines.append(f"- forgetting: how much the loss on another set grew in training. Before it: {before}.")
+    if "wikitext2" in results.before:
+        perplexity = math.exp(results.before["wikitext2"])
+        lines.append(f"- In brackets: the perplexity of WikiText-2 after training. Before it: {perplexity:.1f}.")
     return lines
 
 
@@ -85,9 +87,16 @@ def cells_of(row: Summary, results: Results, kept: list[str]) -> list[str]:
         p = "-" if row.p_corrected is None else f"{row.p_corrected:.3f}" if row.p_corrected >= 0.001 else "<0.001"
         cells += [shown(row.difference, row.difference_half, results, sign="+"), p, row.verdict or "one seed"]
     for name in kept:
-        mean, half = row.kept.get(name, (None, None))
-        cells.append("-" if mean is None else f"{mean:+.3f}" + ("" if half is None else f" ± {half:.3f}"))
+        cells.append(forgetting(row, name, results.before))
     return cells
+
+
+def forgetting(row: Summary, name: str, before: dict[str, float]) -> str:
+    """Return how much a method's loss on another set grew; of WikiText-2 with the perplexity."""
+    mean, half = row.kept[name]
+    spread = "" if half is None else f" ± {half:.3f}"
+    perplexity = f" ({math.exp(before[name] + mean):.1f})" if name == "wikitext2" else ""
+    return f"{mean:+.3f}{spread}{perplexity}"
 
 
 def notes(results: Results) -> list[str]:
@@ -100,6 +109,9 @@ def notes(results: Results) -> list[str]:
         if row.diverged:
             rates = ", ".join(f"{rate:g}" for rate in row.diverged)
             lines.append(f"- {row.title}: the training came to nan or inf at {rates}.")
+        if row.diverged_seeds:
+            failed = ", ".join(map(str, row.diverged_seeds))
+            lines.append(f"- {row.title}: with seed {failed} the training came to nan or inf, which is in no mean.")
     return lines + [f"- {title}: left out. {reason}." for title, reason in results.left_out.items()]
 
 
@@ -140,7 +152,7 @@ def pareto_text(results: Results) -> str:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Draw the score over the trained parameters, with intervals; a line joins the methods of the Pareto page."""
+    """Draw the score over the trained parameters, with intervals and numbers of rows; a line joins those of the page."""
     pyplot = need_matplotlib()
     figure, axis = pyplot.subplots(figsize=(9, 6))
     scale = 100 if results.higher_is_better else 1
@@ -149,10 +161,12 @@ def draw(results: Results, path: Path) -> None:
         colour = "#0072b2" if row in best else "#999999"
         x, y = row.trained_parameters, scale * row.score
         axis.errorbar(x, y, yerr=scale * (row.half or 0), fmt="o", color=colour, capsize=3)
-        axis.annotate(row.title, (x, y), textcoords="offset points", xytext=(6, 4), fontsize=7)
+        axis.annotate(str(row.row), (x, y), textcoords="offset points", xytext=(6, 4), fontsize=7)
+        axis.plot([], [], " ", label=f"{row.row}  {row.title}")  # what a number stands for
     axis.plot([row.trained_parameters for row in best], [scale * row.score for row in best], color="#0072b2", linewidth=1)
     unit = ", per cent" if results.higher_is_better else ""
     axis.set(xscale="log", xlabel="trained parameters", ylabel=f"{score_name(results)}{unit}", title=results.job)
+    axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8, handlelength=0)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

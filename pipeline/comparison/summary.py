@@ -30,6 +30,7 @@ class Summary:
     edge: str  # "lowest" or "highest": the chosen rate is the grid's edge; else ""
     diverged: list[float]  # rates at which the training came to nan or inf
     seeds: list[int]
+    diverged_seeds: list[int]  # of runs at the chosen rate that came to nan or inf, and are in no mean
     score: float
     half: float | None  # of the score's 95% interval over the seeds; None of one seed
     kept: dict[str, list]  # set -> how much its loss has grown, and half of the interval
@@ -79,13 +80,15 @@ def titles_of(records: list[dict]) -> list[str]:
 
 def tests_of(records: list[dict], title: str) -> list[dict]:
     """Return the records of a method on test data at the rate that its search chose, by their seeds."""
+    return [record for record in at_chosen_rate(records, title) if record.get("test")]
+
+
+def at_chosen_rate(records: list[dict], title: str) -> list[dict]:
+    """Return the records of a method with the seeds of the test, at the rate that its search chose."""
     own = [record for record in records if record["title"] == title]
     search = [record for record in own if record["stage"] == SEARCH]
-    if not search:
-        return []
-    rate, _ = chosen_rate(search)
-    tests = [one for one in own if one["stage"] == TEST and one["rate"] == rate and one.get("test")]
-    return sorted(tests, key=lambda record: record["seed"])
+    rate = chosen_rate(search)[0] if search else None
+    return sorted((one for one in own if one["stage"] == TEST and one["rate"] == rate), key=lambda one: one["seed"])
 
 
 def row_of(title: str, records: list[dict], tests: list[dict], before: dict[str, float]) -> Summary:
@@ -105,6 +108,7 @@ def row_of(title: str, records: list[dict], tests: list[dict], before: dict[str,
         edge=chosen_rate(search)[1],
         diverged=[one["learning_rate"] for one in search if one["validation_loss"] is None],
         seeds=[one["seed"] for one in tests],
+        diverged_seeds=[one["seed"] for one in at_chosen_rate(records, title) if "diverged" in one],
         score=score,
         half=half,
         kept={name: rounded_interval(values) for name, values in grown.items()},

@@ -56,17 +56,18 @@ def test_verdicts_come_after_the_correction(tmp_path):
 def test_of_losses_a_lower_one_is_better(tmp_path):
     generator = np.random.default_rng(0)
     losses = 3 + generator.normal(0, 0.3, (3, 60))
-    kept = {"general": [2.0, 2.2]}
+    kept = {"general": [2.0, 2.2], "wikitext2": [3.0, 4.0]}
     write_record(tmp_path / "nothing-seed0.json", record("nothing", UNTRAINED, 0.0, 0, None, test=[4.0], **kept))
-    write(tmp_path, REFERENCE.title, losses, general=[2.5, 2.7])
-    write(tmp_path, "full", losses - 1, general=[3.0, 3.2])
+    write(tmp_path, REFERENCE.title, losses, general=[2.5, 2.7], wikitext2=[3.0, 4.0])
+    write(tmp_path, "full", losses - 1, general=[3.0, 3.2], wikitext2=[4.0, 5.0])
     results = summarize(tmp_path)
     full, reference = results.rows
     assert not results.higher_is_better and full.verdict == "better" and full.difference == pytest.approx(-1)
-    assert results.before == {"test": 4.0, "general": 2.1}
+    assert results.before == {"test": 4.0, "general": 2.1, "wikitext2": 3.5}
     assert full.kept["general"][0] == pytest.approx(1.0) and reference.kept["general"][0] == pytest.approx(0.5)
     text = table_text(results)
-    assert "| forgetting: general set |" in text and "+1.000 ± 0.000" in text and "test 4.000" in text
+    assert "| forgetting: general set |" in text and "| +1.000 ± 0.000 |" in text and "test 4.000" in text
+    assert "| +1.000 ± 0.000 (90.0) |" in text and "Before it: 33.1." in text  # e to the 4.5, to the 3.5
 
 
 def test_only_seeds_of_both_are_compared(tmp_path):
@@ -102,6 +103,15 @@ def test_a_rate_at_the_edge_and_one_that_diverged_are_said(tmp_path):
     assert f"- {REFERENCE.title}: the training came to nan or inf at 0.3." in text
     assert "- full: the rate 0.3 is the highest that was tried." in text and "| 0.3* |" in text
     assert "- bypass: left out. it needs a classifier." in text
+
+
+def test_a_seed_that_diverged_is_said_and_is_in_no_mean(tmp_path):
+    write(tmp_path, REFERENCE.title, right(0.8))
+    write(tmp_path, "full", right(0.9)[:3])
+    write_record(tmp_path / "full-rate0.2-seed4.json", record("full", TEST, 0.2, 4, None, diverged="the loss is nan"))
+    results = summarize(tmp_path)
+    assert results.rows[0].seeds == [1, 2, 3] and results.rows[0].diverged_seeds == [4]
+    assert "- full: with seed 4 the training came to nan or inf" in table_text(results)
 
 
 def test_runs_at_a_rate_that_is_no_longer_chosen_do_not_count(tmp_path):
