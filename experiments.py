@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from config import Run, explicit
-from pipeline.flags import ANSWERED, SAMPLING, command, find_row, parse, parse_rows, parse_shard
+from pipeline.flags import ANSWERED, METHODS_TABLE, SAMPLING, command, find_row, parse, parse_rows, parse_shard
 from published import TABLES, get_table
 from utils.errors import UserError, run_program
 
@@ -68,9 +68,16 @@ def run_rows(overrides: Run, options: dict) -> int:
         raise UserError("--resume goes with one run; a table goes on by itself where it stopped")
     if "row" in options:
         raise UserError("--row runs one row and --table several; with --table use --rows")
+    if options["table"] == METHODS_TABLE:
+        from pipeline.comparison.table import run_methods
+
+        numbers = parse_rows(options["rows"]) if "rows" in options else None
+        return run_methods(overrides, numbers, options.get("seeds"), parse_shard(options.get("shard", "1/1")))
+    if options["table"] not in TABLES:
+        raise UserError(f"unknown table {options['table']!r}; choose {', '.join((*TABLES, METHODS_TABLE))}")
     from pipeline.tables import run_table
 
-    table = get_table(options["table"])
+    table = TABLES[options["table"]]
     numbers = parse_rows(options["rows"]) if "rows" in options else [row.number for row in table.rows]
     rows, shard = [table.row(number) for number in numbers], parse_shard(options.get("shard", "1/1"))
     return run_table(table, rows, overrides, options.get("seeds", 1), shard)

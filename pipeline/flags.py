@@ -29,14 +29,22 @@ python experiments.py --score runs/NAME                        let it answer the
 python experiments.py --export_peft DIR --run_dir runs/NAME    what it trained, for the Hugging Face library peft"""
 
 PROGRAM = ("python", "experiments.py")
+METHODS_TABLE = "methods"  # of --table: no published rows, every method (pipeline/comparison)
 ANSWERED = 100  # dialogues, by --score: the number of the published plan
 
 # The flags that choose what is done, by the section of --help. Those of one run are in config.py.
 ROWS = {
     "row": {"metavar": "N", "help": "run this published row (of another table: TABLE:N)"},
-    "table": {"metavar": "NAME", "help": f"run the rows of a table and write it down; {', '.join(TABLES)}"},
+    "table": {
+        "metavar": "NAME",
+        "help": f"run the rows of a table and write it down; {', '.join((*TABLES, METHODS_TABLE))}",
+    },
     "rows": {"metavar": "LIST", "help": "of the table, only these: 1,3-5"},
-    "seeds": {"metavar": "K", "type": int, "help": "runs per row, with seeds from --seed on (default 1)"},
+    "seeds": {
+        "metavar": "K",
+        "type": int,
+        "help": "runs per row, with seeds from --seed on (default 1; of methods 5 or 3)",
+    },
     "shard": {"metavar": "I/N", "help": "of the table, only the I-th row of each N: one of N machines"},
     "list": {"action": "store_true", "help": "print every row with its command"},
     "download": {

@@ -21,6 +21,8 @@ from data.registry import get_task
 from model.bert import BertConfig, RobertaConfig
 from model.distilbert import DistilBertConfig
 from model.llama import LlamaConfig
+from pipeline.comparison.pages import table_text
+from pipeline.comparison.summary import summarize
 from pipeline.flags import parse_command
 from pipeline.job import default_dataset, prepare
 from pipeline.resolve import resolve_run
@@ -257,6 +259,20 @@ def parity_table() -> list[str]:
 
 
 # Each takes the page's text in front of the table, and the lines that stand there now.
+# --- Every method on a job (--table methods) ---
+
+
+def measured_jobs() -> list[str]:
+    """Return the jobs on which methods have been compared, by the names of their folders."""
+    return sorted(path.parent.name for path in (ROOT / "results" / "methods").glob("*/table.json"))
+
+
+def methods_table(job: str) -> list[str]:
+    """Return a job's table, made anew from the records of its runs, with the notes below it."""
+    lines = table_text(summarize(ROOT / "results" / "methods" / job)).splitlines()
+    return lines[next(i for i, line in enumerate(lines) if line.startswith("|")) :]
+
+
 TABLES: dict[str, Callable[[str, str], list[str]]] = {
     "headline": lambda before, old: headline_table(),
     "spam-row10": lambda before, old: row_10_table(),
@@ -276,6 +292,7 @@ TABLES: dict[str, Callable[[str, str], list[str]]] = {
         ["row", "frozen weights", "weights", "gradients, moments", "activations", "in all"], chatglm_rows()
     ),
     **{name: lambda before, old, name=name: published_table(name) for name in PUBLISHED},
+    **{f"methods-{job}": lambda before, old, job=job: methods_table(job) for job in measured_jobs()},
 }
 
 

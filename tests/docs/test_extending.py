@@ -1,5 +1,6 @@
 """Run the examples of docs/extending.md in a copy of the checkout: write the files, change the lines, type the commands."""
 
+import json
 import os
 import re
 import shutil
@@ -59,6 +60,9 @@ def test_an_example_runs(section, tmp_path):
             assert done.returncode == 0, done.stderr
             commands += 1
     assert commands
+    tables = [json.loads(path.read_text())["rows"] for path in folder.glob("runs/methods/*/table.json")]
+    compared = [["LoRA, r = 16", "shift"]] if section == "A method" else []
+    assert [[row["title"] for row in rows] for rows in tables] == compared
     results = list(folder.glob("runs/**/result.json"))
     assert results and all(path.stat().st_size for path in results)
 

@@ -12,7 +12,9 @@ import pytest
 
 from benchmarks import run as benchmarks
 from config import Run, explicit
-from pipeline.flags import SAMPLING, TRAINED, find_row, parse, parse_rows, parse_shard
+from pipeline.comparison.jobs import comparisons_of
+from pipeline.comparison.table import chosen_entries
+from pipeline.flags import METHODS_TABLE, SAMPLING, TRAINED, find_row, parse, parse_rows, parse_shard
 from pipeline.unused import refuse_unused_in_rows
 from published import get_table
 from tests.helpers.paths import ROOT
@@ -52,6 +54,9 @@ def test_every_command_is_accepted(command):
     assert words == [] or options or explicit(overrides)
     if "row" in options:
         runs = [find_row(options["row"]).with_flags(overrides)]
+    elif options.get("table") == METHODS_TABLE:
+        assert chosen_entries(parse_rows(options["rows"]) if "rows" in options else None)
+        runs = [job.run for job in comparisons_of(anywhere(overrides))]
     elif "table" in options:
         table = get_table(options["table"])
         numbers = parse_rows(options["rows"]) if "rows" in options else [row.number for row in table.rows]

@@ -1,0 +1,168 @@
+"""The records of a job's runs -> a row for each method. Reads no more than the folder."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+
+from pipeline.comparison.methods import ENTRIES, REFERENCE
+from pipeline.comparison.records import SEARCH, TEST, UNTRAINED, chosen_rate, read_record
+from pipeline.comparison.statistics import LEVEL, holm, interval, paired_difference
+from pipeline.result import read_json
+
+KEPT = ("general", "wikitext2")  # sets of which a loss says how much other knowledge is left
+
+
+@dataclass
+class Summary:
+    """What is known of one method on one job."""
+
+    row: int  # its number in the list of methods; 0: not in it
+    title: str
+    trained_parameters: int
+    file_bytes: int
+    seconds_to_best: float  # means over the seeds, as all below
+    peak_bytes: float
+    learning_rate: float
+    edge: str  # "lowest" or "highest": the chosen rate is the grid's edge; else ""
+    diverged: list[float]  # rates at which the training came to nan or inf
+    seeds: list[int]
+    diverged_seeds: list[int]  # of runs at the chosen rate that came to nan or inf, and are in no mean
+    score: float
+    half: float | None  # of the score's 95% interval over the seeds; None of one seed
+    kept: dict[str, list]  # set -> how much its loss has grown, and half of the interval
+    difference: float | None = None  # from the reference, on the seeds of both; None for itself
+    difference_half: float | None = None
+    p: float | None = None  # None: too few seeds to tell
+    p_corrected: float | None = None  # for all methods of the table
+    verdict: str = ""  # better, worse or tie
+
+
+@dataclass(frozen=True)
+class Results:
+    """A job's table."""
+
+    job: str  # the folder's name
+    higher_is_better: bool  # whether the score is an accuracy; else it is a loss
+    before: dict[str, float]  # what the untrained model scores on the test set and those of KEPT, where it was measured
+    rows: list[Summary]
+    left_out: dict[str, str]  # title -> why
+
+    def as_json(self) -> dict:
+        """Return the results as they are written down."""
+        about = {"job": self.job, "higher_is_better": self.higher_is_better, "reference": REFERENCE.title}
+        return about | {"before": self.before, "left_out": self.left_out, "rows": [asdict(row) for row in self.rows]}
+
+
+def summarize(folder: Path) -> Results:
+    """Return what the records in a folder come to."""
+    contents = [(path, read_json(path)) for path in sorted(folder.glob("*-left-out.json"))]
+    left_out = {one["title"]: one["reason"] for _, one in contents if isinstance(one, dict)}
+    records = [record for path in sorted(folder.glob("*-seed*.json")) if (record := read_record(path))]
+    untrained = next((record for record in records if record["stage"] == UNTRAINED), {})
+    before = {name: rounded(mean(untrained[name])) for name in ("test", *KEPT) if untrained.get(name)}
+    measured = {title: tests_of(records, title) for title in titles_of(records)}
+    rows = [row_of(title, records, tests, before) for title, tests in measured.items() if tests]
+    higher = all(is_label_score(one["test"]) for tests in measured.values() for one in tests)
+    compare(rows, measured, higher)
+    return Results(folder.name, higher, before, rows, left_out)
+
+
+def titles_of(records: list[dict]) -> list[str]:
+    """Return the titles of the methods that have records: those of the list in its order, then others."""
+    found = dict.fromkeys(record["title"] for record in records if record["stage"] != UNTRAINED)
+    listed = [entry.title for entry in ENTRIES if entry.title in found]
+    return [*dict.fromkeys([*listed, *found])]
+
+
+def tests_of(records: list[dict], title: str) -> list[dict]:
+    """Return the records of a method on test data at the rate that its search chose, by their seeds."""
+    return [record for record in at_chosen_rate(records, title) if record.get("test")]
+
+
+def at_chosen_rate(records: list[dict], title: str) -> list[dict]:
+    """Return the records of a method with the seeds of the test, at the rate that its search chose."""
+    own = [record for record in records if record["title"] == title]
+    search = [record for record in own if record["stage"] == SEARCH]
+    rate = chosen_rate(search)[0] if search else None
+    return sorted((one for one in own if one["stage"] == TEST and one["rate"] == rate), key=lambda one: one["seed"])
+
+
+def row_of(title: str, records: list[dict], tests: list[dict], before: dict[str, float]) -> Summary:
+    """Return a method's row, as far as it needs no other's."""
+    search = [record for record in records if record["title"] == title and record["stage"] == SEARCH]
+    numbers = {entry.title: number for number, entry in enumerate(ENTRIES, start=1)}
+    score, half = rounded_interval([mean(one["test"]) for one in tests])
+    grown = {name: [mean(one[name]) - before[name] for one in tests] for name in KEPT if name in before}
+    return Summary(
+        row=numbers.get(title, 0),
+        title=title,
+        trained_parameters=tests[0]["trained_parameters"],
+        file_bytes=tests[0]["file_bytes"],
+        seconds_to_best=round(mean(one["seconds_to_best"] for one in tests), 1),
+        peak_bytes=mean(one["peak_bytes"] for one in tests),
+        learning_rate=tests[0]["learning_rate"],
+        edge=chosen_rate(search)[1],
+        diverged=[one["learning_rate"] for one in search if one["validation_loss"] is None],
+        seeds=[one["seed"] for one in tests],
+        diverged_seeds=[one["seed"] for one in at_chosen_rate(records, title) if "diverged" in one],
+        score=score,
+        half=half,
+        kept={name: rounded_interval(values) for name, values in grown.items()},
+    )
+
+
+def compare(rows: list[Summary], measured: dict[str, list[dict]], higher_is_better: bool) -> None:
+    """Fill in what each row's difference from the reference comes to. In place."""
+    theirs = {one["seed"]: one for one in measured.get(REFERENCE.title, [])}
+    compared = []
+    for row in rows:
+        pairs = [(one, theirs[one["seed"]]) for one in measured[row.title] if one["seed"] in theirs]
+        if row.title == REFERENCE.title or not pairs or not all(same_data(*pair) for pair in pairs):
+            continue
+        difference = paired_difference(*(np.array([one["test"] for one in side]) for side in zip(*pairs, strict=True)))
+        row.difference = rounded(difference.mean)
+        if not math.isnan(difference.p):
+            row.difference_half, row.p = rounded(difference.half), difference.p
+            compared.append(row)
+    for row, p in zip(compared, holm([row.p for row in compared]), strict=True):
+        row.p, row.p_corrected, row.verdict = round(row.p, 6), round(p, 6), "tie"
+        if p < LEVEL:
+            row.verdict = "better" if (row.difference > 0) == higher_is_better else "worse"
+
+
+def same_data(one: dict, other: dict) -> bool:
+    """Return whether two runs began with the same weights and saw the same data."""
+    names = ("weights_sha256", "data_sha256")
+    return all(one["hashes"].get(name) == other["hashes"].get(name) for name in names)
+
+
+def pareto(rows: Sequence[Summary], higher_is_better: bool) -> list[Summary]:
+    """Return the rows that no other beats in score and in trained parameters at once, from few parameters to many."""
+    sign = 1 if higher_is_better else -1
+
+    def beats(one: Summary, other: Summary) -> bool:
+        ours, theirs = ((sign * row.score, -row.trained_parameters) for row in (one, other))
+        return ours != theirs and all(a >= b for a, b in zip(ours, theirs, strict=True))
+
+    kept = [row for row in rows if not any(beats(other, row) for other in rows)]
+    return sorted(kept, key=lambda row: row.trained_parameters)
+
+
+def is_label_score(values: list[float]) -> bool:
+    """Return whether each value is 0 or 1: a label that is wrong or right. Losses are none of these."""
+    return set(values) <= {0, 1}
+
+
+def rounded(value: float) -> float:
+    """Return a number with the digits that are written down."""
+    return round(float(value), 6)
+
+
+def rounded_interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean and half of its 95% interval; None of one value."""
+    center, half = interval(values)
+    return rounded(center), None if math.isnan(half) else rounded(half)

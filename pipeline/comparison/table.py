@@ -1,0 +1,119 @@
+"""`--table methods`: every method on two jobs. A search for each method's learning rate, then several seeds on test data.
+
+A run that was done before with the same settings, code and inputs isn't done again.
+"""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from config import Run, override
+from data.registry import get_task
+from pipeline.build import trained_names
+from pipeline.comparison.jobs import Comparison, comparisons_of, prepare_one
+from pipeline.comparison.methods import ENTRIES, REFERENCE, UNTRAINED, Entry
+from pipeline.comparison.pages import write_pages
+from pipeline.comparison.records import SEARCH, TEST, chosen_rate, finished, path_of, slug, write_record
+from pipeline.comparison.records import UNTRAINED as BEFORE
+from pipeline.comparison.runs import config_of_run, hashes_of, measure
+from pipeline.unused import refuse_unused_in_rows
+from training import distributed
+from utils.errors import UserError
+
+
+def run_methods(overrides: Run, rows: list[int] | None, n_seeds: int | None, shard: tuple[int, int] = (1, 1)) -> int:
+    """Measure the methods with these numbers, counted from 1, and the one that they are compared with. Return the exit
+    status. Raises UserError.
+
+    rows      None: all
+    n_seeds   None: as many as a job has
+    shard     (i, n): only the i-th of each n methods, beside other processes that share the folder
+    """
+    if distributed.size() > 1:
+        raise UserError("--table methods needs one process; others can take a part of its rows with --shard I/N")
+    if n_seeds is not None and n_seeds < 1:
+        raise UserError(f"--seeds is {n_seeds}; it must be at least 1")
+    entries, folder = chosen_entries(rows), Path(overrides.output_dir or "runs") / "methods"
+    overrides = replace(overrides, output_dir=None)
+    comparisons = comparisons_of(overrides)
+    refuse_unused_in_rows(overrides, [override(job.run, entry.run) for job in comparisons for entry in entries])
+    for comparison in comparisons:
+        print(f"{comparison.name}: {comparison.run.source} on {comparison.run.dataset}", flush=True)
+        for entry in in_shard(comparison, entries, *shard):
+            if not measure_entry(comparison, entry, n_seeds, folder / comparison.folder):
+                print("interrupted; the same command goes on from here")
+                return 130
+            write_pages(folder / comparison.folder)
+        if (table := folder / comparison.folder / "table.md").is_file():
+            print("\n" + table.read_text(encoding="utf-8"))
+            print("\n".join(write_pages(folder / comparison.folder)), flush=True)
+    return 0
+
+
+def chosen_entries(rows: list[int] | None) -> list[Entry]:
+    """Return the methods with these numbers. Raises UserError for one that isn't there."""
+    for number in rows or ():
+        if not 1 <= number <= len(ENTRIES):
+            raise UserError(f"the table methods has no row {number}; it has 1-{len(ENTRIES)}")
+    return [ENTRIES[number - 1] for number in rows] if rows else [*ENTRIES]
+
+
+def in_shard(comparison: Comparison, entries: list[Entry], place: int, n_shards: int) -> list[Entry]:
+    """Return every n-th of what is measured: first what others are compared with."""
+    before = [UNTRAINED] if is_dialogue(comparison) else []
+    return [*dict.fromkeys([*before, REFERENCE, *entries])][place - 1 :: n_shards]
+
+
+def is_dialogue(comparison: Comparison) -> bool:
+    """Return whether the job is about dialogues."""
+    return get_task(comparison.run.dataset, comparison.run).has_dialogues
+
+
+def measure_entry(comparison: Comparison, entry: Entry, n_seeds: int | None, folder: Path) -> bool:
+    """Measure one method, unless that has been done. Return False after Ctrl-C."""
+    left_out = folder / f"{slug(entry.title)}-left-out.json"
+    if reason := why_left_out(comparison, entry):
+        write_record(left_out, {"title": entry.title, "reason": reason})
+        print(f"  {entry.title}: left out: {reason}", flush=True)
+        return True
+    left_out.unlink(missing_ok=True)
+    if entry is UNTRAINED:
+        return bool(run_once(comparison, entry, 0.0, comparison.search_seed, BEFORE, folder))
+    search = []
+    for rate in entry.rates[: comparison.n_rates]:
+        record = run_once(comparison, entry, rate, comparison.search_seed, SEARCH, folder)
+        if record is None:
+            return False
+        search.append(record)
+    rate, _ = chosen_rate(search)
+    seeds = comparison.test_seeds(n_seeds)
+    return all(run_once(comparison, entry, rate, seed, TEST, folder) is not None for seed in seeds)
+
+
+def why_left_out(comparison: Comparison, entry: Entry) -> str:
+    """Return why the method can't be attached to the job's model, or "" where it can. No weights are read."""
+    job = prepare_one(comparison, entry, 1.0, comparison.search_seed, with_test=False)
+    try:
+        trained_names(job.run, len(job.task.labels))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def run_once(comparison: Comparison, entry: Entry, rate: float, seed: int, stage: str, folder: Path) -> dict | None:
+    """Return the record of one run, which is done now unless it has been. None after Ctrl-C."""
+    job = prepare_one(comparison, entry, rate, seed, with_test=stage != SEARCH)
+    path, config, hashes = path_of(folder, entry, rate, seed), config_of_run(job.run), hashes_of(job)
+    if record := finished(path, config, hashes):
+        return record
+    began = time.perf_counter()
+    measured = measure(job)
+    if measured is None:
+        return None
+    seconds = round(time.perf_counter() - began, 1)
+    record = {"title": entry.title, "stage": stage, "seed": seed, "rate": rate, "total_seconds": seconds, **measured}
+    record |= {"config": config, "hashes": hashes}
+    write_record(path, record)
+    loss = "no step" if entry is UNTRAINED else measured.get("diverged") or f"validation loss {measured['validation_loss']}"
+    print(f"  {entry.title}, learning rate {job.run.learning_rate:g}, seed {seed}: {loss}, {seconds:g} s", flush=True)
+    return record

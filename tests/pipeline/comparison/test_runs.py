@@ -1,0 +1,87 @@
+"""One run: what it measures example by example is what `evaluate` measures of all."""
+
+from statistics import mean
+
+import pytest
+import torch
+
+from config import Run
+from model import from_pretrained
+from pipeline.comparison.jobs import comparisons_of, prepare_one
+from pipeline.comparison.methods import ENTRIES, REFERENCE, UNTRAINED
+from pipeline.comparison.runs import config_of_run, measure, scores
+from pipeline.execute import set_up
+from train import evaluate
+from training.early_stopping import EarlyStopping
+
+
+def prepared(entry=REFERENCE, seed: int = 1, **flags):
+    (comparison,) = comparisons_of(Run(**({"device": "cpu", "amp": "off", "max_steps": 2} | flags)))
+    return prepare_one(comparison, entry, 1e-3, seed, with_test=True)
+
+
+def test_labels_add_up_to_the_accuracy_and_keep_their_order():
+    job = prepared(dataset="sentiment-pocket")
+    setup = set_up(job)
+    found = scores(setup.model, setup.batches, job)["test"]
+    assert mean(found) == pytest.approx(evaluate(setup.model, setup.batches["test"])["accuracy"])
+    examples = setup.batches["test"].examples[:20]  # in the file's order, not sorted by length
+    with torch.no_grad():
+        plain = [setup.model.eval()(torch.tensor([one.ids])).argmax().item() == one.label for one in examples]
+    assert found[:20] == plain and len({*plain}) == 2
+
+
+def test_losses_of_dialogues_add_up_to_the_loss():
+    job = prepared(dataset="persona")
+    setup = set_up(job)
+    found = scores(setup.model, setup.batches, job)
+    assert found.keys() == {"test", "general"}
+    for name, losses in found.items():
+        targets = [sum(label != -100 for label in one.label) for one in setup.batches[name].examples]
+        total = sum(loss * n for loss, n in zip(losses, targets, strict=True)) / sum(targets)
+        assert total == pytest.approx(evaluate(setup.model, setup.batches[name])["loss"], abs=1e-4)
+
+
+def test_what_is_scored_has_the_lowest_validation_loss(monkeypatch):
+    job = prepared(dataset="persona", max_steps=4, eval_steps=1)
+    evaluations = iter([3.0, 1.0, 2.0, 4.0])
+    states, real = [], EarlyStopping.update
+
+    def update(self, step, loss):
+        states.append({name: one.detach().clone() for name, one in self.trained.items()})
+        real(self, step, next(evaluations))
+
+    monkeypatch.setattr(EarlyStopping, "update", update)
+    seen = {}
+    monkeypatch.setattr(
+        "pipeline.comparison.runs.scores",
+        lambda model, batches, job: seen.update(model.named_parameters()) or {},
+    )
+    record = measure(job)
+    assert record["best_step"] == 2 and record["steps"] == 4
+    assert all(torch.equal(seen[name], one) for name, one in states[1].items())
+
+
+def test_untrained_is_the_model_as_it_is():
+    record = measure(prepared(UNTRAINED, seed=0, dataset="persona"))
+    assert record["steps"] == 0 and record["validation_loss"] is None
+    model = from_pretrained("gpt2-pocket", head="lm").eval()
+    job = prepared(dataset="persona")
+    example = set_up(job).batches["test"].examples[0]
+    with torch.no_grad():
+        logits = model(torch.tensor([example.ids]))
+    loss = torch.nn.functional.cross_entropy(logits[0], torch.tensor(example.label))
+    assert record["test"][0] == pytest.approx(loss.item(), abs=1e-4)
+
+
+def test_the_same_run_gives_the_same_numbers():
+    one, two = (measure(prepared(dataset="persona")) for _ in range(2))
+    assert one["test"] == two["test"] and one["validation"] == two["validation"]
+    assert measure(prepared(dataset="persona", seed=2))["test"] != one["test"]
+
+
+def test_where_the_inputs_lie_is_no_part_of_a_run():
+    config = config_of_run(prepared(dataset="persona").run)
+    assert not {"dataset", "model", "checkpoint", "data_dir", "output_dir"} & config.keys()
+    assert config["learning_rate"] == 1e-2 and config["seed"] == 1
+    assert config != config_of_run(prepared(ENTRIES[0], dataset="persona").run)
