@@ -170,7 +170,8 @@ def test_every_command_of_the_pages_is_accepted(text):
         overrides = replace(overrides, checkpoint=None, model="distilbert-pocket")
     if overrides.dataset not in TASKS:  # a reader's own
         kinds = {".json": "persona", ".csv": "sentiment-pocket", ".tsv": "sentiment-pocket", ".jsonl": "sentiment-pocket"}
-        overrides = replace(overrides, dataset=kinds.get(Path(overrides.dataset or "").suffix))
+        kind = "preferences" if overrides.objective == "dpo" else kinds.get(Path(overrides.dataset or "").suffix)
+        overrides = replace(overrides, dataset=kind)
     if "row" in options:
         run = experiments.find_row(options["row"]).with_flags(overrides)
         refuse_unused(overrides, *completed(run))
