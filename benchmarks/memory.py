@@ -51,7 +51,9 @@ def comparisons(rows: list[int], args, folder: Path) -> Iterator[Comparison]:
     """Yield what is measured for these rows, see spam.py. Peaks are those above what Python and torch take."""
     for row in rows:
         title, layers, base_precision = ROWS[row]
-        computed = needed(MODELS[title], layers, base_precision, False, *SHAPE, amp="off" if args.amp == "off" else "bf16")
+        computed = budget_of(
+            MODELS[title], layers, base_precision, False, *SHAPE, amp="off" if args.amp == "off" else "bf16"
+        )
         checkpoint = write_drawn(folder / title.replace(" ", "-"), MODELS[title])
         words = {"model": checkpoint, "trainable_layers": layers, "base_precision": base_precision, "amp": args.amp}
         words |= dict(zip(("batch_size", "length"), SHAPE, strict=True))
@@ -72,12 +74,12 @@ def above_imports(output: str) -> dict:
 def fitting_rows() -> list[list[str]]:
     """Return one line for each of MODELS: GB of a step of 8 x 128 tokens in bf16, for each of COLUMNS."""
     return [
-        [title, *(f"{needed(config, layers, *how, amp='bf16').total / 1e9:.2f}" for layers, *how in COLUMNS.values())]
+        [title, *(f"{budget_of(config, layers, *how, amp='bf16').total / 1e9:.2f}" for layers, *how in COLUMNS.values())]
         for title, config in MODELS.items()
     ]
 
 
-def needed(
+def budget_of(
     config: GPT2Config | LlamaConfig,
     layers: str,
     base_precision: str,

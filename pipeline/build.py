@@ -9,6 +9,7 @@ import peft
 from config import Run
 from model import NothingDrawn, config_of, from_pretrained
 from pipeline.stored import number_of, stored_classifier
+from training.device import return_freed_memory
 from utils.errors import UserError
 
 
@@ -18,7 +19,10 @@ def build_model(run: Run, n_labels: int) -> nn.Module:
     What isn't in the checkpoint is drawn from the run's seed in the published script's order: the body, then the head, from
     a fresh generator; what a method adds is drawn next. Raises UserError.
     """
-    trained = trained_names(run, n_labels) if run.base_precision != "fp32" else ()
+    trained = ()
+    if run.base_precision != "fp32":  # memory is short
+        return_freed_memory()
+        trained = trained_names(run, n_labels)
     stored = stored_classifier(run, config_of(run.source)) if run.head_labels else None
     model = from_pretrained(
         run.source,

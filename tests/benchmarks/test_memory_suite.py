@@ -19,7 +19,7 @@ def tiny(monkeypatch):
 
 def test_a_row_is_a_step_whose_need_was_computed(tiny, tmp_path):
     (found,) = memory.comparisons([4], Namespace(amp="off"), tmp_path)
-    assert found.extra["computed_bytes"] == memory.needed(TINY, "lora", "nf4").total
+    assert found.extra["computed_bytes"] == memory.budget_of(TINY, "lora", "nf4").total
     record = measure.measure(found, 1, {})
     assert record["ours_load_peak_bytes"] >= 0 and record["ours_trainable_parameters"] > 0
     assert record["ours_peak_bytes"] > 0 and len(record["ours_losses"]) > 3
