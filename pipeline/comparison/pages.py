@@ -53,12 +53,13 @@ def explanations(results: Results) -> list[str]:
     lines = [
         f"- {score_name(results)}: mean over the seeds, with its 95% interval (Student's t over the seeds).",
         f"- less {REFERENCE.title}: the difference from it on the same seeds and test examples, with its 95% interval "
-        "(bootstrap over seeds and over examples). p is corrected for all methods of the table (Holm); where it isn't "
+        "(a bootstrap over the examples, Student's t over the seeds). p is corrected for all methods of the table "
+        "(Holm); where it isn't "
         f"below {LEVEL:g}, the verdict is a tie.",
         "- rate: the learning rate with the lowest loss on validation data; * marks an edge of the grid, beyond which "
         "a better one may lie.",
-        "- to best: seconds of training, evaluations included, up to the lowest validation loss. memory: the peak beyond "
-        "what the program holds at rest. Both are means over the seeds.",
+        "- to best: seconds of training, evaluations included, up to the lowest validation loss. memory: the peak of "
+        "the run's process beyond what it began with, the libraries' own buffers included. Both are means over the seeds.",
     ]
     if results.before:
         before = ", ".join(f"{KEPT_NAMES.get(name, name)} {value:.3f}" for name, value in results.before.items())

@@ -4,7 +4,7 @@ Letters used for shapes: S seeds, N examples.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,33 +14,38 @@ DRAWS = 4000  # of the bootstrap
 SEED = 2023
 
 
-def t_probability(t: float, df: int) -> float:
-    """Return the probability that a variable of Student's distribution with df degrees of freedom lies in [-t, t].
+def t_probability(t: float | np.ndarray, df: int) -> np.ndarray:
+    """Return the probability that a variable of Student's distribution with df degrees of freedom lies between -t and t.
 
-    The finite sums of Abramowitz & Stegun 1964, 26.7.3 and 26.7.4.
+    It is negative for a negative t. The finite sums of Abramowitz & Stegun 1964, 26.7.3 and 26.7.4.
     """
-    theta = math.atan(t / math.sqrt(df))
-    sine, cosine = math.sin(theta), math.cos(theta)
+    theta = np.arctan(np.asarray(t) / math.sqrt(df))
+    sine, cosine = np.sin(theta), np.cos(theta)
     if df % 2 == 0:
-        term = total = 1.0
+        term = total = np.ones_like(theta)
         for k in range(1, df // 2):
-            term *= cosine**2 * (2 * k - 1) / (2 * k)
-            total += term
+            term = term * cosine**2 * (2 * k - 1) / (2 * k)
+            total = total + term
         return sine * total
-    term = total = cosine if df > 1 else 0.0
+    term = total = cosine if df > 1 else np.zeros_like(theta)
     for k in range(1, (df - 1) // 2):
-        term *= cosine**2 * 2 * k / (2 * k + 1)
-        total += term
+        term = term * cosine**2 * 2 * k / (2 * k + 1)
+        total = total + term
     return 2 / math.pi * (theta + sine * total)
 
 
-def t_quantile(level: float, df: int) -> float:
-    """Return the t for which [-t, t] has all but `level` of the probability."""
+def first_where(is_beyond: Callable[[float], bool]) -> float:
+    """Return the smallest number from 0 to 1,000,000 for which it is true; it is for all larger ones too."""
     low, high = 0.0, 1e6
-    while high - low > 1e-9 * (1 + low):
+    while high - low > 1e-9 * (1e-3 + low):
         middle = (low + high) / 2
-        low, high = (middle, high) if t_probability(middle, df) < 1 - level else (low, middle)
+        low, high = (low, middle) if is_beyond(middle) else (middle, high)
     return high
+
+
+def t_quantile(level: float, df: int) -> float:
+    """Return the t for which all but `level` of the probability lies between -t and t."""
+    return first_where(lambda t: t_probability(t, df) >= 1 - level)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -63,31 +68,30 @@ class Difference:
 def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> Difference:
     """Return how much larger `ours` [S, N] is than `theirs` [S, N] in the mean: the same seeds, the same examples.
 
-    A bootstrap of the seeds and one of the examples, in pairs, give the two parts of the variance. The degrees of freedom
-    of their sum are Satterthwaite's (1946), as three or five seeds say little of their own spread.
+    How far the mean may be off has two parts. Other examples: a bootstrap draws them, with all that the seeds found of
+    each. Other seeds: three or five are too few to draw from, as they say little of their own spread, so that Student's t
+    tells how far off their mean may be. Every draw of the one is added to the whole distribution of the other.
     """
     differences = ours - theirs  # [S, N]
-    mean, parts = float(differences.mean()), []
-    for values in (differences.mean(axis=1), differences.mean(axis=0)):  # of seeds [S], of examples [N]
-        parts.append((bootstrap_variance(values), len(values) - 1))
-    if not all(df for _, df in parts):
+    mean, (n_seeds, n) = float(differences.mean()), differences.shape
+    if n_seeds < 2 or n < 2:
         return Difference(mean, math.nan, math.nan)
-    variance = sum(part for part, _ in parts)
-    if variance == 0:
-        return Difference(mean, 0.0, 1.0 if mean == 0 else 0.0)
-    df = max(1, int(variance**2 / sum(part**2 / df for part, df in parts)))
-    spread = math.sqrt(variance)
-    return Difference(mean, t_quantile(LEVEL, df) * spread, 1 - t_probability(abs(mean) / spread, df))
+    of_examples = bootstrap(differences.mean(axis=0)) - mean  # [draws]
+    of_seeds = float(differences.mean(axis=1).std(ddof=1)) / math.sqrt(n_seeds)
+    scale = max(of_seeds, 1e-12)  # where all seeds agree
+
+    def probability_beyond(distance: float) -> float:
+        inside = [t_probability((distance + sign * of_examples) / scale, n_seeds - 1) for sign in (1, -1)]
+        return float(np.clip(1 - sum(inside) / 2, 0, 1).mean())
+
+    half = first_where(lambda distance: probability_beyond(distance) <= LEVEL)
+    return Difference(mean, half, probability_beyond(abs(mean)))
 
 
-def bootstrap_variance(values: np.ndarray) -> float:
-    """Return the variance of the mean of n values, from draws of n with replacement.
-
-    Such draws are too much alike by (n - 1)/n, which matters for few.
-    """
+def bootstrap(values: np.ndarray) -> np.ndarray:
+    """Return the means of draws of n values from n, with replacement."""
     n, generator = len(values), np.random.default_rng(SEED)
-    counts = generator.multinomial(n, np.full(n, 1 / n), DRAWS)  # [draws, n]
-    return float((counts @ values / n).var()) * n / max(n - 1, 1)
+    return generator.multinomial(n, np.full(n, 1 / n), DRAWS) @ values / n  # [draws, n] and [n] -> [draws]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -3,8 +3,11 @@
 A run that was done before with the same settings, code and inputs isn't done again.
 """
 
+import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 from config import Run, override
@@ -107,7 +110,7 @@ def run_once(comparison: Comparison, entry: Entry, rate: float, seed: int, stage
     if record := finished(path, config, hashes):
         return record
     began = time.perf_counter()
-    measured = measure(job)
+    measured = measure_apart(comparison, entry, rate, seed, stage != SEARCH)
     if measured is None:
         return None
     seconds = round(time.perf_counter() - began, 1)
@@ -117,3 +120,21 @@ def run_once(comparison: Comparison, entry: Entry, rate: float, seed: int, stage
     loss = "no step" if entry is UNTRAINED else measured.get("diverged") or f"validation loss {measured['validation_loss']}"
     print(f"  {entry.title}, learning rate {job.run.learning_rate:g}, seed {seed}: {loss}, {seconds:g} s", flush=True)
     return record
+
+
+def measure_apart(comparison: Comparison, entry: Entry, rate: float, seed: int, with_test: bool) -> dict | None:
+    """Return what `measure` does, from a process of its own on Linux: else the peak of memory would depend on what earlier
+    runs left behind. A GPU counts its memory itself."""
+    job = prepare_one(comparison, entry, rate, seed, with_test)
+    if sys.platform != "linux" or job.run.device != "cpu":
+        return measure(job)
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:  # a fork imports nothing again
+        try:
+            return pool.submit(measure_one, comparison, entry, rate, seed, with_test).result()
+        except KeyboardInterrupt:  # which the other process got too: it ends after the step under way
+            return None
+
+
+def measure_one(comparison: Comparison, entry: Entry, rate: float, seed: int, with_test: bool) -> dict | None:
+    """Return what `measure` does of a run that is given in parts, which another process can be told."""
+    return measure(prepare_one(comparison, entry, rate, seed, with_test))

@@ -46,7 +46,7 @@ def draw(generator, seeds: int, n: int, by_seed: float, by_example: float, shift
     return theirs + shift + parts + generator.normal(0, 1, (seeds, n)), theirs
 
 
-CASES = [(3, 0.2, 0.3), (3, 0.0, 1.0), (5, 0.2, 0.3), (5, 0.5, 0.0), (5, 0.0, 1.0)]
+CASES = [(2, 0.5, 0.0), (3, 0.2, 0.3), (3, 0.5, 0.0), (3, 0.0, 1.0), (5, 0.2, 0.3), (5, 0.5, 0.0), (5, 0.0, 1.0)]
 
 
 @pytest.mark.parametrize(("seeds", "by_seed", "by_example"), CASES)
@@ -55,8 +55,9 @@ def test_the_paired_test_holds_its_level(seeds, by_seed, by_example, monkeypatch
     generator = np.random.default_rng(7)
     pairs = [draw(generator, seeds, 60, by_seed, by_example) for _ in range(600)]
     found = [paired_difference(*pair) for pair in pairs]
-    assert np.mean([one.p < 0.05 for one in found]) < 0.08  # 0.05 and three standard errors
-    assert np.mean([abs(one.mean) <= one.half for one in found]) > 0.92
+    assert np.mean([one.p < 0.05 for one in found]) < 0.075  # 0.05 and three standard errors
+    assert np.mean([one.p < 0.005 for one in found]) < 0.014  # what Holm's correction looks at
+    assert np.mean([abs(one.mean) <= one.half for one in found]) > 0.925
     assert all((one.p < 0.05) == (abs(one.mean) > one.half) for one in found)
 
 
@@ -66,6 +67,15 @@ def test_the_paired_test_finds_a_difference_that_is_there(monkeypatch):
     found = [paired_difference(*draw(generator, 5, 200, 0.05, 0.1, shift=0.5)) for _ in range(100)]
     assert np.mean([one.p < 0.05 for one in found]) > 0.95
     assert np.mean([one.mean for one in found]) == pytest.approx(0.5, abs=0.03)
+
+
+def test_an_interval_is_student_s_where_only_seeds_differ_and_a_bootstrap_s_where_only_examples_do():
+    generator = np.random.default_rng(11)
+    of_seeds = np.repeat(generator.normal(0, 1, (4, 1)), 50, axis=1)
+    assert paired_difference(of_seeds, np.zeros((4, 50))).half == pytest.approx(interval(of_seeds[:, 0])[1])
+    of_examples = np.repeat(generator.normal(0, 1, (1, 200)), 4, axis=0)
+    normal = 1.96 * of_examples[0].std() / math.sqrt(200)
+    assert paired_difference(of_examples, np.zeros((4, 200))).half == pytest.approx(normal, rel=0.05)
 
 
 def test_pairs_are_what_makes_a_small_difference_visible():
@@ -87,7 +97,8 @@ def test_seeds_alone_would_find_what_is_not_there(monkeypatch):
 
 def test_equal_scores_are_no_difference():
     same = np.ones((5, 20))
-    assert paired_difference(same, same) == statistics.Difference(0.0, 0.0, 1.0)
+    found = paired_difference(same, same)
+    assert (found.mean, found.p) == (0.0, 1.0) and found.half < 1e-9
 
 
 def test_one_seed_tells_nothing():

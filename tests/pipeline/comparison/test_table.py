@@ -1,8 +1,13 @@
 """The command line: a search on validation data, seeds on test data, what is done again and what isn't."""
 
 import json
+import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -10,6 +15,7 @@ import experiments
 from pipeline.comparison import table
 from pipeline.comparison.methods import ENTRIES, REFERENCE
 from pipeline.comparison.runs import measure
+from tests.helpers.paths import ROOT
 from tests.helpers.small import make_encoder, write_dialogues
 from utils.errors import UserError
 
@@ -39,6 +45,7 @@ def command(alone, bert, data, monkeypatch):
         return measure(job)
 
     monkeypatch.setattr(table, "measure", spy)
+    monkeypatch.setattr(table, "measure_apart", table.measure_one)  # in this process, where the spy is
 
     def run(*words, rows: str, out: str = "out", status: int = 0) -> list[str]:
         trained.clear()
@@ -156,6 +163,34 @@ def test_an_interrupted_table_goes_on(command, monkeypatch, capsys):
     assert len(command("--seeds", 1, rows=NUMBERS[REFERENCE.title])) == SEARCHED + 1 - 2
 
 
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all runs are in one process")
+PROGRAM = [sys.executable, "experiments.py", "--table", "methods", "--dataset", "persona", "--rows", "5", "--seeds", "1"]
+
+
+@LINUX
+def test_the_memory_of_a_run_does_not_depend_on_those_before_it(tmp_path):
+    words = ["--max_steps", "2", "--train_samples", "40", "--device", "cpu", "--output_dir", tmp_path]
+    done = subprocess.run([*PROGRAM, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    peaks = [one["peak_bytes"] for one in records(tmp_path).values() if one["stage"] == "search"]
+    assert len(peaks) == 3 and max(peaks) < 1.2 * min(peaks)
+
+
+@LINUX
+def test_ctrl_c_ends_both_processes(tmp_path):
+    words = ["--device", "cpu", "--num_epochs", "500", "--output_dir", tmp_path]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*PROGRAM, *words], cwd=ROOT, start_new_session=True, **pipes) as process:
+        line = process.stdout.readline()
+        while "nothing trained" not in line:  # then LoRA trains
+            line = process.stdout.readline()
+        time.sleep(3)
+        os.killpg(process.pid, signal.SIGINT)
+        out, error = process.communicate(timeout=120)
+    assert process.returncode == 130 and "the same command goes on from here" in out, error
+    assert "Traceback" not in error
+
+
 def test_a_training_that_diverges_is_not_chosen(command, monkeypatch):
     def too_large(job):
         rate = 1e38 if job.run.learning_rate > 5e-3 else job.run.learning_rate
@@ -167,7 +202,8 @@ def test_a_training_that_diverges_is_not_chosen(command, monkeypatch):
     assert row["diverged"] and row["learning_rate"] <= 5e-3
 
 
-def test_dialogues_are_measured_with_what_is_kept(alone, tmp_path, capsys):
+def test_dialogues_are_measured_with_what_is_kept(alone, tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "measure_apart", table.measure_one)
     (tmp_path / "data" / "text_corpus").mkdir(parents=True)
     (tmp_path / "data" / "text_corpus" / "wikitext2_test.txt").write_text("The river runs to the sea. " * 4000)
     dialogues = write_dialogues(tmp_path / "dialogues.json")
