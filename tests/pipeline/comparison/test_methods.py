@@ -12,7 +12,10 @@ COVERED = {"lora_alternative", "last_two_blocks", "peft"}  # the first computes 
 
 def test_every_method_is_in_the_list():
     listed = {name for entry in ENTRIES for name in entry.run.trainable_layers.split("+")}
-    assert find_methods().keys() - listed == COVERED
+    shipped = {
+        name for name, kind in find_methods().items() if kind.__module__.startswith("peft.")
+    }  # tests register others
+    assert shipped - listed == COVERED
     assert REFERENCE in ENTRIES and UNTRAINED not in ENTRIES
 
 
