@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.encoders import PACKAGES as LIBRARIES
-from benchmarks.inputs import SEED, draw_gpt2
+from benchmarks.inputs import SEED, write_drawn
 from benchmarks.measure import ROOT, Comparison, Side, last_line, precision_of
 from model import config_of
 from model.generation import left_padded
@@ -63,7 +63,7 @@ def comparisons(rows: list[int], args, folder: Path, size: Size | None = None) -
     for row in rows:
         one = ROWS[row]
         own = one.model == "checkpoint"
-        checkpoint = Path(args.checkpoint).resolve() if own else draw_gpt2(folder / one.model, size.gpt2)
+        checkpoint = Path(args.checkpoint).resolve() if own else write_drawn(folder / one.model, size.gpt2)
         name = checkpoint.name if own else one.model
         if one.batch_size:
             yield compare_batch(row, name, checkpoint, args, folder, size)

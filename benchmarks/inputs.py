@@ -16,7 +16,7 @@ from model.gpt2 import GPT2, GPT2Config, init_gpt2
 from model.heads import published_init
 from model.llama import Llama, LlamaConfig
 from model.registry import architecture_of
-from model.tokenizers.files import LIBRARY_PAIR, copy_tokenizer, library_files
+from model.tokenizers.files import LIBRARY_PAIR, copy_tokenizer, has_tokenizer_files, library_files
 from model.weights import save_pretrained
 from pipeline.inputs import find_tokenizer_folder
 from utils.errors import UserError
@@ -53,17 +53,9 @@ def write_gpt2(
     device: torch.device | str = "cpu",
 ) -> Path:
     """Write a GPT-2 as `write_drawn` does, and its tokenizer. config: None is the smallest published size."""
-    if not (directory / "model.safetensors").exists():
-        write_drawn(directory, config or GPT2Config(), head, device)
+    write_drawn(directory, config or GPT2Config(), head, device)
+    if not has_tokenizer_files(directory):  # another suite may have written the model
         add_tokenizer(directory, LIBRARY_PAIR, data_dir)
-    return directory
-
-
-def draw_gpt2(directory: Path, config: GPT2Config) -> Path:
-    """Write a GPT-2, drawn as GPT-2 was, without a tokenizer."""
-    if not (directory / "model.safetensors").exists():
-        torch.manual_seed(SEED)
-        save_pretrained(init_gpt2(GPT2(config)), directory)
     return directory
 
 

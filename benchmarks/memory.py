@@ -12,9 +12,11 @@ import peft
 from benchmarks.inputs import write_drawn
 from benchmarks.measure import ROOT, Comparison, Side, last_line, precision_of
 from model.base_precision import quantize
-from model.gpt2 import GPT2, GPT2_SIZES, GPT2Config
+from model.gpt2 import GPT2_SIZES, GPT2Config
 from model.heads import ClassifierHead
-from model.llama import Llama, LlamaConfig
+from model.llama import LlamaConfig
+from model.registry import architecture_of
+from model.transformer import Transformer
 from pipeline import memory
 
 # The models of "what fits where" in docs/speed.md, of which only the shapes count, and how the frozen weights are kept.
@@ -26,7 +28,6 @@ MODELS = {
     "GPT-2 xl, 1,558M": GPT2_SIZES["gpt2-xl"],
     "SmolLM2-1.7B": LlamaConfig(dim=2048, n_heads=32, n_kv_heads=32, n_layers=24, mlp_dim=8192),
 }
-KINDS = {GPT2Config: GPT2, LlamaConfig: Llama}
 COLUMNS = {
     "all layers, fp32": ("all", "fp32"),
     "LoRA, base fp32": ("lora", "fp32"),
@@ -51,9 +52,7 @@ def comparisons(rows: list[int], args, folder: Path) -> Iterator[Comparison]:
     """Yield what is measured for these rows, see spam.py. Peaks are those above what Python and torch take."""
     for row in rows:
         title, layers, base_precision = ROWS[row]
-        computed = budget_of(
-            MODELS[title], layers, base_precision, False, *SHAPE, amp="off" if args.amp == "off" else "bf16"
-        )
+        computed = budget_of(MODELS[title], layers, base_precision, amp="off" if args.amp == "off" else "bf16")
         checkpoint = write_drawn(folder / title.replace(" ", "-"), MODELS[title])
         words = {"model": checkpoint, "trainable_layers": layers, "base_precision": base_precision, "amp": args.amp}
         words |= dict(zip(("batch_size", "length"), SHAPE, strict=True))
@@ -84,17 +83,15 @@ def budget_of(
     layers: str,
     base_precision: str,
     checkpointing: bool = False,
-    batch_size: int = 8,
-    length: int = 128,
     amp: str = "off",
 ) -> memory.Budget:
-    """Return what a classifier's step needs, of all layers, or of LoRA with rank 16 on every Linear layer."""
+    """Return what a classifier's step of SHAPE needs, of all layers, or of LoRA with rank 16 on every Linear layer."""
 
-    def build(in_full: bool) -> GPT2 | Llama:
-        model = KINDS[type(config)](replace(config, dropout=0.0), ClassifierHead(config.dim, 2))
+    def build(in_full: bool) -> Transformer:
+        model = architecture_of(config).model(replace(config, dropout=0.0), ClassifierHead(config.dim, 2))
         if base_precision != "fp32" and not in_full:
             quantize(model, base_precision)
         return model
 
     method = peft.Freeze("all") if layers == "all" else peft.LoRA(rank=16, targets="all")
-    return memory.budgets(build, method, batch_size, length, checkpointing, amp)[1]
+    return memory.budgets(build, method, *SHAPE, checkpointing, amp)[1]

@@ -56,5 +56,5 @@ def comparisons(rows: list[int], args, folder: Path, where: Where | None = None)
     where = where or Where(CPU, MODELS, N_STEPS)
     for row in rows:
         one = ROWS[row]
-        checkpoint = write_drawn(folder / f"{one.model}-step", where.sizes[one.model], head=True)
+        checkpoint = write_drawn(folder / f"{one.model}-classifier", where.sizes[one.model], head=True)
         yield compare_step(row, one, checkpoint, args, folder, where)

@@ -202,4 +202,5 @@ def make_task(name: str, path: Path, kind: str = "") -> PreferenceTask:
 
 PREFERENCE_RECIPE = RECIPE | {"num_epochs": 3, "weight_decay": 0.0, "lora_dropout": 0.0}
 PREFERENCE_MODEL_RECIPES = MODEL_RECIPES | {GPT2_POCKET: {"learning_rate": 1e-3}}
-TASKS = (make_task("preferences", POCKET / "preferences" / "pairs.jsonl"),)
+SHIPPED = make_task("preferences", POCKET / "preferences" / "pairs.jsonl")
+TASKS = (SHIPPED,)

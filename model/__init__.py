@@ -93,9 +93,7 @@ def from_pretrained(
         quantize(model, base_precision, trained)
     if checkpoint is not None:
         weights.match(model, checkpoint)  # nothing is allocated of what config.json says before the file agrees
-        model._apply(
-            lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype)
-        )  # `to_empty` would import torch's compiler
+        model._apply(lambda one: torch.empty(one.shape, dtype=one.dtype))  # `to_empty` brings torch's compiler
     if seed is not None:
         torch.manual_seed(seed)
     n = _number_of_labels(num_labels, labels, checkpoint, kind) if head == "classifier" else 0

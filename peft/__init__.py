@@ -1,7 +1,7 @@
 """Parameter-efficient fine-tuning. Four verbs that work alike for every method:
 
     attach(model, LoRA(rank=16, alpha=16))   freeze the base, add or pick what trains       (in place)
-    merge(model)                             fold LoRA, DoRA, VeRA, HiRA, IA3 into the base             (in place)
+    merge(model)                             fold LoRA, DoRA, VeRA, HiRA, IA3 into the base (in place)
     export(model)                            the trained tensors by name
     restore(model, tensors)                  put exported tensors back into an attached model
 

@@ -10,7 +10,7 @@ from config import DEFAULTS, Run, check_setting
 from model.quantized import QuantizedWeight
 from model.transformer import Transformer
 from peft.attach import train_head
-from peft.lora import draw_a
+from peft.lora import draw_a, shared_settings
 from peft.registry import method
 from peft.targets import AdaptedLinear, adapt, find_sites, plain_linear
 from utils.errors import UserError
@@ -68,14 +68,7 @@ class HiRA:
 
     @classmethod
     def from_run(cls, name: str, run: Run) -> "HiRA":
-        return cls(
-            rank=run.lora_rank,
-            dropout=run.lora_dropout,
-            targets=run.lora_target,
-            layers=run.layers,
-            matching=run.lora_matching,
-            train_head=run.train_head == "yes",
-        )
+        return cls(rank=run.lora_rank, **shared_settings(run))
 
     def attach(self, model: Transformer) -> None:
         train_head(model, self.train_head)

@@ -148,6 +148,17 @@ def principal_parts(weight: torch.Tensor, rank: int, scale: float) -> tuple[torc
     return (root.unsqueeze(1) * vh[:rank]).contiguous(), (u[:, :rank] * root).contiguous()
 
 
+def shared_settings(run: Run) -> dict[str, Any]:
+    """Return the settings that LoRA shares with what is like it: on which layers it is, and what trains besides."""
+    return {
+        "dropout": run.lora_dropout,
+        "targets": run.lora_target,
+        "layers": run.layers,
+        "matching": run.lora_matching,
+        "train_head": run.train_head == "yes",
+    }
+
+
 @method("lora", "lora_alternative")
 @dataclass(frozen=True)
 class LoRA:
@@ -195,15 +206,11 @@ class LoRA:
         return cls(
             rank=run.lora_rank,
             alpha=run.lora_alpha,
-            dropout=run.lora_dropout,
             scaling=run.lora_scaling,
             init=run.lora_init,
-            targets=run.lora_target,
-            layers=run.layers,
-            matching=run.lora_matching,
             plus_ratio=run.lora_plus_ratio,
             merged_forward=name == "lora_alternative",
-            train_head=run.train_head == "yes",
+            **shared_settings(run),
         )
 
     def attach(self, model: Transformer) -> None:

@@ -10,7 +10,7 @@ from config import DEFAULTS, Run, check_setting
 from model.quantized import as_tensor
 from model.transformer import Transformer
 from peft.attach import train_head
-from peft.lora import with_product
+from peft.lora import shared_settings, with_product
 from peft.registry import method
 from peft.targets import AdaptedLinear, Added, adapt, find_sites, plain_linear
 
@@ -98,15 +98,7 @@ class VeRA:
 
     @classmethod
     def from_run(cls, name: str, run: Run) -> "VeRA":
-        return cls(
-            rank=run.vera_rank,
-            seed=run.vera_seed,
-            dropout=run.lora_dropout,
-            targets=run.lora_target,
-            layers=run.layers,
-            matching=run.lora_matching,
-            train_head=run.train_head == "yes",
-        )
+        return cls(rank=run.vera_rank, seed=run.vera_seed, **shared_settings(run))
 
     def attach(self, model: Transformer) -> None:
         train_head(model, self.train_head)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from config import Run
-from data.preferences import DPO
+from data import preferences
 from data.registry import get_task
 from data.task import Task
 from model import canonical_name, config_of, hub
@@ -87,8 +87,8 @@ def check_adapter_is_named(run: Run) -> None:
 
 def default_dataset(model_config: Any | None, objective: str | None = None) -> str:
     """Return the data set for the objective and the kind of model that was named, for GPT-2 where none was."""
-    if objective == DPO:
-        return "preferences"
+    if objective == preferences.DPO:
+        return preferences.SHIPPED.name
     architecture = architecture_of(model_config) if model_config else ARCHITECTURES["gpt2"]
     return architecture.default_dataset
 
@@ -116,7 +116,7 @@ def choose_dataset(run: Run, default: Task) -> tuple[Run, str]:
     if run.dataset:
         return run, f"named; {default.kind}" if default.kind else "named"
     run = replace(run, dataset=default.name)
-    if default.name == "preferences":
+    if default is preferences.SHIPPED:
         return run, "shipped, as --objective dpo needs pairs of answers"
     if run.data_dir:
         return run, f"the published data, from {run.data_dir}"

@@ -12,6 +12,7 @@ from torch import nn
 from config import DEFAULTS, FREEZING, LIKE_LORA, METHODS, SETTINGS, Run
 from data.batching import Batches
 from data.chat import ChatTask
+from data.preferences import DPO
 from model.transformer import Transformer
 from peft import method_of
 from pipeline.answers import SCORES
@@ -72,7 +73,7 @@ def dataset_line(job: Job, batches: dict[str, Batches]) -> str:
     pad_to = batches["train"].pad_to
     width = f"{pad_to} tokens each" if pad_to else "no padding"
     sizes = {split: str(len(batches[split].examples)) for split in job.task.evaluated if split in batches}
-    what = "pairs" if job.run.objective == "dpo" else "texts"
+    what = "pairs" if job.run.objective == DPO else "texts"
     texts = f"{' / '.join(sizes.values())} {what} to {' / '.join(PURPOSES[split] for split in sizes)}"
     return f"dataset  {job.run.dataset}, {texts}, {width} ({job.data_reason})"
 
@@ -103,7 +104,7 @@ def training_line(run: Run) -> str:
     if run.num_epochs == 0:
         return f"training none (--num_epochs 0); seed {run.seed}, on {run.device}, amp {run.amp}"
     steps = f", at most {run.max_steps} steps" if run.max_steps else ""
-    objective = f", DPO with beta {run.dpo_beta:g}" if run.objective == "dpo" else ""
+    objective = f", DPO with beta {run.dpo_beta:g}" if run.objective == DPO else ""
     accumulated = f" x {run.accumulation_steps}" if run.accumulation_steps > 1 else ""
     return (
         f"training {run.num_epochs} epoch{'s' * (run.num_epochs > 1)}{steps}, batch size {run.batch_size}{accumulated}, "

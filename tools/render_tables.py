@@ -258,7 +258,6 @@ def parity_table() -> list[str]:
     return markdown(["", "forward", "gradients"], rows)
 
 
-# Each takes the page's text in front of the table, and the lines that stand there now.
 # --- Every method on a job (--table methods) ---
 
 
@@ -273,6 +272,7 @@ def methods_table(job: str) -> list[str]:
     return lines[next(i for i, line in enumerate(lines) if line.startswith("|")) :]
 
 
+# Each takes the page's text in front of the table, and the lines that stand there now.
 TABLES: dict[str, Callable[[str, str], list[str]]] = {
     "headline": lambda before, old: headline_table(),
     "spam-row10": lambda before, old: row_10_table(),

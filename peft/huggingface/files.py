@@ -47,6 +47,11 @@ class AdapterFiles:
                 return value
         return default
 
+    def check_names(self, path: str, tensors: dict[str, torch.Tensor], expected: set[str]) -> None:
+        """Raise UserError where a module has others than the expected tensors."""
+        if tensors.keys() != expected:
+            raise UserError(f"{self.folder} has {', '.join(tensors)} for {path}; expected {', '.join(sorted(expected))}")
+
     def words(self, name: str) -> list[str]:
         """Return a setting that is a list of words, empty where it is missing. Raises UserError."""
         value = self.setting(name, list, [])

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from model.base_precision import weights_of
 from model.names import Entry
 from model.registry import architecture_of, entries_of
@@ -49,3 +51,8 @@ def tied_names(model: Transformer) -> tuple[str, str]:
     """Return the published names of the token embedding's tensor and of the language-model head's."""
     names = architecture_of(model.config).names
     return name_of("token_embedding.weight", names), name_of("head.weight", names)
+
+
+def sizes_of(layers: dict[str, nn.Linear]) -> tuple[int, int]:
+    """Return the numbers of inputs and outputs of the published module that these layers are."""
+    return next(iter(layers.values())).in_features, sum(layer.out_features for layer in layers.values())

@@ -44,7 +44,7 @@ from peft.hira import HiRA, HiRALinear
 from peft.huggingface.classifier import in_order
 from peft.huggingface.files import AdapterFiles
 from peft.huggingface.in_front import ATTACH_IN_FRONT
-from peft.huggingface.names import PublishedNames, no_place, tied_names
+from peft.huggingface.names import PublishedNames, no_place, sizes_of, tied_names
 from peft.huggingface.promises import check_complete
 from peft.huggingface.settings import NAME_PREFIX, check_settings
 from peft.huggingface.vera import PAIR, attach_vera, read_pair
@@ -203,11 +203,6 @@ def layers_of(model: Transformer, names: PublishedNames, adapter: AdapterFiles, 
     return layers
 
 
-def sizes_of(layers: dict[str, nn.Linear]) -> tuple[int, int]:
-    """Return the numbers of inputs and outputs of the published module that these layers are."""
-    return next(iter(layers.values())).in_features, sum(layer.out_features for layer in layers.values())
-
-
 def attach_lora(
     model: Transformer,
     adapter: AdapterFiles,
@@ -222,9 +217,7 @@ def attach_lora(
     there   the module's path in the adapter, which patterns are about
     """
     dora = adapter.setting("use_dora", bool, False)
-    wanted = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if dora else set())
-    if tensors.keys() != wanted:
-        raise UserError(f"{adapter.folder} has {', '.join(tensors)} for {path}; expected {', '.join(sorted(wanted))}")
+    adapter.check_names(path, tensors, {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if dora else set()))
     rank = adapter.setting_of_module("rank_pattern", there, int, adapter.setting("r", int))
     alpha = adapter.setting("lora_alpha", (int, float), 8)
     alpha = adapter.setting_of_module("alpha_pattern", there, (int, float), alpha)
@@ -254,8 +247,7 @@ def attach_hira(
     layers: dict[str, nn.Linear],
 ) -> None:
     """Put a HiRA of the published module `path` on the layers that it is here. Raises UserError; see `attach_lora`."""
-    if tensors.keys() != {"hira_A", "hira_B"}:
-        raise UserError(f"{adapter.folder} has {', '.join(tensors)} for {path}; expected hira_A, hira_B")
+    adapter.check_names(path, tensors, {"hira_A", "hira_B"})
     rank = adapter.setting("r", int, 32)
     by_pattern = adapter.setting_of_module("rank_pattern", there, int, rank)
     if tensors["hira_A"].shape[:1] == (by_pattern,):  # the library's version 0.21 writes r whatever its patterns say

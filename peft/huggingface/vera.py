@@ -16,6 +16,7 @@ from torch import nn
 
 from model.transformer import Transformer
 from peft.huggingface.files import AdapterFiles
+from peft.huggingface.names import sizes_of
 from peft.targets import adapt
 from peft.vera import SharedMatrices, VeRA, VeRALinear, draw_matrices
 from utils.errors import UserError
@@ -31,11 +32,9 @@ def read_pair(adapter: AdapterFiles, added: dict[str, dict], sites: dict[str, di
     rank, key = adapter.setting("r", int, 256), adapter.setting("projection_prng_key", int, 0)
     VeRA(rank, key)  # whose limits these are
     for path, tensors in added.items():
-        if tensors.keys() != {"vera_lambda_b", "vera_lambda_d"}:
-            raise UserError(f"{adapter.folder} has {', '.join(tensors)} for {path}; expected vera_lambda_b, vera_lambda_d")
+        adapter.check_names(path, tensors, {"vera_lambda_b", "vera_lambda_d"})
         adapter.check_shape(f"{path}.vera_lambda_d", tensors["vera_lambda_d"], (rank,))
-    n_in = max(layer.in_features for layers in sites.values() for layer in layers.values())
-    n_out = max(sum(layer.out_features for layer in layers.values()) for layers in sites.values())
+    n_in, n_out = map(max, zip(*map(sizes_of, sites.values()), strict=True))
     if not adapter.setting("save_projection", bool, True):
         return draw_matrices(rank, n_in, n_out, key)
     for name, shape in zip(PAIR, ((rank, n_in), (n_out, rank)), strict=True):
@@ -54,8 +53,7 @@ def attach_vera(
     pair: SharedMatrices,
 ) -> None:
     """Put a VeRA of the published module `path` on the layers that it is here. Raises UserError."""
-    n_out = sum(layer.out_features for layer in layers.values())
-    adapter.check_shape(f"{path}.vera_lambda_b", tensors["vera_lambda_b"], (n_out,))
+    adapter.check_shape(f"{path}.vera_lambda_b", tensors["vera_lambda_b"], sizes_of(layers)[1:])
     dropout, row = VeRA(dropout=adapter.setting("vera_dropout", (int, float), 0.0)).dropout, 0
     for name, linear in layers.items():
         adapt(model, {name: linear}, lambda one, row=row: VeRALinear(one, pair, dropout, first_row=row))

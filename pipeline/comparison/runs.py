@@ -1,8 +1,5 @@
 """One run of `--table methods`: train, keep the weights with the lowest validation loss, measure example by example."""
 
-import contextlib
-import ctypes
-import gc
 import sys
 import tempfile
 from dataclasses import asdict
@@ -42,8 +39,8 @@ def hashes_of(job: Job) -> dict:
 def measure(job: Job) -> dict | None:
     """Train one run. Return what was measured on the data that it sees, or None after Ctrl-C. Raises UserError."""
     run, metrics, device = job.run, Metrics(), torch.device(job.run.device)
-    before = memory_at_rest()
     reset_peak_memory(device)
+    before = peak_memory_bytes(device) if sys.platform == "linux" else 0  # elsewhere nothing resets it
     setup = set_up(job)
     model = setup.model.to(device)
     trained, _ = count_parameters(model)
@@ -58,7 +55,7 @@ def measure(job: Job) -> dict | None:
         record = training.records[-1]
         if record["interrupted"]:
             return None
-        peak = peak_memory_bytes(device) - (before if device.type == "cpu" else 0)
+        peak = peak_memory_bytes(device) - before
         best = best_evaluation(metrics)
         return {
             **about(run),
@@ -80,17 +77,6 @@ def about(run: Run) -> dict:
     """Return what a record says of the machine and the program."""
     device = device_name(torch.device(run.device))
     return {"learning_rate": run.learning_rate, "device": device, "versions": versions(), "git": git_state()}
-
-
-def memory_at_rest() -> int:
-    """Return how much memory the process holds between two runs, after it gave back what the last one left."""
-    gc.collect()
-    if sys.platform != "linux":
-        return 0
-    with contextlib.suppress(OSError, AttributeError):  # of another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) * 1024
 
 
 def evaluations(metrics: Metrics) -> list[dict]:

@@ -42,14 +42,15 @@ def run_methods(overrides: Run, rows: list[int] | None, n_seeds: int | None, sha
     refuse_unused_in_rows(overrides, [override(job.run, entry.run) for job in comparisons for entry in entries])
     for comparison in comparisons:
         print(f"{comparison.name}: {comparison.run.source} on {comparison.run.dataset}", flush=True)
+        said: list[str] = []
         for entry in in_shard(comparison, entries, *shard):
             if not measure_entry(comparison, entry, n_seeds, folder / comparison.folder):
                 print("interrupted; the same command goes on from here")
                 return 130
-            write_pages(folder / comparison.folder)
+            said = write_pages(folder / comparison.folder)
         if (table := folder / comparison.folder / "table.md").is_file():
             print("\n" + table.read_text(encoding="utf-8"))
-            print("\n".join(write_pages(folder / comparison.folder)), flush=True)
+            print("\n".join(said), flush=True)
     return 0
 
 
@@ -110,7 +111,9 @@ def run_once(comparison: Comparison, entry: Entry, rate: float, seed: int, stage
     if record := finished(path, config, hashes):
         return record
     began = time.perf_counter()
-    measured = measure_apart(comparison, entry, rate, seed, stage != SEARCH)
+    # Apart, or the peak of memory would depend on what earlier runs left behind. A GPU counts its memory itself.
+    measure_it = measure_apart if sys.platform == "linux" and job.run.device == "cpu" else measure_one
+    measured = measure_it(comparison, entry, rate, seed, stage != SEARCH)
     if measured is None:
         return None
     seconds = round(time.perf_counter() - began, 1)
@@ -123,11 +126,7 @@ def run_once(comparison: Comparison, entry: Entry, rate: float, seed: int, stage
 
 
 def measure_apart(comparison: Comparison, entry: Entry, rate: float, seed: int, with_test: bool) -> dict | None:
-    """Return what `measure` does, from a process of its own on Linux: else the peak of memory would depend on what earlier
-    runs left behind. A GPU counts its memory itself."""
-    job = prepare_one(comparison, entry, rate, seed, with_test)
-    if sys.platform != "linux" or job.run.device != "cpu":
-        return measure(job)
+    """Return what `measure_one` does, from a process of its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:  # a fork imports nothing again
         try:
             return pool.submit(measure_one, comparison, entry, rate, seed, with_test).result()

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import generate, generation, measure
 from benchmarks import run as benchmark
-from benchmarks.inputs import draw_gpt2
+from benchmarks.inputs import write_drawn
 from model import config_of
 from model.gpt2 import GPT2Config
 from tests.helpers.paths import ROOT
@@ -52,7 +52,7 @@ def test_both_sides_get_the_same_words(tmp_path, small_checkpoint):
 
 
 def test_prompts_are_padded_on_the_left_and_have_no_token_with_a_meaning_of_its_own(tmp_path):
-    checkpoint = draw_gpt2(tmp_path / "gpt2", SMALL.gpt2)
+    checkpoint = write_drawn(tmp_path / "gpt2", SMALL.gpt2)
     file = generation.write_prompts(tmp_path / "prompts.json", checkpoint, 8, 12)
     ids, mask = (torch.tensor(rows) for rows in json.loads(file.read_text()).values())
     assert ids.shape == mask.shape == (8, 12) and mask[0].all() and not mask.all()
@@ -134,7 +134,7 @@ def test_flags_that_are_missing_or_change_nothing_are_refused(argv, said, monkey
 
 
 def test_in_half_precision_ours_writes_as_long_a_text(tmp_path):
-    checkpoint = draw_gpt2(tmp_path / "gpt2", SMALL.gpt2)
+    checkpoint = write_drawn(tmp_path / "gpt2", SMALL.gpt2)
     assert config_of(str(checkpoint)) == SMALL.gpt2
     prompts = generation.write_prompts(tmp_path / "prompts.json", checkpoint, 2, 12)
     found = generate.measure_batch(str(checkpoint), prompts, 6, "bf16")

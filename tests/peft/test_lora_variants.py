@@ -12,7 +12,7 @@ from torch import nn
 from config import Run
 from model.gpt2 import GPT2, GPT2Config
 from model.heads import ClassifierHead
-from peft import IA3, DoRA, LoRA, attach
+from peft import IA3, DoRA, HiRA, LoRA, VeRA, attach
 from peft.dora import DoRALinear
 from peft.ia3 import IA3Linear
 from peft.lora import LoRALinear
@@ -207,7 +207,10 @@ def test_the_reference_library_computes_the_same(kind, theirs):
         torch.testing.assert_close(found, expected, **close)
 
 
-@pytest.mark.parametrize("method", [LoRA(rank=2), DoRA(rank=2), IA3()], ids=["LoRA", "DoRA", "IA3"])
+ADAPTED = (LoRA(rank=2), DoRA(rank=2), IA3(), VeRA(rank=5), HiRA(rank=2))
+
+
+@pytest.mark.parametrize("method", ADAPTED, ids=[type(one).__name__ for one in ADAPTED])
 def test_an_adapted_layer_returns_what_a_plain_one_returns_under_autocast(method):
     """bf16, so that what follows a layer costs no more than without the method."""
     model = attach(tiny_gpt2(), method)

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from peft import HiRA, VeRA, attach, export, restore, share
 from peft.hira import HiRALinear
 from peft.huggingface.write import write_adapter
-from peft.targets import AdaptedLinear
 from peft.vera import SharedMatrices, VeRALinear, draw_matrices
 from pipeline import memory
 from tests.helpers.exchange import fresh, inputs, logits, make_base
@@ -121,15 +120,6 @@ def test_the_matrices_are_counted_once_and_do_not_train():
 def test_settings_that_make_no_sense(make, words):
     with pytest.raises(UserError, match=words):
         make()
-
-
-@pytest.mark.parametrize("method", [VeRA(rank=5), HiRA(rank=2)], ids=["VeRA", "HiRA"])
-def test_an_adapted_layer_returns_what_a_plain_one_returns_under_autocast(method):
-    model = attach(tiny_gpt2(), method)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        for path, layer in model.named_modules():
-            if isinstance(layer, AdaptedLinear):
-                assert layer(torch.randn(2, 3, layer.in_features)).dtype == torch.bfloat16, path
 
 
 # --- beside the library
