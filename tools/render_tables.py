@@ -282,6 +282,7 @@ TABLES: dict[str, Callable[[str, str], list[str]]] = {
     "parity": lambda before, old: parity_table(),
     "speed-spam": lambda before, old: benchmark_table("spam"),
     "speed-encoders": lambda before, old: benchmark_table("encoders"),
+    "speed-generation": lambda before, old: benchmark_table("generation"),
     "speed-step": lambda before, old: benchmark_table("steps"),
     "memory-fits": lambda before, old: markdown(["model", *memory.COLUMNS], memory.fitting_rows()),
     "memory-measured": lambda before, old: measured_memory_table(),

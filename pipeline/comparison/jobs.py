@@ -16,7 +16,7 @@ from data.files import read_text
 from data.registry import get_task
 from data.task import DISTILBERT_POCKET, GPT2_POCKET, size_of
 from model import config_of
-from pipeline.comparison.methods import Entry
+from pipeline.comparison.methods import REFERENCE, Entry
 from pipeline.inputs import Inputs
 from pipeline.job import Job, prepare
 from pipeline.unused import without_unused
@@ -111,6 +111,13 @@ def prepare_one(comparison: Comparison, entry: Entry, rate: float, seed: int, wi
     if not job.task.has_dialogues and comparison.run.train_samples is None:
         job = replace(job, run=replace(job.run, train_samples=min(TRAINING, len(inputs.splits["train"]))))
     return replace(job, inputs=inputs)
+
+
+def scored_job(comparison: Comparison, entry: Entry, job: Job) -> Job | None:
+    """Return the job whose test data measure a run that trains on data of its own; None of one that doesn't."""
+    if not entry.run.dataset:
+        return None
+    return prepare_one(comparison, REFERENCE, 1.0, job.run.seed, job.inputs.with_test)
 
 
 class Parts(Inputs):

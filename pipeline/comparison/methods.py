@@ -2,11 +2,15 @@
 
 LoRA and what is like it are on all Linear layers of the blocks, with alpha twice the rank. Each method brings learning
 rates of its own, the lowest first; a job tries the first few of them and chooses by the loss on validation data.
+
+A row that names a data set trains on that, and is tested on the job's data like any other.
 """
 
 from dataclasses import dataclass, replace
 
 from config import Run
+from data.preferences import DPO
+from data.preferences import SHIPPED as PAIRS
 
 
 @dataclass(frozen=True)
@@ -51,5 +55,6 @@ ENTRIES = (
     Entry("prefix of 16", Run(trainable_layers="prefix", prefix_length=16), HIGH),
     Entry("prompt of 16", Run(trainable_layers="prompt", prefix_length=16), HIGHEST),
     Entry("bypass", Run(trainable_layers="bypass"), LARGE),
+    Entry("DPO, LoRA r = 16", replace(LORA, objective=DPO, dataset=PAIRS.name, num_epochs=3), MIDDLE),
 )
 UNTRAINED = Entry("nothing trained", Run(trainable_layers="last_block", num_epochs=0), (0.0,))

@@ -113,6 +113,11 @@ def notes(results: Results) -> list[str]:
         if row.diverged_seeds:
             failed = ", ".join(map(str, row.diverged_seeds))
             lines.append(f"- {row.title}: with seed {failed} the training came to nan or inf, which is in no mean.")
+        if row.own_data:
+            lines.append(
+                f"- {row.title}: trained on {row.own_data}, not on what the others were, so there is no verdict. On "
+                f"held-out ones its accuracy is {row.own_accuracy:.1%}."
+            )
     return lines + [f"- {title}: left out. {reason}." for title, reason in results.left_out.items()]
 
 

@@ -31,13 +31,17 @@ def config_of_run(run: Run) -> dict:
     return {name: value for name, value in identity(asdict(run), 1).items() if name not in PATHS}
 
 
-def hashes_of(job: Job) -> dict:
-    """Return the hashes of a run's inputs and code."""
-    return job.inputs.hashes | {"code_sha256": code_sha256(job)}
+def hashes_of(job: Job, tests: Job | None) -> dict:
+    """Return the hashes of a run's inputs and code. `tests` as in `measure`."""
+    others = {"test_data_sha256": tests.inputs.hashes["data_sha256"]} if tests else {}
+    return job.inputs.hashes | others | {"code_sha256": code_sha256(job)}
 
 
-def measure(job: Job) -> dict | None:
-    """Train one run. Return what was measured on the data that it sees, or None after Ctrl-C. Raises UserError."""
+def measure(job: Job, tests: Job | None = None) -> dict | None:
+    """Train one run. Return what was measured on the data that it sees, or None after Ctrl-C. Raises UserError.
+
+    tests   another job, whose test data are scored in place of this one's
+    """
     run, metrics, device = job.run, Metrics(), torch.device(job.run.device)
     reset_peak_memory(device)
     before = peak_memory_bytes(device) if sys.platform == "linux" else 0  # elsewhere nothing resets it
@@ -69,7 +73,8 @@ def measure(job: Job) -> dict | None:
             "peak_bytes": peak,
             "trained_parameters": trained,
             "file_bytes": (Path(folder) / TRAINED).stat().st_size,
-            **scores(model, setup.batches, job),
+            **({"trained_on": run.dataset} if tests else {}),
+            **scores(model, batches_of_job(tests, model) if tests else setup.batches, tests or job),
         }
 
 
@@ -90,6 +95,11 @@ def best_evaluation(metrics: Metrics) -> dict | None:
 
 
 # --- example by example
+
+
+def batches_of_job(job: Job, model: Transformer) -> dict[str, Batches]:
+    """Return the batches of a job's data for a model that was trained on others."""
+    return job.task.make_batches(job.run, job.inputs.splits, job.inputs.tokenizer, model.config)[0]
 
 
 def scores(model: Transformer, batches: dict[str, Batches], job: Job) -> dict[str, list[float]]:

@@ -39,6 +39,8 @@ class Summary:
     p: float | None = None  # None: too few seeds to tell
     p_corrected: float | None = None  # for all methods of the table
     verdict: str = ""  # better, worse or tie
+    own_data: str = ""  # what it was trained on, where that isn't what the others were
+    own_accuracy: float | None = None  # on the validation part of that
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def row_of(title: str, records: list[dict], tests: list[dict], before: dict[str,
     search = [record for record in records if record["title"] == title and record["stage"] == SEARCH]
     numbers = {entry.title: number for number, entry in enumerate(ENTRIES, start=1)}
     score, half = rounded_interval([mean(one["test"]) for one in tests])
+    own_data = tests[0].get("trained_on", "")
     grown = {name: [mean(one[name]) - before[name] for one in tests] for name in KEPT if name in before}
     return Summary(
         row=numbers.get(title, 0),
@@ -112,6 +115,8 @@ def row_of(title: str, records: list[dict], tests: list[dict], before: dict[str,
         score=score,
         half=half,
         kept={name: rounded_interval(values) for name, values in grown.items()},
+        own_data=own_data,
+        own_accuracy=round(mean(one["validation_accuracy"] for one in tests), 4) if own_data else None,
     )
 
 

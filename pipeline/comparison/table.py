@@ -13,7 +13,7 @@ from pathlib import Path
 from config import Run, override
 from data.registry import get_task
 from pipeline.build import trained_names
-from pipeline.comparison.jobs import Comparison, comparisons_of, prepare_one
+from pipeline.comparison.jobs import DIALOGUE, SHIPPED, Comparison, comparisons_of, prepare_one, scored_job
 from pipeline.comparison.methods import ENTRIES, REFERENCE, UNTRAINED, Entry
 from pipeline.comparison.pages import write_pages
 from pipeline.comparison.records import SEARCH, TEST, chosen_rate, finished, path_of, slug, write_record
@@ -96,6 +96,8 @@ def measure_entry(comparison: Comparison, entry: Entry, n_seeds: int | None, fol
 
 def why_left_out(comparison: Comparison, entry: Entry) -> str:
     """Return why the method can't be attached to the job's model, or "" where it can. No weights are read."""
+    if entry.run.dataset and comparison.run.dataset != SHIPPED[DIALOGUE.name][1]:
+        return f"it trains on {entry.run.dataset}, which go with the shipped dialogues alone"
     job = prepare_one(comparison, entry, 1.0, comparison.search_seed, with_test=False)
     try:
         trained_names(job.run, len(job.task.labels))
@@ -107,7 +109,8 @@ def why_left_out(comparison: Comparison, entry: Entry) -> str:
 def run_once(comparison: Comparison, entry: Entry, rate: float, seed: int, stage: str, folder: Path) -> dict | None:
     """Return the record of one run, which is done now unless it has been. None after Ctrl-C."""
     job = prepare_one(comparison, entry, rate, seed, with_test=stage != SEARCH)
-    path, config, hashes = path_of(folder, entry, rate, seed), config_of_run(job.run), hashes_of(job)
+    path, config = path_of(folder, entry, rate, seed), config_of_run(job.run)
+    hashes = hashes_of(job, scored_job(comparison, entry, job))
     if record := finished(path, config, hashes):
         return record
     began = time.perf_counter()
@@ -136,4 +139,5 @@ def measure_apart(comparison: Comparison, entry: Entry, rate: float, seed: int, 
 
 def measure_one(comparison: Comparison, entry: Entry, rate: float, seed: int, with_test: bool) -> dict | None:
     """Return what `measure` does of a run that is given in parts, which another process can be told."""
-    return measure(prepare_one(comparison, entry, rate, seed, with_test))
+    job = prepare_one(comparison, entry, rate, seed, with_test)
+    return measure(job, scored_job(comparison, entry, job))

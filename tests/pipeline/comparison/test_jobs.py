@@ -4,8 +4,9 @@ import pytest
 
 from config import Run
 from data.registry import get_task
-from pipeline.comparison.jobs import CLASSIFICATION, DIALOGUE, comparisons_of, hold_out, prepare_one, wikitext
-from pipeline.comparison.methods import REFERENCE
+from pipeline.comparison.jobs import CLASSIFICATION, DIALOGUE, comparisons_of, hold_out, prepare_one, scored_job, wikitext
+from pipeline.comparison.methods import ENTRIES, REFERENCE
+from pipeline.comparison.table import why_left_out
 from tests.helpers.small import make_encoder
 from utils.errors import UserError
 
@@ -57,6 +58,18 @@ def test_the_hash_of_a_search_has_no_test_data_in_it():
     assert searched.splits.keys() == {"train", "validation"}
     assert tested.splits.keys() == {"train", "validation", "test", "general"}
     assert searched.hashes["data_sha256"] != tested.hashes["data_sha256"]
+
+
+def test_pairs_of_answers_go_with_the_shipped_dialogues_alone():
+    (dpo,) = (entry for entry in ENTRIES if entry.run.dataset)
+    (persona,) = comparisons_of(Run(dataset="persona"))
+    searched, tested = (prepare_one(persona, dpo, 1e-3, 1, with_test) for with_test in (False, True))
+    assert searched.task.name == "preferences" and searched.inputs.splits.keys() == {"train", "validation"}
+    assert scored_job(persona, dpo, searched).inputs.splits.keys() == {"train", "validation"}
+    assert scored_job(persona, dpo, tested).inputs.splits.keys() == {"train", "validation", "test", "general"}
+    assert scored_job(persona, REFERENCE, tested) is None
+    (classification,) = comparisons_of(Run(dataset="sentiment-pocket"))
+    assert "it trains on preferences" in why_left_out(classification, dpo) and not why_left_out(persona, dpo)
 
 
 def test_large_training_splits_are_cut_and_own_test_splits_are_kept():

@@ -1,5 +1,6 @@
 """One run: what it measures example by example is what `evaluate` measures of all."""
 
+from dataclasses import replace
 from statistics import mean
 
 import pytest
@@ -7,9 +8,9 @@ import torch
 
 from config import Run
 from model import from_pretrained
-from pipeline.comparison.jobs import comparisons_of, prepare_one
+from pipeline.comparison.jobs import comparisons_of, prepare_one, scored_job
 from pipeline.comparison.methods import ENTRIES, REFERENCE, UNTRAINED
-from pipeline.comparison.runs import config_of_run, measure, scores
+from pipeline.comparison.runs import config_of_run, hashes_of, measure, scores
 from pipeline.execute import set_up
 from train import evaluate
 from training.early_stopping import EarlyStopping
@@ -72,6 +73,23 @@ def test_untrained_is_the_model_as_it_is():
         logits = model(torch.tensor([example.ids]))
     loss = torch.nn.functional.cross_entropy(logits[0], torch.tensor(example.label))
     assert record["test"][0] == pytest.approx(loss.item(), abs=1e-4)
+
+
+def test_preferences_are_learned_from_pairs_and_tested_like_all_others():
+    (dpo,) = (entry for entry in ENTRIES if entry.run.objective)
+    (comparison,) = comparisons_of(Run(device="cpu", amp="off", dataset="persona", max_steps=2))
+    untrained = measure(prepared(UNTRAINED, seed=0, dataset="persona"))
+    scored = {}
+    for steps in (0, 2):
+        entry = replace(dpo, run=replace(dpo.run, num_epochs=steps))
+        job = prepare_one(comparison, entry, 1e-3, 1, with_test=True)
+        tests = scored_job(comparison, dpo, job)
+        scored[steps] = measure(job, tests)
+        assert scored[steps]["trained_on"] == "preferences" and len(scored[steps]["general"]) == len(untrained["general"])
+    assert scored[0]["test"] == untrained["test"] != scored[2]["test"]
+    assert scored[2]["steps"] == 2 and 0 <= scored[2]["validation_accuracy"] <= 1
+    assert hashes_of(job, tests)["test_data_sha256"] == hashes_of(tests, None)["data_sha256"]
+    assert hashes_of(job, tests)["data_sha256"] != hashes_of(tests, None)["data_sha256"]
 
 
 def test_the_same_run_gives_the_same_numbers():

@@ -85,6 +85,17 @@ def test_other_data_are_not_compared(tmp_path):
     assert full.difference is None and full.verdict == ""
 
 
+def test_a_method_with_data_of_its_own_is_shown_without_a_verdict(tmp_path):
+    write(tmp_path, REFERENCE.title, right(0.8))
+    own = {"trained_on": "preferences", "validation_accuracy": 0.925, "hashes": HASHES | {"data_sha256": "other"}}
+    write(tmp_path, "DPO", right(0.9), **own)
+    text = table_text(summarize(tmp_path))
+    line = next(line for line in text.splitlines() if "| DPO |" in line)
+    assert line.endswith("| - | - | - |")
+    assert "- DPO: trained on preferences, not on what the others were" in text and "accuracy is 92.5%" in text
+    assert "trained on" not in line
+
+
 def test_one_seed_has_no_interval_and_no_verdict(tmp_path):
     write(tmp_path, REFERENCE.title, right(0.8, seeds=1))
     write(tmp_path, "full", right(0.9, seeds=1))

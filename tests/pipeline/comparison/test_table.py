@@ -40,9 +40,9 @@ def command(alone, bert, data, monkeypatch):
     """Return a function that runs --table methods on the small BERT, and returns the names of what was trained for it."""
     trained = []
 
-    def spy(job):
+    def spy(job, tests=None):
         trained.append(f"{job.run.trainable_layers} {job.run.learning_rate:g} {job.run.seed}")
-        return measure(job)
+        return measure(job, tests)
 
     monkeypatch.setattr(table, "measure", spy)
     monkeypatch.setattr(table, "measure_apart", table.measure_one)  # in this process, where the spy is
@@ -151,7 +151,7 @@ def test_shards_share_the_work_out(command):
 def test_an_interrupted_table_goes_on(command, monkeypatch, capsys):
     counted = []
 
-    def interrupted(job):
+    def interrupted(job, tests=None):
         counted.append(job)
         return None if len(counted) == 3 else measure(job)
 
@@ -192,7 +192,7 @@ def test_ctrl_c_ends_both_processes(tmp_path):
 
 
 def test_a_training_that_diverges_is_not_chosen(command, monkeypatch):
-    def too_large(job):
+    def too_large(job, tests=None):
         rate = 1e38 if job.run.learning_rate > 5e-3 else job.run.learning_rate
         return measure(table.replace(job, run=table.replace(job.run, learning_rate=rate, max_grad_norm=0.0)))
 
