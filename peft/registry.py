@@ -23,13 +23,22 @@ METHODS: dict[str, type] = {}  # what --trainable_layers accepts -> the class of
 
 
 def method(*names: str) -> Callable[[type], type]:
-    """Return a class decorator that registers a method under these names."""
+    """Return a class decorator that registers a method under these names. Raises UserError for one that another has."""
 
     def register(cls: type) -> type:
-        METHODS.update(dict.fromkeys(names, cls))
+        for name in names:
+            taken = METHODS.setdefault(name, cls)
+            if name_of(taken) != name_of(cls):  # a module that is read again makes its class anew
+                raise UserError(f"the method {name!r} of {name_of(cls)} is {name_of(taken)} already; choose another name")
+            METHODS[name] = cls
         return cls
 
     return register
+
+
+def name_of(cls: type) -> str:
+    """Return where a class stands."""
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import nn
 import peft
 from config import Run, resolve
 from data.spam import RECIPE
-from peft import METHODS, attach, method, method_of
+from peft import METHODS, attach, method, method_of, registry
 from tests.helpers.methods import FINAL_NORM, HEAD, tiny, trained_names
 from utils.errors import UserError
 
@@ -32,7 +32,7 @@ def test_a_misspelt_join_names_the_part(name: str):
 
 
 def test_a_method_of_ones_own(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(peft, "METHODS", dict(METHODS))  # what is registered here is gone after the test
+    monkeypatch.setattr(registry, "METHODS", dict(METHODS))  # what is registered here is gone after the test
 
     @method("mine", "mine_too")
     @dataclass(frozen=True)
@@ -54,3 +54,19 @@ def test_a_method_of_ones_own(monkeypatch: pytest.MonkeyPatch):
     assert trained_names(attach(tiny(), method_of(Run(trainable_layers="mine", train_head="yes")))) == FINAL_NORM | HEAD
     with pytest.raises(UserError, match="mine, mine_too"):
         method_of(Run(trainable_layers="yours"))
+
+
+def test_a_name_that_is_taken_is_refused_and_keeps_its_method():
+    before = METHODS["lora"]
+    with pytest.raises(UserError, match=r"the method 'lora' of .*Other is peft\.lora\.LoRA already; choose another name"):
+
+        @method("lora")
+        class Other: ...
+
+    assert METHODS["lora"] is before
+
+
+def test_a_module_that_is_read_again_registers_its_methods_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(registry, "METHODS", {})
+    one, two = (method("mine")(type("Mine", (), {"__module__": "peft.mine"})) for _ in range(2))
+    assert [*registry.METHODS.values()] == [two] and one is not two
