@@ -6,7 +6,6 @@ Models have their published sizes and drawn weights, which are read from a file 
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import peft
@@ -71,7 +70,6 @@ def above_imports(output: str) -> dict:
     return found | {name: found[name] - found["bytes_before"] for name in peaks}
 
 
-@cache  # it takes seconds, and a page's tables are written one by one
 def fitting_rows() -> list[list[str]]:
     """Return one line for each of MODELS: GB of a step of 8 x 128 tokens in bf16, for each of COLUMNS."""
     return [

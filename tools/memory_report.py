@@ -9,7 +9,6 @@ file; so it says what fits before anything is downloaded.
 import argparse
 import sys
 from dataclasses import replace
-from functools import cache
 
 import peft
 from config import Run
@@ -49,7 +48,6 @@ CHATGLM_ROWS = {1: "Freeze, mlp, last3", 9: "P-Tuning", 21: "LoRA, qkv, all"}
 CHATGLM_PRECISIONS = ("fp16", "int8", "int4", "nf4")
 
 
-@cache  # it takes seconds, and a page's tables are written one by one
 def chatglm_rows(length: int = 1024) -> list[list[str]]:
     """Return one line for each of CHATGLM_ROWS and each form: GB of weights, gradients and moments, activations, in all."""
     lines = []

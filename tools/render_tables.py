@@ -13,6 +13,7 @@ import re
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 from benchmarks import growth, measure, memory
@@ -272,6 +273,12 @@ def methods_table(job: str) -> list[str]:
     return lines[next(i for i, line in enumerate(lines) if line.startswith("|")) :]
 
 
+@cache
+def once(compute: Callable[[], list[list[str]]]) -> list[list[str]]:
+    """Return what a function returns that takes many seconds; it is called once in a process."""
+    return compute()
+
+
 # Each takes the page's text in front of the table, and the lines that stand there now.
 TABLES: dict[str, Callable[[str, str], list[str]]] = {
     "headline": lambda before, old: headline_table(),
@@ -284,13 +291,13 @@ TABLES: dict[str, Callable[[str, str], list[str]]] = {
     "speed-encoders": lambda before, old: benchmark_table("encoders"),
     "speed-generation": lambda before, old: benchmark_table("generation"),
     "speed-step": lambda before, old: benchmark_table("steps"),
-    "memory-fits": lambda before, old: markdown(["model", *memory.COLUMNS], memory.fitting_rows()),
+    "memory-fits": lambda before, old: markdown(["model", *memory.COLUMNS], once(memory.fitting_rows)),
     "memory-measured": lambda before, old: measured_memory_table(),
     "speed-growth": lambda before, old: benchmark_table("growth"),
     "speed-steps": lambda before, old: growth_table(),
     "chatglm": lambda before, old: own_table("chat"),
     "chatglm-memory": lambda before, old: markdown(
-        ["row", "frozen weights", "weights", "gradients, moments", "activations", "in all"], chatglm_rows()
+        ["row", "frozen weights", "weights", "gradients, moments", "activations", "in all"], once(chatglm_rows)
     ),
     **{name: lambda before, old, name=name: published_table(name) for name in PUBLISHED},
     **{f"methods-{job}": lambda before, old, job=job: methods_table(job) for job in measured_jobs()},
