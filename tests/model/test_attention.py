@@ -60,3 +60,17 @@ def test_float32_is_torchs_own_bit_for_bit():
         for function in (scaled_dot_product_attention, F.scaled_dot_product_attention)
     )
     assert all(torch.equal(a, b) for a, b in zip(ours, torchs, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n_kv", [2, 1])
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_query_of_grouped_heads_sees_what_each_head_would(masked: bool, n_kv: int, dtype: torch.dtype):
+    q, k, v = (heads(n, n, length).double() for n, length in ((H, 1), (n_kv, T), (n_kv, T)))
+    mask = drawn_mask()[:, :, :1] if masked else None  # [B, 1, 1, T], another for each text
+    repeated = [x.repeat_interleave(H // n_kv, dim=1) for x in (k, v)]
+    expected = F.scaled_dot_product_attention(q, *repeated, attn_mask=mask)
+    given = [x.to(dtype) for x in (q, k, v)]
+    found = scaled_dot_product_attention(*given, attn_mask=mask, enable_gqa=True)
+    assert found.shape == expected.shape and found.dtype == dtype
+    assert (found - expected).norm() < (1e-6 if dtype == torch.float32 else 1e-2) * expected.norm()
