@@ -27,10 +27,10 @@ def method(*names: str) -> Callable[[type], type]:
 
     def register(cls: type) -> type:
         for name in names:
-            taken = METHODS.setdefault(name, cls)
+            taken = METHODS.get(name, cls)
             if name_of(taken) != name_of(cls):  # a module that is read again makes its class anew
                 raise UserError(f"the method {name!r} of {name_of(cls)} is {name_of(taken)} already; choose another name")
-            METHODS[name] = cls
+        METHODS.update(dict.fromkeys(names, cls))
         return cls
 
     return register

@@ -18,7 +18,7 @@ from peft.registry import Joined
 from pipeline.job import Job
 
 ROOT = Path(__file__).parents[2]
-LOOP = ("train.py", "pipeline/build.py", "pipeline/stages.py")
+LOOP = ("train.py", "pipeline/build.py", "pipeline/stages.py", "training/references.py")
 HERE = ("pipeline/comparison/runs.py",)  # what it imports doesn't count
 LISTS = ("__init__.py", "registry.py", "config.py")
 

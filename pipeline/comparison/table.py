@@ -98,7 +98,12 @@ def why_left_out(comparison: Comparison, entry: Entry) -> str:
     """Return why the method can't be attached to the job's model, or "" where it can. No weights are read."""
     if entry.run.dataset and comparison.run.dataset != SHIPPED[DIALOGUE.name][1]:
         return f"it trains on {entry.run.dataset}, which go with the shipped dialogues alone"
-    job = prepare_one(comparison, entry, 1.0, comparison.search_seed, with_test=False)
+    try:
+        job = prepare_one(comparison, entry, 1.0, comparison.search_seed, with_test=False)
+    except UserError as error:
+        if not entry.run.dataset:  # what is wrong is wrong for every row
+            raise
+        return str(error)  # a flag about the job's data, which other data make no use of
     try:
         trained_names(job.run, len(job.task.labels))
     except UserError as error:

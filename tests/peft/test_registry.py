@@ -60,10 +60,10 @@ def test_a_name_that_is_taken_is_refused_and_keeps_its_method():
     before = METHODS["lora"]
     with pytest.raises(UserError, match=r"the method 'lora' of .*Other is peft\.lora\.LoRA already; choose another name"):
 
-        @method("lora")
+        @method("another", "lora")
         class Other: ...
 
-    assert METHODS["lora"] is before
+    assert METHODS["lora"] is before and "another" not in METHODS
 
 
 def test_a_module_that_is_read_again_registers_its_methods_again(monkeypatch: pytest.MonkeyPatch):

@@ -40,6 +40,11 @@ def test_a_method_depends_on_its_own_file(monkeypatch):
     assert "peft/ia3.py" in ia3 - lora and "peft/lora.py" in lora - ia3
 
 
+def test_preferences_depend_on_their_loss_and_on_what_they_refer_to(monkeypatch):
+    files = files_of(monkeypatch, job_of("DPO, LoRA r = 16", dataset="persona"))
+    assert files >= {"data/preferences.py", "model/preference_loss.py", "training/references.py", "peft/lora.py"}
+
+
 def test_each_rank_of_lora_has_the_same_code():
     assert code_sha256(job_of("LoRA, r = 4")) == code_sha256(job_of("LoRA, r = 64"))
     assert code_sha256(job_of("LoRA, r = 4")) != code_sha256(job_of("IA3"))

@@ -4,6 +4,7 @@ import pytest
 
 from config import Run
 from data.registry import get_task
+from pipeline.comparison import table
 from pipeline.comparison.jobs import CLASSIFICATION, DIALOGUE, comparisons_of, hold_out, prepare_one, scored_job, wikitext
 from pipeline.comparison.methods import ENTRIES, REFERENCE
 from pipeline.comparison.table import why_left_out
@@ -70,6 +71,20 @@ def test_pairs_of_answers_go_with_the_shipped_dialogues_alone():
     assert scored_job(persona, REFERENCE, tested) is None
     (classification,) = comparisons_of(Run(dataset="sentiment-pocket"))
     assert "it trains on preferences" in why_left_out(classification, dpo) and not why_left_out(persona, dpo)
+
+
+def test_a_flag_that_only_pairs_make_no_use_of_leaves_only_them_out(monkeypatch):
+    (dpo,) = (entry for entry in ENTRIES if entry.run.dataset)
+    (watched,) = comparisons_of(Run(dataset="persona", general_dataset="general"))
+    assert why_left_out(watched, dpo).startswith("--general_dataset doesn't go with --objective dpo")
+    assert why_left_out(watched, REFERENCE) == ""
+
+    def fail(*args, **how):
+        raise UserError("wrong for every row")
+
+    monkeypatch.setattr(table, "prepare_one", fail)
+    with pytest.raises(UserError, match="wrong for every row"):  # no reason to leave all of them out
+        why_left_out(watched, REFERENCE)
 
 
 def test_large_training_splits_are_cut_and_own_test_splits_are_kept():
