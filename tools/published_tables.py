@@ -64,6 +64,13 @@ PUBLISHED: dict[str, Shown] = {
     "chat": Shown(
         "chat",
         (
+            Column("learned", ("chat-smollm2",), LEARNED),
+            Column("kept", ("chat-smollm2",), KEPT),
+        ),
+    ),
+    "chat-pocket": Shown(
+        "chat",
+        (
             Column("new style learned", ("chat-shipped",), LEARNED),
             Column("old knowledge kept", ("chat-shipped",), KEPT),
             Column("seconds", ("chat-shipped",), ("seconds",)),

@@ -161,7 +161,7 @@ def row_10_table() -> list[str]:
 
 REAL = "SmolLM2-135M, real messages, 3 seeds"
 MINILM = "MiniLM, 20,000 sentences"
-TIBBIN = "gpt2-pocket, shipped persona"
+TIBBIN = "SmolLM2-135M, shipped persona"
 SPAM, ENCODERS, PERSONA = (f"docs/results/{name}.md" for name in ("spam", "encoders", "persona"))
 
 
@@ -170,7 +170,7 @@ def headline_table() -> list[str]:
     accuracy = ("validation",)
     of = {name: from_table(f"{name}-minilm", name, accuracy) for name in ("distilbert-sst2", "roberta-glue")}
     adapters = from_table("encoders-adapter-minilm", "encoders-adapter", F1)
-    spam, chat = from_table("spam-smollm2", "spam", ("test",)), from_table("chat-shipped", "chat", ("test_loss",))
+    spam, chat = from_table("spam-smollm2", "spam", ("test",)), from_table("chat-smollm2", "chat", ("test_loss",))
     lines = [
         ("spam", 10, SPLITS, mean_and_std(row_10()[:1], SPLITS), "gpt2-small, real messages, seed 123", SPAM),
         ("spam", 1, ("test",), spam(1), REAL, SPAM),
