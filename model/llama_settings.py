@@ -39,10 +39,8 @@ LLAMA_LIBRARY_DEFAULTS: dict[str, dict[str, Any]] = {
 _THETA = {"smollm3": 2e6}  # the others have 1e4
 
 # Read by `read_llama` beside the entry's own `settings`.
-LLAMA_SETTINGS_READ = (
-    *("num_key_value_heads", "head_dim", "rope_theta", "rope_scaling", "rope_parameters"),
-    *("attention_bias", "mlp_bias"),
-)
+MISTRAL_SETTINGS_READ = ("num_key_value_heads", "head_dim", "rope_theta", "rope_scaling", "rope_parameters")  # no biases
+LLAMA_SETTINGS_READ = (*MISTRAL_SETTINGS_READ, "attention_bias", "mlp_bias")
 WINDOW_SETTINGS_READ = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
 ROTATION_SETTINGS_READ = ("no_rope_layers", "no_rope_layer_interval")
 

@@ -20,6 +20,7 @@ from model.heads import ClassifierHead, EncoderClassifierHead, LanguageModelHead
 from model.llama import Llama, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, SmolLM3Config
 from model.llama_settings import (
     LLAMA_SETTINGS_READ,
+    MISTRAL_SETTINGS_READ,
     ROTATION_SETTINGS_READ,
     WINDOW_SETTINGS_READ,
     read_llama,
@@ -239,7 +240,7 @@ LLAMA_ENTRY = _llama_entry(
 MISTRAL_ENTRY = _llama_entry(
     *("mistral", MistralConfig, "Mistral"),
     read_settings=read_mistral,
-    settings_read=(*LLAMA_SETTINGS_READ, "sliding_window"),
+    settings_read=(*MISTRAL_SETTINGS_READ, "sliding_window"),
     written_settings=write_mistral,
     fixed_settings=lambda config: _SILU | {"attention_bias": (False,), "mlp_bias": (False,)},
 )
@@ -264,7 +265,6 @@ SMOLLM3_ENTRY = _llama_entry(
     written_settings=write_smollm3,
     fixed_settings=lambda config: _SILU,
 )
-
 
 CHATGLM_ENTRY = Architecture(
     model_type="chatglm",

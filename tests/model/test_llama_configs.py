@@ -109,6 +109,10 @@ REFUSED = {
     "pairs side by side": ("llama", {"rope_interleaved": True}, "rope_interleaved to True, .* it must be False"),
     "a window that Llama lacks": ("llama", {"sliding_window": 16}, "sets sliding_window to 16, and what that means"),
     "biases in words": ("llama", {"attention_bias": "no"}, "attention_bias to 'no'; it must be true or false"),
+    **{
+        f"Mistral's {name}": ("mistral", {name: True}, f"sets {name} to True, which isn't supported; it must be False")
+        for name in ("attention_bias", "mlp_bias")
+    },
     "few bits": (
         *("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}}),
         "sets quantization_config to .*gptq.*: weights in few bits aren't read; take the model's files in",
