@@ -5,6 +5,7 @@ The loss of an example is on the answers alone, those to be trained.
 
 import re
 from collections import Counter
+from copy import copy
 from dataclasses import dataclass, replace
 
 from config import DEFAULTS, Run
@@ -52,12 +53,14 @@ class DialogueEncoder:
     def __init__(self, tokenizer: Tokenizer, run: Run, length: int):
         if run.train_on_sop != DEFAULTS["train_on_sop"]:
             raise UserError(f"--train_on_sop is about ChatGLM, and the tokenizer is a {type(tokenizer).__name__}")
-        self.tokenizer, self.length = tokenizer, length
+        self.length = length
         self.template, self.note = find_template(run.template), ""
         if run.template == DEFAULTS["template"]:
             self.template, self.note = own_template(tokenizer)
         self.prefix = run.source_prefix or ""
         self.special_ids = ids_of(tokenizer, self.template.special)
+        self.tokenizer = copy(tokenizer)  # one that finds no mark in a text, which files may list as any added token
+        self.tokenizer.added = tokenizer.added.without({*self.special_ids.values(), *tokenizer.end_ids})
         self.max_source, self.max_target = run.max_source_length or length, run.max_target_length or length
         before, after = self.template.turn.split("{question}")
         self.before, self.asks, self.after = self.write(before), before + "{question}", self.write(after)
@@ -68,8 +71,8 @@ class DialogueEncoder:
         self.n_cut = 0
 
     def write(self, text: str, **values: str) -> list[int]:
-        """Return the ids of a text of the template, with values for its {names}. Only the template's own special tokens are
-        such, not those in a value."""
+        """Return the ids of a text of the template, with values for its {names}. The marks of a turn are such in the
+        template's own text alone, not in a value."""
         parts = re.split(f"({'|'.join(map(re.escape, self.special_ids))})", text) if self.special_ids else [text]
         ids: list[int] = []
         for part in parts:

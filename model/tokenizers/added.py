@@ -6,7 +6,7 @@ normalized, and in that those whose own text is normalized too. Of several that 
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from model.tokenizers.steps import WHITE, Step, unchanged
@@ -47,6 +47,12 @@ class AddedTokens:
             parts += [part] if isinstance(part, int) else self._normalized.split(self.normalize(part))
         return parts
 
+    def without(self, ids: Collection[int]) -> "AddedTokens":
+        """Return the same without the tokens that have these ids: their texts aren't found."""
+        left = AddedTokens((), self.normalize)
+        left._written, left._normalized = self._written.without(ids), self._normalized.without(ids)
+        return left
+
 
 class Finder:
     """Finds some texts in another."""
@@ -55,6 +61,10 @@ class Finder:
         self.tokens = {text: token for text, token in tokens.items() if text}
         longest_first = sorted(self.tokens, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest_first))) if self.tokens else None
+
+    def without(self, ids: Collection[int]) -> "Finder":
+        """Return the same without the tokens that have these ids."""
+        return Finder({text: token for text, token in self.tokens.items() if token.id not in ids})
 
     def split(self, text: str) -> list[Part]:
         """Return the parts of the text, those that are found as ids."""
