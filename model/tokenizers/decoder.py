@@ -51,6 +51,7 @@ class DecoderTokenizer(BytePairTokenizer):
                     f"a text is cut into words; add it, or set tokenizer_class to {' or '.join(BUILT)}"
                 )
             normalizers, cut = BUILT[name]
+            check_prefix(described, cut)
             return in_sequence([make_normalizer(step) for step in normalizers]), cut
         if described.json.get("pre_tokenizer") is None:
             raise UserError(f"{described.directory}/tokenizer.json has no pre_tokenizer; a decoder's must be byte-level")
@@ -59,6 +60,8 @@ class DecoderTokenizer(BytePairTokenizer):
             raise described.refuse("normalizer", described.json.get("normalizer"))
         if name == "Qwen2Tokenizer" and cut != BUILT[name][1]:
             raise described.refuse("pre_tokenizer", described.json["pre_tokenizer"])
+        if name in BUILT:  # the other classes leave it to tokenizer.json, whatever their setting says
+            check_prefix(described, cut)
         return normalize, cut
 
     def set_up(self, described: Description, vocab: dict[str, int]) -> None:
@@ -79,3 +82,12 @@ class DecoderTokenizer(BytePairTokenizer):
         self.end_of_text, self.end_ids = end, (end,)
         self.pad_id = end if ids["pad_token"] is None else ids["pad_token"]
         self.special_ids |= {token_id for token_id in ids.values() if token_id is not None}
+
+
+def check_prefix(described: Description, cut: ByteLevel) -> None:
+    """Raise UserError where the library's class would put a space in front of a text and this wouldn't, or the reverse."""
+    if (wanted := described.setting("add_prefix_space", False)) != cut.prefix:
+        raise UserError(
+            f"{described.directory}: add_prefix_space of tokenizer_config.json is {wanted}, and a text is cut as if it "
+            f"were {cut.prefix}; set it to that if it is meant"
+        )

@@ -148,6 +148,22 @@ def test_smollm2_as_published_is_cut_by_its_tokenizer_json(tmp_path):
     assert [ours.decode([number]) for number in ours.encode(text)] == ["x", "  ", "1", "2", "  ", "3"]
 
 
+@pytest.mark.parametrize("kind, name", [("qwen", "Qwen2Tokenizer"), ("smollm2", "GPT2TokenizerFast")])
+def test_a_space_in_front_that_the_class_puts_there_and_the_file_does_not(tmp_path, kind, name):
+    folder = made(tmp_path, kind)
+    for wanted, fits in ((False, True), (True, False), (None, True)):
+        told = {"tokenizer_class": name, "add_prefix_space": wanted}
+        edit(folder / "tokenizer_config.json", lambda config, told=told: config.update(told))
+        if fits:
+            assert DecoderTokenizer.from_directory(folder).encode("one")
+        else:
+            assert "add_prefix_space of tokenizer_config.json is True, and a text is cut as" in refused(folder)
+    told = {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": True}  # which the library doesn't read then
+    if kind == "smollm2":
+        edit(folder / "tokenizer_config.json", lambda config: config.update(told))
+        assert different(DecoderTokenizer.from_directory(folder), library(folder), TEXTS) == []
+
+
 def test_llama3_finds_words_that_no_merges_make(tmp_path):
     folder = made(tmp_path, "llama3")
     ours = DecoderTokenizer.from_directory(folder)
