@@ -140,16 +140,18 @@ class Description:
     def chat_template(self) -> str | None:
         """Return the model's own template for dialogues: in a file of its own, else in tokenizer_config.json.
 
-        Of several with names it is the default one. Raises UserError.
+        Of several with names it is the default one, or "" where none is. Raises UserError.
         """
         file, template = self.directory / CHAT_TEMPLATE, self.config.get("chat_template")
         try:
             template = file.read_text(encoding="utf-8") if file.is_file() else template
         except (OSError, ValueError) as error:
             raise UserError(f"can't read {file}: {error}") from None
+        if template == []:
+            return None
         if isinstance(template, list):
             named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
-            template = named[0].get("template") if named else None
+            template = named[0].get("template") if named else ""
         if template is not None and not isinstance(template, str):
             raise UserError(f"{self.directory}/tokenizer_config.json sets chat_template to {template!r}; it must be a text")
         return template

@@ -240,6 +240,8 @@ def test_a_file_of_its_own_goes_before_the_settings_and_a_list_has_a_default(tmp
         DecoderTokenizer.from_directory(folder)
     (folder / "chat_template.jinja").unlink()
     assert DecoderTokenizer.from_directory(with_template(folder, [])).chat_template is None
+    unnamed = DecoderTokenizer.from_directory(with_template(folder, [{"name": "rag", "template": TEXTS["chatml 0"]}]))
+    assert "chat_template isn't known here, so dialogues are plain lines" in encoder(unnamed).note
     with pytest.raises(UserError, match="sets chat_template to 3; it must be a text"):
         DecoderTokenizer.from_directory(with_template(folder, 3))
 
