@@ -13,6 +13,7 @@ from model.tokenizers.base import Tokenizer
 
 BRANCH = "…"  # anything, in a branch that no plain dialogue takes
 SILENT = "‥"  # what writes nothing in a plain dialogue: statements, and blocks about tools
+CHANGES = re.compile(r"\{% set (messages|system_message|bos_token)\b")  # statements by which others write something else
 # Statements and expressions as `simplified` writes them. <prefix> and <date> are what the text says of itself.
 USER = "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}"
 CONTENT = USER.replace("message.content", "content")
@@ -119,14 +120,14 @@ def is_branch(gap: str) -> bool:
 
 
 def is_silent(gap: str) -> bool:
-    """Return whether a part of a template writes nothing in a dialogue without tools."""
+    """Return whether a part of a template writes nothing in a dialogue without tools, nor changes what others write."""
     depth = 0  # within a block about tools
     for part in re.split(r"(\{% .*? %\})", gap, flags=re.DOTALL):
         if depth == 1 and part.startswith(("{% else", "{% elif")):
             return False
         if depth or (part.startswith("{% if") and "tool" in part):
             depth += change_of_depth(part)
-        elif part and not part.startswith("{% "):
+        elif part and (not part.startswith("{% ") or CHANGES.match(part)):
             return False
     return depth == 0
 

@@ -155,6 +155,15 @@ def test_gaps_that_would_write_something_are_not_passed_over(silent):
     assert recognized(text.replace(place, silent + place)) is None
 
 
+@pytest.mark.parametrize("value", ["system_message = 'You are Bob.'", "messages = messages[1:]"])
+def test_nor_are_gaps_that_change_what_is_written(value):
+    text = next(text for name, text in TEXTS.items() if name.startswith("llama3.1"))
+    place = "{{ system_message }}"
+    for condition, is_known in (("tools", True), ("not system_message", False)):
+        changed = f"{{% if {condition} %}}{{% set {value} %}}{{% endif %}}"
+        assert (recognized(text.replace(place, changed + place)) is not None) == is_known
+
+
 def test_no_text_hangs():
     for text in ("", "{{", "{% if " * 2000, "{%- if tools %}" + "{% else %}" * 2000, "\n {" * 5000):
         assert recognized(text) is None
