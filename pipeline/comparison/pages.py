@@ -113,6 +113,11 @@ def notes(results: Results) -> list[str]:
         if row.diverged_seeds:
             failed = ", ".join(map(str, row.diverged_seeds))
             lines.append(f"- {row.title}: with seed {failed} the training came to nan or inf, which is in no mean.")
+        if row.unlike:
+            lines.append(
+                f"- {row.title}: {', '.join(row.unlike)} {'was' if len(row.unlike) == 1 else 'were'} not as for "
+                f"{REFERENCE.title}, so there is no difference; its own command measures it anew."
+            )
         if row.own_data:
             lines.append(
                 f"- {row.title}: trained on {row.own_data}, not on what the others were, so there is no verdict. On "

@@ -8,12 +8,16 @@ from statistics import mean
 
 import numpy as np
 
+from config import SETTINGS, explicit
+from pipeline.comparison.jobs import SAID_BY_ROWS
 from pipeline.comparison.methods import ENTRIES, REFERENCE
 from pipeline.comparison.records import SEARCH, TEST, UNTRAINED, chosen_rate, read_record
 from pipeline.comparison.statistics import LEVEL, holm, interval, paired_difference
 from pipeline.result import read_json
 
 KEPT = ("general", "wikitext2")  # sets of which a loss says how much other knowledge is left
+# Settings in which two rows may differ: what a method is, and where it was computed.
+OF_ROWS = {*SAID_BY_ROWS, "seed", "device", "amp", *(name for name, about in SETTINGS.items() if about["methods"])}
 
 
 @dataclass
@@ -41,6 +45,7 @@ class Summary:
     verdict: str = ""  # better, worse or tie
     own_data: str = ""  # what it was trained on, where that isn't what the others were
     own_accuracy: float | None = None  # on the validation part of that
+    unlike: tuple[str, ...] = ()  # settings of the job that were others for the reference, so that nothing is compared
 
 
 @dataclass(frozen=True)
@@ -86,16 +91,40 @@ def tests_of(records: list[dict], title: str) -> list[dict]:
 
 
 def at_chosen_rate(records: list[dict], title: str) -> list[dict]:
-    """Return the records of a method with the seeds of the test, at the rate that its search chose."""
-    own = [record for record in records if record["title"] == title]
-    search = [record for record in own if record["stage"] == SEARCH]
+    """Return the records of a method with the seeds of the test, at the rate that its search chose.
+
+    Those that another command left behind, with other settings or code than the search, don't count.
+    """
+    search = search_of(records, title)
+    tests = [one for one in records if one["title"] == title and one["stage"] == TEST]
     rate = chosen_rate(search)[0] if search else None
-    return sorted((one for one in own if one["stage"] == TEST and one["rate"] == rate), key=lambda one: one["seed"])
+    found = [one for one in tests if one["rate"] == rate and same_run(one, search[0])]
+    return sorted(found, key=lambda one: one["seed"])
+
+
+def search_of(records: list[dict], title: str) -> list[dict]:
+    """Return the records of the search for a method's rate: those with the settings and code of the rates in its list."""
+    search = [one for one in records if one["title"] == title and one["stage"] == SEARCH]
+    listed = {rate for entry in ENTRIES if entry.title == title for rate in entry.rates}
+    newest = next((one for one in search if one["rate"] in listed), search[0] if search else {})
+    return [one for one in search if same_run(one, newest)]
+
+
+def same_run(one: dict, other: dict) -> bool:
+    """Return whether two runs of a method differ in their rate and seed alone."""
+    codes = [record["hashes"].get("code_sha256") for record in (one, other)]
+    return codes[0] == codes[1] and {*differing(one, other)} <= {"learning_rate", "seed"}
+
+
+def differing(one: dict, other: dict) -> list[str]:
+    """Return the settings that two runs didn't share."""
+    ours, theirs = one["config"], other["config"]
+    return sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
 
 
 def row_of(title: str, records: list[dict], tests: list[dict], before: dict[str, float]) -> Summary:
     """Return a method's row, as far as it needs no other's."""
-    search = [record for record in records if record["title"] == title and record["stage"] == SEARCH]
+    search = search_of(records, title)
     numbers = {entry.title: number for number, entry in enumerate(ENTRIES, start=1)}
     score, half = rounded_interval([mean(one["test"]) for one in tests])
     own_data = tests[0].get("trained_on", "")
@@ -128,6 +157,10 @@ def compare(rows: list[Summary], measured: dict[str, list[dict]], higher_is_bett
         pairs = [(one, theirs[one["seed"]]) for one in measured[row.title] if one["seed"] in theirs]
         if row.title == REFERENCE.title or not pairs or not all(same_data(*pair) for pair in pairs):
             continue
+        said = {name for entry in ENTRIES if entry.title == row.title for name in explicit(entry.run)}
+        row.unlike = tuple(name for name in differing(*pairs[0]) if name not in OF_ROWS | said)
+        if row.unlike:
+            continue
         difference = paired_difference(*(np.array([one["test"] for one in side]) for side in zip(*pairs, strict=True)))
         row.difference = rounded(difference.mean)
         if not math.isnan(difference.p):
@@ -146,8 +179,10 @@ def same_data(one: dict, other: dict) -> bool:
 
 
 def pareto(rows: Sequence[Summary], higher_is_better: bool) -> list[Summary]:
-    """Return the rows that no other beats in score and in trained parameters at once, from few parameters to many."""
-    sign = 1 if higher_is_better else -1
+    """Return the rows that no other beats in score and in trained parameters at once, from few parameters to many. What was
+    measured otherwise than the reference isn't among them.
+    """
+    sign, rows = 1 if higher_is_better else -1, [row for row in rows if not row.unlike]
 
     def beats(one: Summary, other: Summary) -> bool:
         ours, theirs = ((sign * row.score, -row.trained_parameters) for row in (one, other))

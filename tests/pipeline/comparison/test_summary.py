@@ -133,6 +133,38 @@ def test_runs_at_a_rate_that_is_no_longer_chosen_do_not_count(tmp_path):
     assert row.learning_rate == 0.2 and row.score == pytest.approx(right(0.8).mean(), abs=1e-6)
 
 
+def test_runs_that_another_command_left_behind_do_not_count(tmp_path):
+    write(tmp_path, REFERENCE.title, right(0.8))
+    write(tmp_path, "full", right(0.9)[:3])
+    for seed, left in ((4, {"config": {"max_steps": 4}}), (5, {"hashes": HASHES | {"code_sha256": "older"}})):
+        one = record("full", TEST, 0.2, seed, 0.4, test=[0] * 400, **left)
+        write_record(tmp_path / f"full-rate0.2-seed{seed}.json", one)
+    full, _ = summarize(tmp_path).rows
+    assert full.seeds == [1, 2, 3] and full.score == pytest.approx(right(0.9)[:3].mean(), abs=1e-6)
+
+
+def test_a_rate_that_was_searched_with_other_settings_is_not_chosen(tmp_path):
+    rates = REFERENCE.rates
+    write(tmp_path, REFERENCE.title, right(0.8), losses=(0.5, 0.4), rates=rates[:2])
+    old = record(REFERENCE.title, SEARCH, 1e-5, 0, 0.1, config={"max_steps": 4})  # by an earlier list of rates
+    write_record(tmp_path / "a-rate1e-05-seed0.json", old)
+    (row,) = summarize(tmp_path).rows
+    assert row.learning_rate == rates[1] and row.edge == "highest"
+
+
+def test_a_row_with_other_settings_than_the_reference_has_no_verdict(tmp_path):
+    job = {"max_steps": 40, "seed": 1, "lora_rank": 16}
+    write(tmp_path, REFERENCE.title, right(0.8), config=job, trained_parameters=500)
+    write(tmp_path, "IA3", right(0.9), config=job | {"lora_rank": 8, "trainable_layers": "ia3"})
+    write(tmp_path, "BitFit", right(0.9), config=job | {"max_steps": 4}, trained_parameters=10)
+    results = summarize(tmp_path)
+    rows = {row.title: row for row in results.rows}
+    assert rows["IA3"].verdict == "better" and rows["IA3"].unlike == ()
+    assert rows["BitFit"].verdict == "" and rows["BitFit"].difference is None
+    assert "- BitFit: max_steps was not as for LoRA, r = 16, so there is no difference" in table_text(results)
+    assert "BitFit" not in pareto_text(results)
+
+
 def test_the_pareto_page_has_what_no_other_beats(tmp_path):
     scores = right(0.8)
     write(tmp_path, REFERENCE.title, scores, trained_parameters=500)
