@@ -55,7 +55,14 @@ def run_methods(overrides: Run, rows: list[int] | None, n_seeds: int | None, sha
 
 
 def chosen_entries(rows: list[int] | None) -> list[Entry]:
-    """Return the methods with these numbers. Raises UserError for one that isn't there."""
+    """Return the methods with these numbers. Raises UserError for one that isn't there, and where two share their files."""
+    for entry in (*ENTRIES, UNTRAINED):
+        names = [other.title for other in (*ENTRIES, UNTRAINED) if slug(other.title) == slug(entry.title)]
+        if len(names) > 1 or not slug(entry.title):
+            raise UserError(
+                f"pipeline/comparison/methods.py: the files of {' and '.join(map(repr, names))} would have the name "
+                f"{slug(entry.title)!r}; give each method a title with letters a-z or digits of its own"
+            )
     for number in rows or ():
         if not 1 <= number <= len(ENTRIES):
             raise UserError(f"the table methods has no row {number}; it has 1-{len(ENTRIES)}")

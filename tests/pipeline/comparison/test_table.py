@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -89,6 +90,14 @@ def test_a_table_is_searched_measured_and_written(command, capsys):
 
 def is_search(record: dict, title: str) -> bool:
     return record["stage"] == "search" and record["title"] == title
+
+
+@pytest.mark.parametrize("titles", [("bypass", "bypass"), ("Shift", "shift!"), ("сдвиг",)])
+def test_methods_whose_files_have_one_name_are_refused(monkeypatch, titles):
+    own = tuple(replace(REFERENCE, title=title) for title in titles)
+    monkeypatch.setattr(table, "ENTRIES", (REFERENCE, *own))
+    with pytest.raises(UserError, match=f"the files of '{titles[0]}'.*give each method a title"):
+        table.chosen_entries([1])
 
 
 def test_finished_runs_are_not_done_again(command):
