@@ -21,8 +21,9 @@ SHARE = 0.1  # of each class, for validation and again for testing, where nothin
 DRAW_SEED = 2023  # of the draw, whatever the seed of the run: all runs are measured on the same texts
 FEWEST = 3  # different texts of a class, of which one can go to each split
 MANY_LABELS = 20  # beyond that, a column with another value in every second row is none of classes
-WHOLE = re.compile(r"[+-]?\d{1,18}(\.0*)?")
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+# What begins as 01 or 007 is no number but a code: a name, which isn't 1 or 7.
+WHOLE = re.compile(r"[+-]?(?!0\d)\d{1,18}(\.0*)?")
+NUMBER = re.compile(r"[+-]?(?!0\d)(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 UNTOLD = "-1"  # the label of a text whose label was never published, or that never got one
 HOW_UNTOLD = f"{UNTOLD}, or - as a gold_label"
 

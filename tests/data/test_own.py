@@ -100,6 +100,8 @@ def test_columns_that_cannot_be_told_are_refused(tmp_path, header, columns, said
     [
         ([10, 9, -1], ("-1", "9", "10")),
         (["1.0", "0.0", "2"], ("0", "1", "2")),
+        (["01", "1", "011"], ("01", "011", "1")),  # codes, which are names
+        (["01.10", "01.1"], ("01.1", "01.10")),
         (["b", "C", "a"], ("a", "b", "C")),
         (["<b>yes</b>", "=no", "a, b"], ("<b>yes</b>", "=no", "a, b")),
         (["1 star", "10", "2"], ("1 star", "10", "2")),  # not all are numbers
