@@ -119,4 +119,5 @@ def has_dialogues(path: Path, columns: Columns) -> bool:
             f"{path} has the fields of dialogues and those of texts with labels ({', '.join(sorted(fields))}): say "
             "--text_column and --label_column, or remove one kind"
         )
-    return not texts and (dialogues or not fields or bool(fields & INSTRUCTION))
+    half = bool(fields & INSTRUCTION) and not names & {*LABELS}  # a question or an answer, and no label either
+    return not texts and (dialogues or not fields or half)

@@ -219,6 +219,9 @@ def test_quotes_in_a_tsv_are_text_where_they_enclose_nothing(tmp_path):
         ([{"text": "a", "label": 1}], "texts with labels"),
         ([{"premise": "a", "hypothesis": "b", "label": 1}], "texts with labels"),
         ([5, {"conversations": []}], "dialogues"),
+        ([{"input": "a"}], "dialogues"),
+        ([{"input": "a", "label": 1}], "texts with labels"),
+        ([{"instruction": "a", "input": "b", "Category": "x"}], "texts with labels"),
     ],
 )
 def test_the_fields_tell_texts_from_dialogues(tmp_path, records, kind):
