@@ -174,7 +174,10 @@ def csv_rows(path: Path, delimiter: str, quotes: bool) -> Iterator[Row]:
             with long_cells():
                 cells = next(reader, None)
         except csv.Error as error:
-            raise BadRow(f"{place}: {error}; is a quote in this row not closed, or not doubled?") from None
+            reason = f"{error}; is a quote in this row not closed, or not doubled?"
+            if "new-line character" in str(error):  # the module's words are about how Python opens a file
+                reason = "a carriage return stands outside of quotes; lines end with a newline, or with both"
+            raise BadRow(f"{place}: {reason}") from None
         if cells is None:
             return
         number += len(taken)

@@ -88,12 +88,12 @@ def test_a_long_cell_is_a_cell(tmp_path):
         ("a,b\n1,2,\n", ", line 2: expected 2 cells (a, b), got 3: ['1', '2', '']"),
         ("a,b, a\n1,2,3\n", ", line 1: two columns are called 'a'; rename one of them"),
         ('a,b\n"open,1\nmore,2\n', ", line 2: unexpected end of data; is a quote in this row not closed, or not doubled?"),
+        ("a,b\rx,1\ry,2\r", ", line 1: a carriage return stands outside of quotes; lines end with a newline, or with both"),
         ('a,b\n"one" two,1\n', ", line 2: ',' expected after '\"'; is a quote in this row not closed, or not doubled?"),
         (b"a,b\n1,2\n\xe9,2\n", ", line 3: expected UTF-8, got the byte 0xe9; save the file as UTF-8"),
         (b"a,b\n1\0,2\n", ", line 2: it holds a NUL byte; save the file as UTF-8"),
         ("a,b\n1,2\n".encode("utf-16"), ", line 1: it is in UTF-16; save the file as UTF-8"),
         ("a,b\n1,2\n".encode("utf-16-le"), ", line 1: it holds a NUL byte; save the file as UTF-8"),
-        ("a,b\r1,2\r", ", line 1: new-line character seen in unquoted field"),
     ],
 )
 def test_what_is_wrong_with_a_csv_is_said(tmp_path, content, said):
