@@ -211,7 +211,7 @@ def windows_of(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
 
 
 def count_hits(predictions: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
-    """Return how many targets the model ranks first, or how many chosen answers have become likelier, on the device."""
+    """Return how many targets the model ranks first, or of how many pairs the chosen answer gained more; on the device."""
     if predictions.is_floating_point():  # of pairs of answers, as `model.preference_loss` returns them
         return (predictions > labels).sum()
     return ((predictions == labels) & (labels != ignore_index)).sum()
