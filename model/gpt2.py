@@ -141,7 +141,7 @@ class GPT2(Transformer):
         """Return the logits of token ids [B, T]: [B, T, V] with a language-model head, [B, C] with a classifier.
 
         attention_mask  [B, T], 1 = real and 0 = padding, or [B, T, T], where [b, i, j] says whether position i may look at
-                        position j; None: every position is seen, padding too
+                        position j; None: padding is seen too. A causal model sees no later position in any case
         lengths         [B], the number of real tokens; used only by a classifier with position="flexible" and no mask
         token_type_ids  ignored: GPT-2 knows one kind of token
         positions       [B, T], the place of each token in its text; None: 0, 1, 2, ...
@@ -151,8 +151,9 @@ class GPT2(Transformer):
         if self.head is None:
             raise UserError('this GPT2 has no head: use encode(), or from_pretrained(..., head="lm" or "classifier")')
         x = self.embed(input_ids, token_type_ids, positions)  # [B, T] -> [B, T, D]
-        # Without a mask, SelfAttention hides later positions itself. A mask has to hide both those and the padding.
-        mask = None if attention_mask is None else make_mask(attention_mask, self.config.causal)  # [B, 1, T, T]
+        # Without a mask, SelfAttention hides later positions itself. A mask has to hide both those and the padding:
+        # [B, 1, T, T], or [B, 1, 1, T] where nothing but padding is hidden.
+        mask = None if attention_mask is None else make_mask(attention_mask, self.config.causal)
         for block in self.blocks:
             x = block(x, mask)  # [B, T, D]
         x = self.final_norm(x)  # [B, T, D]

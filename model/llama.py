@@ -133,8 +133,8 @@ class SelfAttention(nn.Module):
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None, rotation: Rotation) -> torch.Tensor:
         """Mix what the positions hold, [B, T, D] -> [B, T, D].
 
-        mask      True where a position may look at another, [B, 1, T, T]; None: everything is seen or, if causal, only the
-                  position itself and those before it
+        mask      True where a position may look at another, [B, 1, 1 or T, T]; None: everything is seen or, if causal, only
+                  the position itself and those before it
         rotation  of the T positions
         """
         q = self.q_norm(self.q(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2))  # -> [B, T, H, d] -> [B, H, T, d]
@@ -229,7 +229,7 @@ class Llama(Transformer):
         if self.head is None:
             raise UserError('this Llama has no head: use encode(), or from_pretrained(..., head="lm" or "classifier")')
         x = self.embed(input_ids)  # [B, T] -> [B, T, D]
-        mask, turns = self.block_inputs(x, attention_mask, positions)  # [B, 1, T, T] or None; cos and sin [B, 1, T, d/2]
+        mask, turns = self.block_inputs(x, attention_mask, positions)  # [B, 1, 1 or T, T] or None; cos, sin: [B, 1, T, d/2]
         for block in self.blocks:
             x = block(x, mask, turns)  # [B, T, D]
         x = self.final_norm(x)  # [B, T, D]
@@ -251,7 +251,7 @@ class Llama(Transformer):
         self, hidden: torch.Tensor, attention_mask: torch.Tensor | None, positions: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, Rotation]:
         """Return what every block gets beside the hidden states [B, T, D]: the mask, and the rotation of the positions."""
-        mask = None if attention_mask is None else make_mask(attention_mask, self.config.causal)  # [B, 1, T, T]
+        mask = None if attention_mask is None else make_mask(attention_mask, self.config.causal)  # [B, 1, 1 or T, T]
         if positions is None and attention_mask is not None and attention_mask.ndim == 2:
             positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)  # [B, T]: 0 is the first real token
         elif positions is None:

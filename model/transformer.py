@@ -77,7 +77,7 @@ class Transformer(nn.Module):
     def block_inputs(
         self, hidden: torch.Tensor, attention_mask: torch.Tensor | None, positions: torch.Tensor | None
     ) -> tuple[Any, ...]:
-        """Return what every block gets beside the hidden states [B, T, D]: the mask [B, 1, T, T] or None.
+        """Return what every block gets beside the hidden states [B, T, D]: the mask [B, 1, 1 or T, T] or None.
 
         A model that rotates adds the rotation of the positions (model/llama.py). In others the embeddings know them.
         """

@@ -167,7 +167,8 @@ class LoRA:
     rank              r, at least 1
     alpha, scaling    give the factor of the product, see SCALINGS
     dropout           on the input of A
-    init              how A is drawn, see `draw_a`; "pissa": A and B are the top r singular parts of W, and W keeps the rest
+    init              how A is drawn, see `draw_a`; "pissa": A and B are the top r singular parts of W (all of them
+                      where it has fewer), and W keeps the rest
     targets, layers, matching   which Linear layers, as in `find_sites`
     plus_ratio        the learning rate of B divided by that of A (LoRA+)
     merged_forward    add B A to the weight before the product with x (`lora_alternative`)
