@@ -173,8 +173,8 @@ def read_pair(row: Row) -> tuple[Pair, str | None]:
         raise UserError(
             f"{row.place}: the column {missing[0]} is missing; a pair has {', '.join(TEXTS)}, and here are {has}"
         )
-    where = row.cells.get("split") or None
-    if where is not None and (not isinstance(where, str) or where not in SPLIT_OF):
+    where = row.cells.get("split")
+    if where not in (None, "") and (not isinstance(where, str) or where not in SPLIT_OF):
         raise UserError(f"{row.place}: the split is {shown(where)}; it must be one of {', '.join(SPLIT_OF)}")
     try:
         texts = [text_of(row.cells[name], name) for name in TEXTS]

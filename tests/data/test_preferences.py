@@ -72,6 +72,7 @@ REFUSED = {
         "line 1: chosen and rejected are equal, so",
     ),
     "split": (PAIR | {"split": "some"}, "line 1: the split is 'some'; it must be one of train, validation, test"),
+    "split of zero": (PAIR | {"split": 0}, "line 1: the split is 0; it must be one of train, validation, test"),
     "split in a list": (PAIR | {"split": ["train"]}, "line 1: the split is ['train']; it must be one of train, validation"),
     "system": (PAIR | {"system": 3}, "line 1: expected a text under system, got 3"),
 }
