@@ -14,7 +14,7 @@ from data.batching import Batches
 from data.chat import ChatTask
 from data.preferences import DPO
 from model.transformer import Transformer
-from peft import method_of
+from peft import LoRA, method_of
 from pipeline.answers import SCORES
 from pipeline.job import Job
 from pipeline.resolve import recipe_of
@@ -87,7 +87,7 @@ def method_line(stages: list[Run], model: nn.Module) -> str:
     if len(stages) > 1:
         return f"method   {len(stages)} stages, the first {name}: {counts}"
     settings = [f"{one} {value:g}" if isinstance(value, float) else f"{one} {value}" for one, value in method_settings(run)]
-    scales = {part.scale for part in getattr(method, "methods", [method]) if hasattr(part, "scale")}
+    scales = {part.scale for part in getattr(method, "methods", [method]) if isinstance(part, LoRA)}
     settings += [f"the LoRA product is multiplied by {scale:g}" for scale in scales]
     return "; ".join([f"method   {name}: {counts}", *([", ".join(settings)] if settings else [])])
 

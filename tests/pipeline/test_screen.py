@@ -6,10 +6,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from torch import nn
 
 import experiments
+from config import Run, resolve
 from pipeline import plots, screen
 from pipeline.job import prepare
 from tests.helpers.paths import ROOT
@@ -103,6 +106,13 @@ def test_the_lines_say_what_was_chosen_and_why(experiment, small_checkpoint, sma
     changed = "trainable_layers lora (recipe: last_block), lora_rank 4 (recipe: 8), max_steps 2 (recipe: 0), "
     assert lines[4] == f"changed  {changed}learning_rate 0.00012345678 (recipe: 5e-05), logging_steps 1 (recipe: 10)"
     assert "accuracy train " in found.out and f"saved    {found.directory}/" in lines
+
+
+def test_a_scale_of_another_method_is_not_called_lora_s(monkeypatch):
+    shift, model = SimpleNamespace(scale="wide"), nn.Linear(3, 2)
+    monkeypatch.setattr(screen, "method_of", lambda run: shift)
+    run = resolve(Run(trainable_layers="bitfit"), {})
+    assert screen.method_line([run], model) == "method   bitfit: 8 of 8 parameters train (100.00%)"
 
 
 def test_what_isnt_changed_isnt_listed(alone, capsys):
