@@ -8,7 +8,8 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from data.own import Columns, describe_columns, find_texts, texts_in
+from data.files import shown
+from data.own import TEXTS, Columns, describe_columns, find_texts, texts_in
 from data.tables import SUFFIXES, Row, Table, as_rows, lines_of, read_lines, read_table
 from utils.errors import UserError, note
 
@@ -39,6 +40,9 @@ def read_texts(file: Path, named: Columns) -> tuple[Iterator[TextRow], str]:
     if first is None:
         raise UserError(f"{file} holds no texts")
     columns = find_texts(str(file), [*first.cells], named)
+    name = columns.text or ""
+    if table.delimiter and len(first.cells) == 1 and named.text is None and name.casefold() not in TEXTS:
+        note(f"{file}: the first line, {shown(name)}, is taken for the name of its column; if it is a text, name one above")
     said = "; ".join(filter(None, (describe_columns(columns, [*first.cells]), table.note)))
     return texts_in_rows(chain([first], table.rows), columns, table), said
 

@@ -132,6 +132,15 @@ def test_quotes_in_a_tsv_are_read_as_in_training(name, tmp_path):
     assert len(texts) == TSV[name].count("\n") - 1 - ("\n\t" in TSV[name])
 
 
+def test_a_first_line_that_may_be_a_text_is_said(tmp_path, capsys):
+    assert read(tmp_path, "a.csv", "A warm film\nDull\n") == [("Dull", None)]
+    assert "a.csv: the first line, 'A warm film', is taken for the name of its column" in capsys.readouterr().err
+    for content, columns in (("Text\na\n", {}), ("what\na\n", {"text": "what"}), ("what,label\na,b\n", {})):
+        assert read(tmp_path, "a.csv", content, **columns) == [("a", None)]
+    assert read(tmp_path, "a.jsonl", '{"what": "a"}') == [("a", None)]
+    assert capsys.readouterr().err == ""
+
+
 def test_what_a_csv_may_swallow_is_said_once(tmp_path, capsys):
     swallowed = 'id,text\n1,"an inch\n2,nothing\n3,that was 2"\n4,"a\n5,b"\n'
     assert [text for text, _ in read(tmp_path, "a.csv", swallowed)] == ["an inch\n2,nothing\n3,that was 2", "a\n5,b"]
