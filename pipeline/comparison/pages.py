@@ -93,7 +93,9 @@ def cells_of(row: Summary, results: Results, kept: list[str]) -> list[str]:
 
 
 def forgetting(row: Summary, name: str, before: dict[str, float]) -> str:
-    """Return how much a method's loss on another set grew; of WikiText-2 with the perplexity."""
+    """Return how much a method's loss on another set grew, where that was measured; of WikiText-2 with the perplexity."""
+    if name not in row.kept:
+        return "-"
     mean, half = row.kept[name]
     spread = "" if half is None else f" ± {half:.3f}"
     perplexity = f" ({math.exp(before[name] + mean):.1f})" if name == "wikitext2" else ""

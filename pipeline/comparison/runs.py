@@ -1,5 +1,7 @@
 """One run of `--table methods`: train, keep the weights with the lowest validation loss, measure example by example."""
 
+import hashlib
+import json
 import sys
 import tempfile
 from dataclasses import asdict
@@ -8,7 +10,7 @@ from pathlib import Path
 import torch
 
 from config import PATHS, Run
-from data.batching import Batches
+from data.batching import Batches, Example
 from model import fast_path
 from model.transformer import Transformer, evaluating
 from pipeline.comparison.code_hash import code_sha256
@@ -34,7 +36,14 @@ def config_of_run(run: Run) -> dict:
 def hashes_of(job: Job, tests: Job | None) -> dict:
     """Return the hashes of a run's inputs and code. `tests` as in `measure`."""
     others = {"test_data_sha256": tests.inputs.hashes["data_sha256"]} if tests else {}
+    if windows := watched_windows(tests or job):
+        others["wikitext2_sha256"] = hashlib.sha256(json.dumps([one.ids for one in windows]).encode()).hexdigest()
     return job.inputs.hashes | others | {"code_sha256": code_sha256(job)}
+
+
+def watched_windows(job: Job) -> list[Example]:
+    """Return the windows of WikiText-2 that a run is scored on: none where it sees no test data or has no dialogues."""
+    return wikitext(job) if job.task.has_dialogues and "test" in job.inputs.splits else []
 
 
 def measure(job: Job, tests: Job | None = None) -> dict | None:
@@ -106,7 +115,7 @@ def scores(model: Transformer, batches: dict[str, Batches], job: Job) -> dict[st
     """Return, for each set that isn't for training or validation, what each of its examples scores."""
     sets = {name: batches[name] for name in ("test", "general") if name in batches}
     if sets and job.task.has_dialogues:
-        pad_id, windows = batches["test"].pad_id, wikitext(job)
+        pad_id, windows = batches["test"].pad_id, watched_windows(job)
         examples = {name: each.examples for name, each in sets.items()} | ({"wikitext2": windows} if windows else {})
         sets = {name: Batches(each, 1, pad_id) for name, each in examples.items()}  # a dialogue's own loss
     return {name: score(model, each, job.run) for name, each in sets.items()}

@@ -37,7 +37,7 @@ class Summary:
     diverged_seeds: list[int]  # of runs at the chosen rate that came to nan or inf, and are in no mean
     score: float
     half: float | None  # of the score's 95% interval over the seeds; None of one seed
-    kept: dict[str, list]  # set -> how much its loss has grown, and half of the interval
+    kept: dict[str, list]  # set -> how much its loss has grown, and half of the interval; without what wasn't measured
     difference: float | None = None  # from the reference, on the seeds of both; None for itself
     difference_half: float | None = None
     p: float | None = None  # None: too few seeds to tell
@@ -128,7 +128,8 @@ def row_of(title: str, records: list[dict], tests: list[dict], before: dict[str,
     numbers = {entry.title: number for number, entry in enumerate(ENTRIES, start=1)}
     score, half = rounded_interval([mean(one["test"]) for one in tests])
     own_data = tests[0].get("trained_on", "")
-    grown = {name: [mean(one[name]) - before[name] for one in tests] for name in KEPT if name in before}
+    watched = [name for name in KEPT if name in before and all(name in one for one in tests)]
+    grown = {name: [mean(one[name]) - before[name] for one in tests] for name in watched}
     return Summary(
         row=numbers.get(title, 0),
         title=title,

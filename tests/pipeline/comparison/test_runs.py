@@ -103,3 +103,16 @@ def test_where_the_inputs_lie_is_no_part_of_a_run():
     assert not {"dataset", "model", "checkpoint", "data_dir", "output_dir"} & config.keys()
     assert config["learning_rate"] == 1e-2 and config["seed"] == 1
     assert config != config_of_run(prepared(ENTRIES[0], dataset="persona").run)
+
+
+def test_other_windows_of_wikitext_make_a_result_stale_but_no_search(tmp_path):
+    def hashes(with_test: bool) -> dict:
+        (comparison,) = comparisons_of(Run(device="cpu", dataset="persona", data_dir=str(tmp_path)))
+        return hashes_of(prepare_one(comparison, REFERENCE, 1e-3, 1, with_test), None)
+
+    searched, tested = hashes(False), hashes(True)
+    (tmp_path / "text_corpus").mkdir()
+    for text in ("The river runs to the sea. ", "The sea runs to the river. "):
+        (tmp_path / "text_corpus" / "wikitext2_test.txt").write_text(text * 4000)
+        assert hashes(False) == searched and hashes(True) != tested
+        tested = hashes(True)

@@ -70,6 +70,16 @@ def test_of_losses_a_lower_one_is_better(tmp_path):
     assert "| +1.000 ± 0.000 (90.0) |" in text and "Before it: 33.1." in text  # e to the 4.5, to the 3.5
 
 
+def test_a_set_that_a_method_was_not_measured_on_is_left_open(tmp_path):
+    losses = 3 + np.random.default_rng(0).normal(0, 0.3, (3, 60))
+    write_record(tmp_path / "nothing-seed0.json", record("nothing", UNTRAINED, 0.0, 0, None, test=[4.0], wikitext2=[3.0]))
+    write(tmp_path, REFERENCE.title, losses, wikitext2=[3.5])
+    write(tmp_path, "full", losses)  # before the file was there
+    lines = table_text(summarize(tmp_path)).splitlines()
+    assert next(line for line in lines if "| full |" in line).endswith("| tie | - |")
+    assert next(line for line in lines if f"| {REFERENCE.title} |" in line).endswith("| +0.500 ± 0.000 (33.1) |")
+
+
 def test_only_seeds_of_both_are_compared(tmp_path):
     scores = right(0.8)
     write(tmp_path, REFERENCE.title, scores[:3])
