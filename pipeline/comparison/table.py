@@ -3,6 +3,8 @@
 A run that was done before with the same settings, code and inputs isn't done again.
 """
 
+import ctypes
+import signal
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +24,8 @@ from pipeline.comparison.runs import config_of_run, hashes_of, measure
 from pipeline.unused import refuse_unused_in_rows
 from training import distributed
 from utils.errors import UserError
+
+PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that a process gets when its parent dies
 
 
 def run_methods(overrides: Run, rows: list[int] | None, n_seeds: int | None, shard: tuple[int, int] = (1, 1)) -> int:
@@ -142,11 +146,17 @@ def run_once(comparison: Comparison, entry: Entry, rate: float, seed: int, stage
 
 def measure_apart(comparison: Comparison, entry: Entry, rate: float, seed: int, with_test: bool) -> dict | None:
     """Return what `measure_one` does, from a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:  # a fork imports nothing again
+    fork = get_context("fork")  # which imports nothing again
+    with ProcessPoolExecutor(1, mp_context=fork, initializer=end_with_parent) as pool:
         try:
             return pool.submit(measure_one, comparison, entry, rate, seed, with_test).result()
         except KeyboardInterrupt:  # which the other process got too: it ends after the step under way
             return None
+
+
+def end_with_parent() -> None:
+    """Let Linux kill this process with the one that began it: by itself it would train on, then wait for ever."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def measure_one(comparison: Comparison, entry: Entry, rate: float, seed: int, with_test: bool) -> dict | None:
