@@ -53,7 +53,10 @@ def read_table(path: Path) -> Table:
         quotes = quotes_enclose(path)
         return Table(csv_rows(path, "\t", quotes), "\t", "" if quotes else "quotes are read as text")
     delimiter, note = find_delimiter(path)
-    return Table(csv_rows(path, delimiter, quotes=True), delimiter, note)
+    names = head_of(path).split(delimiter)[1:]
+    spaces = bool(names) and all(name.startswith(" ") for name in names)
+    notes = [note, "the space before a cell is no part of it, as in the first line" if spaces else ""]
+    return Table(csv_rows(path, delimiter, quotes=True, spaces=spaces), delimiter, "; ".join(filter(None, notes)))
 
 
 # --- lines
@@ -152,8 +155,10 @@ def long_cells():
         csv.field_size_limit(before)
 
 
-def csv_rows(path: Path, delimiter: str, quotes: bool) -> Iterator[Row]:
+def csv_rows(path: Path, delimiter: str, quotes: bool, spaces: bool = False) -> Iterator[Row]:
     """Yield the rows of a file whose first line names the columns. Raises UserError.
+
+    spaces   whether one stands before each cell without being a part of it, so that a quote behind it encloses the cell
 
     A blank line is none, unless there is one column: an empty cell.
     """
@@ -165,7 +170,7 @@ def csv_rows(path: Path, delimiter: str, quotes: bool) -> Iterator[Row]:
             yield line
 
     quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    reader = csv.reader(lines(), delimiter=delimiter, quoting=quoting, strict=quotes)
+    reader = csv.reader(lines(), delimiter=delimiter, quoting=quoting, strict=quotes, skipinitialspace=spaces)
     header: list[str] = []
     number = 1  # of the first line of the row under way
     while True:

@@ -55,6 +55,15 @@ def test_another_delimiter_of_a_csv_is_said(tmp_path):
     assert read_table(tmp_path / "a.csv").note == ""
 
 
+def test_the_space_before_a_cell_is_none_of_it_where_the_first_line_has_one_too(tmp_path):
+    (tmp_path / "a.csv").write_text('label, text\npos, "A film, indeed"\n')
+    table = read_table(tmp_path / "a.csv")
+    assert [row.cells for row in table.rows] == [{"label": "pos", "text": "A film, indeed"}]
+    assert table.note == "the space before a cell is no part of it, as in the first line"
+    (tmp_path / "a.csv").write_text("label,text\npos, a film\n")
+    assert [row.cells["text"] for row in read_table(tmp_path / "a.csv").rows] == [" a film"]
+
+
 RECORDS = [{"text": text, "label": i % 2} for i, text in enumerate(HARD)]
 
 

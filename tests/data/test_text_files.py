@@ -27,7 +27,7 @@ FILES = {
     "semicolons": ("a.csv", "id;text\n1;a, b\n2;\n", [("a, b", None), ("", None)]),
     "one column": ("a.csv", "text\none\n\ntwo\n", [("one", None), ("", None), ("two", None)]),
     "one column without a usual name": ("a.csv", "what\none\n", [("one", None)]),
-    "spaces in the header": ("a.csv", "label, SENTENCE \nx, one\n", [(" one", None)]),
+    "spaces in the header": ("a.csv", "label, SENTENCE \nx, one\n", [("one", None)]),
     "a quote in TSV": ("a.tsv", 'content\tlabel\n"one\tx\n', [('"one', None)]),
     "quotes in TSV": ("a.tsv", 'content\tlabel\n"one\ttwo"\tx\n', [("one\ttwo", None)]),
     "a pair in any order": ("a.tsv", "Hypothesis\tpremise\nb\ta\n", [("a", "b")]),
