@@ -52,7 +52,13 @@ PUBLISHED: dict[str, Shown] = {
     "distilbert-sst2-pocket": Shown("distilbert-sst2", (Column(SHIPPED, ("distilbert-sst2-shipped",), ("validation",)),)),
     "roberta-glue": Shown("roberta-glue", (Column("MiniLM", ("roberta-glue-minilm",), ("validation",)),)),
     "roberta-glue-pocket": Shown("roberta-glue", (Column(SHIPPED, ("roberta-glue-shipped",), ("validation",)),)),
-    "encoders-adapter": Shown("encoders-adapter", (Column("MiniLM", ("encoders-adapter-minilm",), F1),)),
+    "encoders-adapter": Shown(
+        "encoders-adapter",
+        (
+            Column("MiniLM, learning rate 2e-4", ("encoders-adapter-minilm-2e-4",), F1),
+            Column("MiniLM, 2e-5 as logged", ("encoders-adapter-minilm",), F1),
+        ),
+    ),
     "encoders-adapter-pocket": Shown("encoders-adapter", (Column(SHIPPED, ("encoders-adapter-shipped",), F1),)),
     "encoders-fewshot": Shown(
         "encoders-fewshot",

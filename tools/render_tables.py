@@ -169,7 +169,7 @@ def headline_table() -> list[str]:
     """Return one line for each row that matters: what was published, what we measured, and the page with the rest."""
     accuracy = ("validation",)
     of = {name: from_table(f"{name}-minilm", name, accuracy) for name in ("distilbert-sst2", "roberta-glue")}
-    adapters = from_table("encoders-adapter-minilm", "encoders-adapter", F1)
+    adapters = from_table("encoders-adapter-minilm-2e-4", "encoders-adapter", F1)
     spam, chat = from_table("spam-smollm2", "spam", ("test",)), from_table("chat-smollm2", "chat", ("test_loss",))
     lines = [
         ("spam", 10, SPLITS, mean_and_std(row_10()[:1], SPLITS), "gpt2-small, real messages, seed 123", SPAM),
@@ -180,7 +180,7 @@ def headline_table() -> list[str]:
         ("distilbert-sst2", 16, accuracy, of["distilbert-sst2"](16), MINILM, ENCODERS),
         ("distilbert-sst2", 9, accuracy, of["distilbert-sst2"](9), MINILM, ENCODERS),
         ("roberta-glue", 1, accuracy, of["roberta-glue"](1), MINILM, ENCODERS),
-        ("encoders-adapter", 12, F1, adapters(12), "MiniLM, 5 seeds", ENCODERS),
+        ("encoders-adapter", 12, F1, adapters(12), "MiniLM, 5 seeds, learning rate 2e-4", ENCODERS),
         ("chat", 26, ("mean_train_loss",), chat(26), TIBBIN, PERSONA),
         ("chat", 28, ("mean_train_loss",), chat(28), TIBBIN, PERSONA),
     ]
