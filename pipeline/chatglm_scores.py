@@ -5,6 +5,7 @@ with `rouge_chinese` and with `nltk`; here only `jieba` is needed. An answer's s
 """
 
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
@@ -15,6 +16,8 @@ from utils.errors import UserError
 SCORES = ("bleu4", "rouge1", "rouge2", "rougel")
 BLEU_ORDER = 4  # BLEU counts sequences of 1 to 4 characters
 EPSILON = 1e-8  # rouge_chinese adds it to the divisor, so that two equal texts score 0.999999995
+# Between the two groups of each of these rouge_chinese begins a new sentence, as it does at a newline.
+SENTENCE_ENDS = (r"([。！？?])([^”’])", r"(\.{6})([^”’])", r"(…{2})([^”’])", r"([。！？?][”’])([^，。！？?])")
 
 Tokens = Sequence[Hashable]
 
@@ -25,13 +28,25 @@ def why_no_words() -> str:
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a text as `jieba` cuts it, without those that are white space. Raises UserError without it."""
+    """Return the words of a text as `jieba` cuts it and `rouge_chinese` counts them. Raises UserError without jieba."""
     if reason := why_no_words():
         raise UserError(reason)
     import jieba
 
     jieba.setLogLevel("ERROR")  # it reports on standard error how long its dictionary took
-    return " ".join(jieba.cut(text)).split()
+    return counted_words(" ".join(jieba.cut(text)))
+
+
+def counted_words(joined: str) -> list[str]:
+    """Return what `rouge_chinese` counts of words with spaces between: all but white space, and "" for a blank sentence.
+
+    Sentences end with SENTENCE_ENDS and with newlines. So a blank line is one without words, and so is what stands between
+    a 。 and the newline behind it. Those at the end of a text don't count.
+    """
+    for pattern in SENTENCE_ENDS:
+        joined = re.sub(pattern, r"\1\n\2", joined)
+    sentences = [sentence for sentence in joined.rstrip().split("\n") if sentence]
+    return [word for sentence in sentences for word in sentence.split() or [""]]
 
 
 def scores_of(samples: Sequence[dict]) -> dict[str, float]:

@@ -7,7 +7,16 @@ import sys
 import pytest
 
 from pipeline import chatglm_scores
-from pipeline.chatglm_scores import SCORES, bleu4, longest_common, rouge, scores_of, scores_of_answer, words_of
+from pipeline.chatglm_scores import (
+    SCORES,
+    bleu4,
+    counted_words,
+    longest_common,
+    rouge,
+    scores_of,
+    scores_of_answer,
+    words_of,
+)
 from tests.helpers.paths import SHARED
 from utils.errors import UserError
 
@@ -64,6 +73,21 @@ def test_texts_are_scored_as_logged(pairs):
     for name, value in scores_of(samples).items():
         logged = statistics.mean(pair["scores_as_logged"][LOGGED[name]] for pair in pairs)
         assert value == pytest.approx(logged / 100, abs=1e-12)
+
+
+# Words with spaces between, and the F-measures times 100 that rouge_chinese 1.0.3 gives: it counts blank sentences.
+IN_LINES = [
+    ("你好 。 \n 再见 。", "你好 。 \n 谢谢 。", (75.0, 50.0, 80.0)),
+    ("甲 \n \n 乙", "甲 \n \n 丙", (66.6667, 50.0, 66.6667)),
+    ("甲 \n 乙", "甲 \n 丙", (50.0, 0.0, 50.0)),
+    ("\n \n 甲 ？ ” \n 乙 \n \n", "甲 ？ ” \n 丙 …… \n 丁", (66.6667, 40.0, 50.0)),
+]
+
+
+@pytest.mark.parametrize(("answer", "reference", "published"), IN_LINES)
+def test_blank_sentences_count_as_published(answer, reference, published):
+    found = rouge(counted_words(answer), counted_words(reference))
+    assert [100 * value for value in found.values()] == pytest.approx(published, abs=1e-4)
 
 
 def test_without_jieba_the_error_says_how_to_get_it(monkeypatch):
