@@ -19,11 +19,11 @@ import torch
 from model import from_pretrained, hub
 from model.bert import Bert, BertConfig
 from model.distilbert import DistilBert, DistilBertConfig
-from model.tokenizers.files import copy_tokenizer, has_tokenizer_files
+from model.tokenizers.files import copy_tokenizer, has_tokenizer_files, library_files
 from model.transformer import Transformer
 from model.weights import save_pretrained
 from utils.errors import UserError, run_program
-from utils.files import user_path
+from utils.files import check_holds_only, user_path
 
 
 @torch.no_grad()
@@ -45,17 +45,31 @@ def bert_to_distilbert(bert: Bert) -> DistilBert:
     return distilbert
 
 
-def convert(convert_model: Callable[[Any], Transformer], description: str) -> Path:
-    """Write the checkpoint that the command line asks for, its tokenizer's files too. Return its directory."""
+def convert(convert_model: Callable[[Any], Transformer], description: str, also: tuple[str, ...] = ()) -> tuple[Path, Path]:
+    """Write the checkpoint that the command line asks for, as `write` does. Return BERT's directory and the new one."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("bert", type=os.path.expanduser, help="a BERT's directory or name")
     parser.add_argument("out", type=user_path, help="the directory to write")
     args = parser.parse_args()
-    save_pretrained(convert_model(from_pretrained(args.bert, head=None)), args.out)
-    folder = hub.locate(args.bert)
-    if has_tokenizer_files(folder):
-        copy_tokenizer(folder, args.out)
-    return args.out
+    return write(convert_model, args.bert, args.out, also), args.out
+
+
+def write(convert_model: Callable[[Any], Transformer], bert: str, out: Path, also: tuple[str, ...] = ()) -> Path:
+    """Write a converted BERT, with its tokenizer's files. Return its directory.
+
+    also   names of files that the caller will write
+
+    Raises UserError, also where `out` is BERT's directory, or holds what isn't written.
+    """
+    folder = hub.locate(bert)
+    if out.is_dir() and out.samefile(folder):
+        raise UserError(f"OUT_DIR {out} is the BERT's own directory; name another")
+    files = library_files(folder) if has_tokenizer_files(folder) else {}
+    check_holds_only(out, ["config.json", "model.safetensors", *files, *also], "OUT_DIR")
+    save_pretrained(convert_model(from_pretrained(bert, head=None)), out)
+    if files:
+        copy_tokenizer(folder, out)
+    return folder
 
 
 def main() -> int:

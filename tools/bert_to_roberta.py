@@ -35,10 +35,10 @@ def bert_to_roberta(bert: Bert) -> Roberta:
 
 def main() -> int:
     """Write the checkpoint that the command line asks for. Return the exit status."""
-    folder = convert(bert_to_roberta, __doc__.splitlines()[0])
-    file = folder / "tokenizer_config.json"
-    settings = read_json(file) if file.is_file() else {}
-    file.write_text(json.dumps(settings | {"tokenizer_class": "BertTokenizer"}, indent=2) + "\n", encoding="utf-8")
+    name = "tokenizer_config.json"
+    bert, out = convert(bert_to_roberta, __doc__.splitlines()[0], also=(name,))
+    settings = read_json(bert / name) if (bert / name).is_file() else {}
+    (out / name).write_text(json.dumps(settings | {"tokenizer_class": "BertTokenizer"}, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
