@@ -19,7 +19,12 @@ SEED = 2022  # of the one permutation of which each directory gets a part
 
 
 def split(data_dir: Path, directories: list[Path], sizes: list[int]) -> None:
-    """Write train.tsv and dev.tsv below each directory. Raises UserError where there are too few sentences."""
+    """Write train.tsv and dev.tsv below each directory.
+
+    Raises UserError where there are too few sentences, or where one directory would take the place of another.
+    """
+    if len({folder.resolve() for folder in (data_dir, *directories)}) <= len(directories):
+        raise UserError(f"{', '.join(map(str, (data_dir, *directories)))}: each has to be a directory of its own")
     source = data_dir / SST2_FOLDER
     try:
         header, *lines = (source / FILES["train"]).read_text(encoding="utf-8").splitlines(keepends=True)

@@ -33,6 +33,15 @@ def test_too_few_sentences(tmp_path, sizes):
         split(tmp_path / "all", [tmp_path / "first", tmp_path / "second"], sizes)
 
 
+@pytest.mark.parametrize("names", [("all", "second"), ("first", "first"), ("first", "second/../all")])
+def test_no_directory_takes_the_place_of_another(tmp_path, names):
+    write(tmp_path / "all", 50)
+    (tmp_path / "second").mkdir()
+    with pytest.raises(UserError, match="a directory of its own"):
+        split(tmp_path / "all", [tmp_path / name for name in names], [10, 30])
+    assert len(read_sst2(tmp_path / "all")["train"]) == 50
+
+
 def test_no_data(tmp_path):
     with pytest.raises(UserError, match="can't be read"):
         split(tmp_path, [tmp_path / "first", tmp_path / "second"], [1, 1])
