@@ -27,7 +27,8 @@ def split(data_dir: Path, directories: list[Path], sizes: list[int]) -> None:
         raise UserError(f"{', '.join(map(str, (data_dir, *directories)))}: each has to be a directory of its own")
     source = data_dir / SST2_FOLDER
     try:
-        header, *lines = (source / FILES["train"]).read_text(encoding="utf-8").splitlines(keepends=True)
+        with (source / FILES["train"]).open(encoding="utf-8") as file:
+            header, *lines = file  # only a newline ends a line: texts may hold other characters that splitlines() splits at
         dev = (source / FILES["validation"]).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{source} can't be read: {error}") from None

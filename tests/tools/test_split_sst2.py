@@ -9,7 +9,7 @@ from utils.errors import UserError
 
 def write(folder, n: int) -> None:
     (folder / "glue_sst2").mkdir(parents=True)
-    rows = "".join(f"film {i} \t{i % 2}\n" for i in range(n))
+    rows = "".join(f"film\u2028{i} \t{i % 2}\n" for i in range(n))
     (folder / "glue_sst2/train.tsv").write_text("sentence\tlabel\n" + rows)
     (folder / "glue_sst2/dev.tsv").write_text("sentence\tlabel\nit moves \t1\n")
 
