@@ -157,7 +157,9 @@ class Checkpointer:
             if required:
                 raise UserError(f"{error}; {self.newest_state()}") from None
             note(f"not saved at step {progress.step}, the run goes on: {error}; {self.newest_state()}")
-        for *_, old in state_files(self.directory)[: -self.limit]:
+        files = state_files(self.directory)
+        so_far = [one for one in files if one[:2] <= (self.stages, progress.step)]  # later ones couldn't be read
+        for *_, old in set(files) - set(so_far[-self.limit :]):
             old.unlink(missing_ok=True)
 
     def _collect(self, optimizer, scaler, stopping: EarlyStopping, progress: Progress) -> tuple[dict, dict, dict]:

@@ -145,6 +145,16 @@ def test_the_newest_state_that_can_be_read(tmp_path, how, said, capsys):
     assert_equal(weights(resumed), weights(whole))
 
 
+def test_a_later_state_that_cannot_be_read_is_not_kept_in_place_of_the_newest(tmp_path):
+    batches = make_batches(make_examples(14), 2, order=seeded_order(14, 1))
+    run = settings(save_steps=2, **RESUMING)
+    fit(make_model(layers="last_block"), batches, run, Metrics(), None, Checkpointer(tmp_path, limit=2))
+    damage(tmp_path / "states" / "step-000004.safetensors", flip(-1))
+    _, fitted = start(0.0, tmp_path, resume=True, interrupt=1)  # with a limit of 1 now
+    assert (fitted.steps, fitted.interrupted) == (3, True)
+    assert newest(tmp_path).step == 3 and len(list((tmp_path / "states").iterdir())) == 1
+
+
 def test_a_disk_that_is_full_for_a_while_costs_nothing_but_that_state(tmp_path, monkeypatch, capsys):
     # RLIMIT_FSIZE would hit other files too; here the very write of the second state stops half-way.
     save_file, saved = model_weights.save_file, []
