@@ -5,6 +5,9 @@ from torch import nn
 from torch.optim.adamw import adamw
 
 from config import Run
+from model.llama import RMSNorm
+
+NORMS = (nn.LayerNorm, RMSNorm)
 
 
 class AdamW:
@@ -63,14 +66,15 @@ def make_optimizer(model: nn.Module, run: Run) -> AdamW:
     """Return AdamW over all trainable parameters, grouped by the factor on their learning rate and by their decay.
 
     A module sets the factors of its own parameters in `rate_factors`, by name (peft/lora.py: LoRA+); else it is 1. With
-    `--decay_norms no` only matrices decay, no biases and norms.
+    `--decay_norms no` all but biases and norms decay.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         path, _, own = name.rpartition(".")
         if parameter.requires_grad:
-            factor = getattr(model.get_submodule(path), "rate_factors", {}).get(own, 1.0)
-            decays = run.decay_norms == "yes" or parameter.ndim > 1
+            module = model.get_submodule(path)
+            factor = getattr(module, "rate_factors", {}).get(own, 1.0)
+            decays = run.decay_norms == "yes" or not (own == "bias" or isinstance(module, NORMS))
             groups.setdefault((factor, run.weight_decay if decays else 0.0), []).append(parameter)
     in_groups = [
         {"params": members, "factor": factor, "weight_decay": decay} for (factor, decay), members in groups.items()

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from peft import DoRA, attach
+from tests.helpers.loop import make_model, settings
 from tests.helpers.paths import ROOT
-from training.optimizer import AdamW
+from training.optimizer import AdamW, make_optimizer
 
 
 def parameters():
@@ -57,3 +59,13 @@ def test_a_run_imports_no_compiler(flags, tmp_path):
     code = code.replace("main([", f"main([*{base!r}, ")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_without_decay_norms_all_but_biases_and_norms_decay():
+    """As in the library's `Trainer`: a magnitude is a vector, and neither of the two."""
+    model = attach(make_model(), DoRA()).requires_grad_(True)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = make_optimizer(model, settings(decay_norms="no", weight_decay=0.1)).param_groups
+    kept = {names[one] for group in groups if not group["weight_decay"] for one in group["params"]}
+    assert kept == {name for name in names.values() if name.endswith(".bias") or "norm." in name}
+    assert any(name.endswith("magnitude") for name in names.values()) and len(groups) == 2
