@@ -16,6 +16,7 @@ from model.tokenizers.files import TOKENIZER_FILES, has_tokenizer_files, library
 from model.tokenizers.load import tokenizer_beside
 from peft.huggingface.read import adapter_folder
 from pipeline.result import data_sha256, files_sha256
+from training.checkpoints import TRAINED
 from utils.errors import UserError
 
 
@@ -45,7 +46,8 @@ class Inputs:
         """Return a hash of the weights that the run begins with; None where it draws them."""
         if self.run.weights == "random":
             return None
-        return files_sha256(hub.locate(self.run.source).glob("*.safetensors"))
+        files = hub.locate(self.run.source).glob("*.safetensors")
+        return files_sha256(file for file in files if file.name != TRAINED)  # a run may have its model's directory
 
     @cached_property
     def adapter_sha256(self) -> str:

@@ -266,13 +266,15 @@ def test_only_the_same_run_can_be_resumed(experiment, alone, monkeypatch):
     assert before.items() <= {path: path.read_bytes() for path in (alone / "out").rglob("*") if path.is_file()}.items()
 
 
-def test_a_complete_run_is_not_trained_again(experiment, alone):
-    whole = experiment()
+def test_a_complete_run_is_not_trained_again(experiment, alone, small_checkpoint):
+    whole, folder = experiment(), shutil.copytree(small_checkpoint, alone / "copy")
     again = experiment("--resume")
     assert again.code == 0 and "the run is complete" in again.out and again.forwards == []
     assert again.result == whole.result
     with pytest.raises(UserError, match="holds a run with other values of seed; train anew"):
         experiment("--resume", "--seed", 5)
+    experiment(checkpoint=folder, output_dir=folder)  # what is trained lies beside the weights, and is none of them
+    assert "the run is complete" in experiment("--resume", checkpoint=folder, output_dir=folder).out
 
 
 def test_a_run_that_starts_anew_forgets_the_interrupted_one(experiment, alone, monkeypatch):
