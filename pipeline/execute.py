@@ -1,6 +1,7 @@
 """One `Job` from beginning to end: model -> attach -> fit -> evaluate -> result.json."""
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable
@@ -35,7 +36,7 @@ from pipeline.result import (
 )
 from pipeline.stages import StagedTraining, stages_of
 from pipeline.unused import without_unused
-from train import evaluate
+from train import count_steps, evaluate
 from training import distributed
 from training.checkpoints import TRAINED, ResumePoint, newest, remove_states
 from training.metrics_log import Metrics
@@ -159,7 +160,7 @@ def train_and_measure(
     interrupted = stages[-1]["interrupted"]
     plain = not run.fsdp and run.base_precision == "fp32"  # else the whole weights would be more than there is room for
     model = peft.merge(model) if plain else model
-    by_split = {} if interrupted else final_measures(model, batches, job, metrics, training.compute_loss)
+    by_split = {} if interrupted else final_measures(model, batches, job, metrics, stages[-1], training.compute_loss)
     measures = {f"{split}_{name}": by_split.get(split, {}).get(name) for name in task.measures for split in task.evaluated}
     if run.eval_generate and not interrupted:
         inputs = job.inputs
@@ -292,18 +293,26 @@ def advice_when_out_of_memory(run: Run):
 
 
 def final_measures(
-    model: nn.Module, batches: dict[str, Batches], job: Job, metrics: Metrics, compute_loss: Callable | None
+    model: nn.Module,
+    batches: dict[str, Batches],
+    job: Job,
+    metrics: Metrics,
+    last_stage: dict,
+    compute_loss: Callable | None,
 ) -> dict[str, dict]:
-    """Return what `evaluate` measures on each split: loss, accuracy, ... The measures are logged as well."""
+    """Return what `evaluate` measures on each split: loss, accuracy, ...
+
+    The measures are logged as well, at the step that the weights are of: with early stopping the best one.
+    """
     run, measures = job.run, {}
-    last = metrics.last("train")
-    step = last["step"] if last else 0
+    step = last_stage["best_step"] or last_stage["steps"]
+    epoch = math.ceil(step / count_steps(batches["train"], run)[0])
     for split in job.task.evaluated:
         name = "train_in_order" if split == "train" else split
         if name not in batches or (split == "train" and run.eval_train == "no"):
             continue
         found = evaluate(model, batches[name], run.amp, run.ignore_index, compute_loss)
-        metrics.write(step=step, epoch=run.num_epochs, split=f"final {split}", **found)
+        metrics.write(step=step, epoch=epoch, split=f"final {split}", **found)
         measures[split] = found | by_class(found["confusion"], job.task.labels) if "confusion" in found else found
     return measures
 

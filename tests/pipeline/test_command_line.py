@@ -1,6 +1,7 @@
 """The command line from outside: what it prints, writes and chooses, and what is resumed."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -275,6 +276,19 @@ def test_a_complete_run_is_not_trained_again(experiment, alone, small_checkpoint
         experiment("--resume", "--seed", 5)
     experiment(checkpoint=folder, output_dir=folder)  # what is trained lies beside the weights, and is none of them
     assert "the run is complete" in experiment("--resume", checkpoint=folder, output_dir=folder).out
+
+
+@pytest.mark.parametrize(
+    "flags, best", [({"max_steps": 4}, 4), ({"max_steps": 0, "learning_rate": 10.0, "early_stopping_patience": 1}, None)]
+)
+def test_the_last_measures_stand_at_the_step_that_the_weights_are_of(flags, best, experiment):
+    found = experiment(num_epochs=9, eval_steps=2, logging_steps=1000, **flags)
+    (stage,) = found.result["stages"]
+    assert stage["best_step"] is None if best else stage["best_step"] < stage["steps"] < 30
+    step = best or stage["best_step"]
+    epoch = math.ceil(step / 11)
+    finals = [(one["step"], one["epoch"]) for one in found.metrics if one["split"].startswith("final ")]
+    assert finals == [(step, epoch)] * 3
 
 
 def test_a_run_that_starts_anew_forgets_the_interrupted_one(experiment, alone, monkeypatch):
