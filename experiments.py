@@ -34,7 +34,7 @@ def print_rows() -> int:
 def run_one(run: Run, overrides: Run, argv: list[str]) -> int:
     """Train one configuration, or show that its run is complete. `overrides` are the settings that flags gave."""
     from pipeline import screen
-    from pipeline.execute import execute
+    from pipeline.execute import add_to_complete, execute
     from pipeline.job import finished, prepare
     from pipeline.unused import refuse_unused
 
@@ -42,7 +42,8 @@ def run_one(run: Run, overrides: Run, argv: list[str]) -> int:
     refuse_unused(overrides, job.run, job.task)
     result = finished(job) if job.run.resume else None
     if result:
-        print("resume   the run is complete: nothing is left to be done")
+        print("resume   the run is complete: nothing is left to be trained")
+        result = add_to_complete(job, result)
     else:
         result = execute(job, argv)
     screen.print_result(job, result)

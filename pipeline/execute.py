@@ -39,7 +39,7 @@ from pipeline.unused import without_unused
 from train import count_steps, evaluate
 from training import distributed
 from training.checkpoints import TRAINED, ResumePoint, newest, remove_states
-from training.metrics_log import Metrics
+from training.metrics_log import Metrics, read_records
 from training.references import with_references
 from training.scores import by_class
 from training.tensorboard import EventFiles, need_tensorboard, remove_event_files
@@ -173,10 +173,28 @@ def finish_directory(job: Job, result: dict) -> None:
     if not result["interrupted"] and distributed.rank() == 0:
         remove_states(job.directory)  # before the run counts as complete, so that none is ever left over
     write_json(job.directory / "result.json", result)
+    show_what_was_asked_for(job, result)
+
+
+def show_what_was_asked_for(job: Job, result: dict) -> None:
+    """Print the peak of memory and draw the curves, for --memory_report and --plot_loss."""
     if job.run.memory_report:
         print(f"memory   at most {result['peak_memory_bytes'] / 1e6:,.1f} MB were in use")
     if job.run.plot_loss and distributed.rank() == 0:
         print(f"plot     {plots.draw(job.directory)}")
+
+
+def add_to_complete(job: Job, result: dict) -> dict:
+    """Do what the flags of a run that is complete ask for beside its training. Return its result. Raises UserError."""
+    run = job.run
+    if run.log == "tensorboard" and distributed.rank() == 0:
+        events = EventFiles(job.directory)
+        events.restart(read_records(job.directory / "metrics.jsonl"))
+        events.close()
+    if run.eval_generate not in (0, result["config"].get("eval_generate")):
+        result = answers.evaluate_answers(job.directory, run.eval_generate, run.device)
+    show_what_was_asked_for(job, result)
+    return result
 
 
 def about(job: Job, argv: list[str] | None) -> dict:
@@ -252,7 +270,7 @@ def started_anew(directory: Path, run: Run) -> Start:
         write_json(directory / "result.json", unfinished(run, [], {}))
         try:
             remove_states(directory)
-            for name in (TRAINED, answers.FILE):
+            for name in (TRAINED, answers.FILE, plots.CURVES):
                 (directory / name).unlink(missing_ok=True)
             remove_event_files(directory)
         except OSError as error:

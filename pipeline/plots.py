@@ -20,6 +20,7 @@ MARKERS = {"square": "s", "diamond": "D", "circle": "o", "triangle": "^", "cross
 MARKERS |= {"pentagon": "p"}
 PALETTE = {"blue": "#0072b2", "orange": "#d55e00", "green": "#009e73", "purple": "#cc79a7", "sky": "#56b4e9"}
 PALETTE |= {"yellow": "#e69f00"}
+CURVES = "curves.png"  # in a run's directory
 
 
 def read_metrics(directory: Path) -> list[dict]:
@@ -65,7 +66,7 @@ def draw(directory: Path) -> Path:
     axes[0].legend()
     figure.suptitle(directory.name)
     figure.tight_layout()
-    path = directory / "curves.png"
+    path = directory / CURVES
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:

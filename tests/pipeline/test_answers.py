@@ -166,6 +166,14 @@ def test_a_finished_run_is_scored_later(answered, capsys):
     assert len(read(answered.directory)) == 4 + 2
 
 
+def test_a_complete_run_answers_when_it_is_asked_to(experiment, alone, scorers):
+    flags = ("--dataset", write_dialogues(alone / "some.json"), "--general_dataset", "none", "--num_epochs", 1)
+    experiment(*flags)
+    found = experiment(*flags, "--resume", "--eval_generate", 2)
+    assert "the run is complete" in found.out and "bleu4" in found.out and len(read(found.directory)) == 2
+    assert "test_bleu4" in found.result and found.result["config"]["eval_generate"] == 2
+
+
 def test_long_dialogues_leave_room_for_an_answer(small_checkpoint):
     tokenizer = GPT2Tokenizer.from_directory(small_checkpoint)
     encoder = DialogueEncoder(tokenizer, Run(**DEFAULTS), 60)

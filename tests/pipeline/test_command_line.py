@@ -278,6 +278,18 @@ def test_a_complete_run_is_not_trained_again(experiment, alone, small_checkpoint
     assert "the run is complete" in experiment("--resume", checkpoint=folder, output_dir=folder).out
 
 
+def test_what_is_asked_for_beside_the_training_of_a_complete_run(experiment):
+    pytest.importorskip("matplotlib", reason="plots need matplotlib")
+    whole = experiment()
+    assert not (whole.directory / "curves.png").exists()
+    again = experiment("--resume", "--plot_loss", "--memory_report")
+    assert again.forwards == [] and again.result == whole.result
+    assert (whole.directory / "curves.png").is_file() and "curves.png" in again.out
+    assert f"at most {whole.result['peak_memory_bytes'] / 1e6:,.1f} MB" in again.out
+    other = experiment("--seed", 7)  # in the same directory: the curves aren't its own
+    assert other.directory == whole.directory and not (whole.directory / "curves.png").exists()
+
+
 @pytest.mark.parametrize(
     "flags, best", [({"max_steps": 4}, 4), ({"max_steps": 0, "learning_rate": 10.0, "early_stopping_patience": 1}, None)]
 )

@@ -39,6 +39,14 @@ def test_a_run_writes_the_numbers_of_its_log(experiment):
 
 
 @pytest.mark.not_quick
+def test_a_complete_run_gets_event_files_later(experiment):
+    pytest.importorskip("tensorboard", reason="event files need tensorboard")
+    experiment(max_steps=3)
+    run = experiment("--log", "tensorboard", "--resume", max_steps=3)
+    assert run.forwards == [] and scalars(run.directory) == expected(run.metrics)
+
+
+@pytest.mark.not_quick
 def test_a_resumed_run_has_each_step_once(experiment, monkeypatch):
     pytest.importorskip("tensorboard", reason="event files need tensorboard")
     interrupt_run(monkeypatch, 3)
