@@ -33,8 +33,9 @@ class Template:
         """Return an answer as a dialogue has it. The last one has a thought in front, an empty one if there is none."""
         if not self.thinks:
             return self.stripped(text)
-        thought = text.split("</think>")[0].split("<think>")[-1].strip("\n") if "</think>" in text else ""
-        said = text.split("</think>")[-1].lstrip("\n") if is_last or thought else text
+        has_thought = "</think>" in text  # an empty one too
+        thought = text.split("</think>")[0].split("<think>")[-1].strip("\n") if has_thought else ""
+        said = text.split("</think>")[-1].lstrip("\n") if is_last or has_thought else text
         return f"<think>\n{thought}\n</think>\n\n{said}" if is_last else said
 
     def stripped(self, text: str) -> str:

@@ -66,6 +66,7 @@ DIALOGUES = {
     "multi": Dialogue((Turn("\n\nwho  are\tyou?", "", "I'm 1.\n"), Turn("  ok 123 ", "", "fine"), Turn("é 汉字", "", "c"))),
     "system": Dialogue((Turn("b", "", "c"),), "Be kind.\nAnd brief. "),
     "thoughts": Dialogue((Turn("q", "", "<think>\nhm\n</think>\n\nyes"), Turn("r", "", "<think>\nso\n</think>\n\nno"))),
+    "empty thoughts": Dialogue((Turn("q", "", "<think>\n\n</think>\n\nyes"), Turn("r", "", "</think>no"))),
 }
 
 
@@ -186,6 +187,13 @@ def test_a_template_by_name_goes_before_the_models_own(tmp_path):
     assert tokenizer.decode(plain.prompt(DIALOGUES["single"])) == "What is 2+2?\n" and plain.note == ""
     prefixed = encoder(tokenizer, source_prefix="Be brief.").prompt(DIALOGUES["single"])
     assert tokenizer.decode(prefixed).startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
+
+
+@pytest.mark.parametrize("thought", ["", "<think>\n\n</think>\n\n", "<think>\nhm\n</think>\n\n"])
+def test_answers_are_scored_without_thoughts(thought, tmp_path):
+    pytest.importorskip("tokenizers")
+    made = encoder(DecoderTokenizer.from_directory(make_qwen(tmp_path)), template="qwen3")
+    assert made.said(made.tokenizer.encode(thought + "yes")) == "yes"
 
 
 def test_a_text_cannot_smuggle_in_what_ends_a_turn(tmp_path):
