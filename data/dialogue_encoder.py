@@ -116,8 +116,8 @@ class DialogueEncoder:
         return self.template.answer(self.tokenizer.decode(tokens))
 
     def reference(self, dialogue: Dialogue) -> str:
-        """Return what an answer to the last question is compared with."""
-        return dialogue.turns[-1].answer
+        """Return what an answer to the last question is compared with: the data's, without a thought in front too."""
+        return self.template.answer(dialogue.turns[-1].answer)
 
     def shown(self, text: str, is_complete: bool) -> str:
         """Return what is shown of an answer that is being written."""

@@ -190,10 +190,11 @@ def test_a_template_by_name_goes_before_the_models_own(tmp_path):
 
 
 @pytest.mark.parametrize("thought", ["", "<think>\n\n</think>\n\n", "<think>\nhm\n</think>\n\n"])
-def test_answers_are_scored_without_thoughts(thought, tmp_path):
+def test_answers_are_scored_without_thoughts_and_so_is_what_they_are_compared_with(thought, tmp_path):
     pytest.importorskip("tokenizers")
     made = encoder(DecoderTokenizer.from_directory(make_qwen(tmp_path)), template="qwen3")
     assert made.said(made.tokenizer.encode(thought + "yes")) == "yes"
+    assert made.reference(Dialogue((Turn("q", "", thought + "yes"),))) == "yes"
 
 
 def test_a_text_cannot_smuggle_in_what_ends_a_turn(tmp_path):
