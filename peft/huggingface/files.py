@@ -63,9 +63,12 @@ class AdapterFiles:
         """Return whether `target_modules` names the module at a path, by the library's rules. Raises UserError.
 
         A string is a pattern for the whole path, a list holds ends of paths. Of the latter only those in the layers of
-        `layers_to_transform` count, and of either none that `exclude_modules` names.
+        `layers_to_transform` count, and of either none that `exclude_modules` names, or that is or lies in one of
+        `modules_to_save`.
         """
         if self._matches("exclude_modules", path) or not self._matches("target_modules", path):
+            return False
+        if any(self._match(rf"(^|.*\.){one}($|\..*)", path, "modules_to_save") for one in self.words("modules_to_save")):
             return False
         layers = self.setting("layers_to_transform", (int, list), [])
         layers = [layers] if isinstance(layers, int) else layers

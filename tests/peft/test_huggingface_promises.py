@@ -63,6 +63,11 @@ MADE |= {
         "classifier",
         {**LORA, "target_modules": ["gate_proj"], "layers_to_transform": [1], "modules_to_save": ["input_layernorm"]},
     ),
+    "gpt2 saved around": (
+        "gpt2",
+        "lm",
+        {**LORA, "target_modules": ["c_attn", "c_fc"], "modules_to_save": ["mlp"]},
+    ),
     "qwen2 body": ("qwen2", "body", {**LORA, "target_modules": ["k_proj", "down_proj"], "alpha_pattern": {"k_proj": 9}}),
     "bert pattern": (
         "bert",
