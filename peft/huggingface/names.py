@@ -1,5 +1,6 @@
 """What the published names of modules and tensors stand for in a model of ours."""
 
+import re
 from dataclasses import dataclass
 
 from torch import nn
@@ -44,6 +45,10 @@ class PublishedNames:
 
 def no_place(adapter: AdapterFiles, name: str) -> UserError:
     """Return the error for a tensor that fits nowhere."""
+    if found := re.fullmatch(r"(.+)\.(lora_embedding_[AB]|base_layer\.\w+)", name):  # the library has adapters for both
+        return UserError(
+            f"{adapter.folder} adapts {found[1]}; an adapter of an embedding or of a language model's head isn't supported"
+        )
     return UserError(f"{adapter.folder} has {name}, for which the model has no place; was it made for another model?")
 
 

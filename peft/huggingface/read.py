@@ -199,7 +199,7 @@ def layers_of(model: Transformer, names: PublishedNames, adapter: AdapterFiles, 
     modules = {name: model.get_submodule(name) for name in names.modules[path]}
     layers = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
     if len(layers) < len(modules):
-        raise UserError(f"{adapter.folder} adapts {path}, which is no Linear layer")
+        raise UserError(f"{adapter.folder} adapts {path}, which is no Linear layer here")
     return layers
 
 

@@ -80,6 +80,14 @@ def test_a_malformed_adapter_is_one_clear_line(what, tmp_path):
         (lambda name: name.replace("q_lin", "q_proj"), "q_proj.lora_A.weight, for which the model has no place"),
         (lambda name: name.replace("attention.q_lin", "sa_layer_norm"), "sa_layer_norm, which is no Linear layer"),
         (lambda name: name.replace("lora_B", "lora_C"), "no place"),
+        (
+            lambda name: "base_model.model.distilbert.embeddings.word_embeddings.lora_embedding_" + name[-8],
+            "adapts distilbert.embeddings.word_embeddings; an adapter of an embedding or of a language model's head isn't",
+        ),
+        (
+            lambda name: "base_model.model.vocab_projector." + ("base_layer.weight" if "_A" in name else "lora_B.weight"),
+            "adapts vocab_projector; an adapter of an embedding or of a language model's head isn't supported",
+        ),
         (lambda name: name.replace("lora_B", "lora_A") if "lora_B" in name else "base_model.model.x", "no place"),
     ],
 )
