@@ -43,6 +43,12 @@ class Speaker:
         self.model, self.tokenizer = model.to(device), tokenizer
         own = architecture_of(model.config).sampling
         self.sampling, self.seed = replace(own, **sampling), run.seed
+        for name in ("top_k", "top_p"):
+            if not self.sampling.temperature and sampling.get(name, getattr(Sampling, name)) != getattr(Sampling, name):
+                raise UserError(
+                    f"--{name} {sampling[name]} changes nothing where the likeliest token is always taken "
+                    "(--temperature 0); choose a --temperature too, such as 1"
+                )
         self.description = description + ("" if own == Sampling() else f"; {described(self.sampling)}")
         self.device, self.context_length = device, model.config.context_length
         self.encoder = make_encoder(tokenizer, run, self.context_length)

@@ -198,6 +198,14 @@ BAD = {
         ["--generate", "Hi", "--temperature", "-1"],
         "--temperature is -1.0; it must be 0 (the likeliest",
     ),
+    "few of which one alone is taken": (
+        ["--generate", "Hi", "--top_k", "5"],
+        "--top_k 5 changes nothing where the likeliest",
+    ),
+    "a part of which one alone is taken": (
+        ["--generate", "Hi", "--top_p", "0.9", "--temperature", "0"],
+        "--top_p 0.9 changes nothing where the likeliest token is always taken (--temperature 0); choose a --temperature",
+    ),
     "an unknown template": (["--generate", "Hi", "--template", "x"], "--template is 'x'; choose default, plain, alpaca"),
 }
 
