@@ -217,7 +217,7 @@ class Run:
         least=0,
         aliases=("num_train_epochs",),
     )
-    max_steps: int = flag("stop after this many optimizer steps (0: no limit)", 0, everyday=True, least=0)
+    max_steps: int = flag("stop each stage after this many optimizer steps (0: no limit)", 0, everyday=True, least=0)
     batch_size: int = flag(
         "examples per forward pass; of each process", everyday=True, least=1, aliases=("per_device_train_batch_size",)
     )
