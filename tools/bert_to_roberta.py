@@ -4,7 +4,8 @@
 
 RoBERTa is BERT's encoder with one type of token, and with positions that begin behind a row for padding. Where every token
 is of the first text, BERT adds row 0 of its token-type table at every position, so that row becomes the only one. Only the
-body is written (a RoBERTa's classifier has no pooler below it). tokenizer_config.json names BERT's tokenizer.
+body is written (a RoBERTa's classifier has no pooler below it). tokenizer_config.json names BERT's tokenizer, which gives
+no token types then.
 """
 
 import json
@@ -38,7 +39,8 @@ def main() -> int:
     name = "tokenizer_config.json"
     bert, out = convert(bert_to_roberta, __doc__.splitlines()[0], also=(name,))
     settings = read_json(bert / name) if (bert / name).is_file() else {}
-    (out / name).write_text(json.dumps(settings | {"tokenizer_class": "BertTokenizer"}, indent=2) + "\n", encoding="utf-8")
+    settings |= {"tokenizer_class": "BertTokenizer", "model_input_names": ["input_ids", "attention_mask"]}
+    (out / name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

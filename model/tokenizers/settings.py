@@ -84,6 +84,7 @@ _BPE_CONFIG = KnownSettings(
     REFUSED | {"do_lower_case": (False,), "do_lowercase": (False,)},
 )
 ADDS = ("add_bos_token", "add_eos_token")  # of a decoder: the library takes tokenizer.json's post_processor instead
+INPUTS = ["input_ids", "token_type_ids", "attention_mask"]  # of a model with token types
 # tokenizer_config.json
 CONFIG = {
     "gpt2": _BPE_CONFIG,
@@ -94,7 +95,7 @@ CONFIG = {
             *("do_lower_case", "strip_accents", "tokenize_chinese_chars"),
         ),
         HARMLESS,
-        REFUSED | {"add_prefix_space": (False,), "model_input_names": (["input_ids", "token_type_ids", "attention_mask"],)},
+        REFUSED | {"add_prefix_space": (False,), "model_input_names": (INPUTS, ["input_ids", "attention_mask"])},
     ),
 }
 

@@ -14,6 +14,7 @@ from model.tokenizers.added import AddedToken, AddedTokens
 from model.tokenizers.base import Tokenizer
 from model.tokenizers.description import Description
 from model.tokenizers.files import WORDPIECE_FILE_SETS, choices, first_complete
+from model.tokenizers.settings import INPUTS
 from model.tokenizers.steps import Step, in_sequence, lowercase, make_normalizer
 from utils.errors import UserError
 from utils.files import read_json
@@ -190,7 +191,9 @@ class WordPieceTokenizer(Tokenizer):
         described = Description.read(directory, "wordpiece")
         basic, normalize = _cutting(described)
         size = len(vocab) if file.suffix == ".json" else max(vocab.values()) + 1  # an empty line is a token there
-        return cls(vocab, basic, described.added_tokens(vocab, size), normalize)
+        tokenizer = cls(vocab, basic, described.added_tokens(vocab, size), normalize)
+        tokenizer.has_token_types = "token_type_ids" in (described.config.get("model_input_names") or INPUTS)
+        return tokenizer
 
 
 def _read_lines(file: Path) -> dict[str, int]:

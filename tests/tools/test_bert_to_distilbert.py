@@ -49,5 +49,8 @@ def test_a_roberta_names_the_tokenizer_of_the_bert_alone(tmp_path, monkeypatch):
     (tmp_path / "out" / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     monkeypatch.setattr("sys.argv", ["", str(make_bert(tmp_path / "bert")), str(tmp_path / "out")])
     assert bert_to_roberta.main() == 0
-    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {"tokenizer_class": "BertTokenizer"}
-    assert load_tokenizer(tmp_path / "out").encode("Good film") == [5, 6]
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert settings == {"tokenizer_class": "BertTokenizer", "model_input_names": ["input_ids", "attention_mask"]}
+    tokenizer = load_tokenizer(tmp_path / "out")
+    assert tokenizer.encode("Good film") == [5, 6]
+    assert tokenizer.build([5], [6], 9) == ([2, 5, 3, 6, 3], None)  # a RoBERTa has one token type
