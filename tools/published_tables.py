@@ -70,8 +70,10 @@ PUBLISHED: dict[str, Shown] = {
     "chat": Shown(
         "chat",
         (
-            Column("learned", ("chat-smollm2",), LEARNED),
+            Column("logged rates: learned", ("chat-smollm2",), LEARNED),
             Column("kept", ("chat-smollm2",), KEPT),
+            Column("larger rates: learned", ("chat-smollm2-larger-rates",), LEARNED),
+            Column("kept", ("chat-smollm2-larger-rates",), KEPT),
         ),
     ),
     "chat-pocket": Shown(
