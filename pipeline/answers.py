@@ -61,6 +61,17 @@ def evaluate_answers(directory: str | Path, count: int, device: str | None = Non
     return result
 
 
+def with_answers(result: dict, run: Run, directory: Path) -> dict:
+    """Return the result of a run that has ended with what `run.eval_generate` asks for, scored now unless it has been.
+
+    Raises UserError.
+    """
+    answered = result.get("config", {}).get("eval_generate", 0)
+    if run.eval_generate and run.eval_generate != answered and not result["interrupted"]:
+        return evaluate_answers(directory, run.eval_generate, run.device)
+    return result
+
+
 def why_no_scores(model_config: Any) -> str:
     """Return "" where the answers of a model can be scored, else what is missing."""
     return measures_of(model_config).why_missing()

@@ -39,7 +39,7 @@ from pipeline.unused import without_unused
 from train import count_steps, evaluate
 from training import distributed
 from training.checkpoints import TRAINED, ResumePoint, newest, remove_states
-from training.metrics_log import Metrics, read_records
+from training.metrics_log import Metrics
 from training.references import with_references
 from training.scores import by_class
 from training.tensorboard import EventFiles, need_tensorboard, remove_event_files
@@ -189,10 +189,9 @@ def add_to_complete(job: Job, result: dict) -> dict:
     run = job.run
     if run.log == "tensorboard" and distributed.rank() == 0:
         events = EventFiles(job.directory)
-        events.restart(read_records(job.directory / "metrics.jsonl"))
+        events.restart(plots.read_metrics(job.directory))
         events.close()
-    if run.eval_generate not in (0, result["config"].get("eval_generate")):
-        result = answers.evaluate_answers(job.directory, run.eval_generate, run.device)
+    result = answers.with_answers(result, run, job.directory)
     show_what_was_asked_for(job, result)
     return result
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from config import Run, explicit
 from pipeline import plots
-from pipeline.answers import evaluate_answers, why_no_scores
+from pipeline.answers import why_no_scores, with_answers
 from pipeline.execute import execute
 from pipeline.flags import command, parse_command
 from pipeline.job import Job, finished, prepare, why_not_resumable
@@ -135,10 +135,7 @@ def result_of(job: Job) -> dict:
     if result is None:
         resume = distributed.first(lambda: not why_not_resumable(job))
         result = execute(replace(job, run=replace(run, resume=resume)))
-    answered = result.get("config", {}).get("eval_generate", 0)
-    if run.eval_generate and run.eval_generate != answered and not result["interrupted"]:
-        return evaluate_answers(job.directory, run.eval_generate, run.device)
-    return result
+    return with_answers(result, run, job.directory)
 
 
 def seeds_of(table: Table, run: Run, n_seeds: int) -> list[int]:
