@@ -52,8 +52,9 @@ def read_table(path: Path) -> Table:
     if suffix == ".tsv":
         quotes = quotes_enclose(path)
         return Table(csv_rows(path, "\t", quotes), "\t", "" if quotes else "quotes are read as text")
-    delimiter, note = find_delimiter(path)
-    names = head_of(path).split(delimiter)[1:]
+    first = head_of(path)
+    delimiter, note = find_delimiter(first)
+    names = first.split(delimiter)[1:]
     spaces = bool(names) and all(name.startswith(" ") for name in names)
     notes = [note, "the space before a cell is no part of it, as in the first line" if spaces else ""]
     return Table(csv_rows(path, delimiter, quotes=True, spaces=spaces), delimiter, "; ".join(filter(None, notes)))
@@ -119,9 +120,8 @@ def head_of(path: Path) -> str:
 # --- CSV
 
 
-def find_delimiter(path: Path) -> tuple[str, str]:
-    """Return what separates the cells of a .csv, and a note where it is no comma."""
-    first = head_of(path)
+def find_delimiter(first: str) -> tuple[str, str]:
+    """Return what separates the cells of a .csv by its first line, and a note where it is no comma."""
     for delimiter, name in OTHER_DELIMITERS.items():
         if delimiter in first and "," not in first:
             return delimiter, f"cells are separated by {name}"
@@ -158,9 +158,9 @@ def long_cells():
 def csv_rows(path: Path, delimiter: str, quotes: bool, spaces: bool = False) -> Iterator[Row]:
     """Yield the rows of a file whose first line names the columns. Raises UserError.
 
-    spaces   whether one stands before each cell without being a part of it, so that a quote behind it encloses the cell
-
     A blank line is none, unless there is one column: an empty cell.
+
+    spaces   whether one stands before each cell without being a part of it, so that a quote behind it encloses the cell
     """
     taken: list[str] = []  # the lines of the row under way
 
