@@ -14,6 +14,7 @@ from dataclasses import asdict
 import torch
 
 from model.bert import Bert, BertConfig, Roberta, RobertaConfig
+from model.tokenizers.settings import INPUTS_WITHOUT_TYPES
 from tools.bert_to_distilbert import convert
 from utils.errors import UserError, run_program
 from utils.files import read_json
@@ -39,7 +40,7 @@ def main() -> int:
     name = "tokenizer_config.json"
     bert, out = convert(bert_to_roberta, __doc__.splitlines()[0], also=(name,))
     settings = read_json(bert / name) if (bert / name).is_file() else {}
-    settings |= {"tokenizer_class": "BertTokenizer", "model_input_names": ["input_ids", "attention_mask"]}
+    settings |= {"tokenizer_class": "BertTokenizer", "model_input_names": INPUTS_WITHOUT_TYPES}
     (out / name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return 0
 

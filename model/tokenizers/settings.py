@@ -84,7 +84,8 @@ _BPE_CONFIG = KnownSettings(
     REFUSED | {"do_lower_case": (False,), "do_lowercase": (False,)},
 )
 ADDS = ("add_bos_token", "add_eos_token")  # of a decoder: the library takes tokenizer.json's post_processor instead
-INPUTS = ["input_ids", "token_type_ids", "attention_mask"]  # of a model with token types
+# `model_input_names` beside a model with token types, and beside one without.
+INPUTS, INPUTS_WITHOUT_TYPES = ["input_ids", "token_type_ids", "attention_mask"], ["input_ids", "attention_mask"]
 # tokenizer_config.json
 CONFIG = {
     "gpt2": _BPE_CONFIG,
@@ -95,7 +96,7 @@ CONFIG = {
             *("do_lower_case", "strip_accents", "tokenize_chinese_chars"),
         ),
         HARMLESS,
-        REFUSED | {"add_prefix_space": (False,), "model_input_names": (INPUTS, ["input_ids", "attention_mask"])},
+        REFUSED | {"add_prefix_space": (False,), "model_input_names": (INPUTS, INPUTS_WITHOUT_TYPES)},
     ),
 }
 
