@@ -43,8 +43,8 @@ class Speaker:
         self.model, self.tokenizer = model.to(device), tokenizer
         own = architecture_of(model.config).sampling
         self.sampling, self.seed = replace(own, **sampling), run.seed
-        for name in ("top_k", "top_p"):
-            if not self.sampling.temperature and sampling.get(name, getattr(Sampling, name)) != getattr(Sampling, name):
+        for name in () if self.sampling.temperature else ("top_k", "top_p"):
+            if name in sampling and sampling[name] != getattr(Sampling, name):
                 raise UserError(
                     f"--{name} {sampling[name]} changes nothing where the likeliest token is always taken "
                     "(--temperature 0); choose a --temperature too, such as 1"

@@ -106,8 +106,8 @@ def search_of(records: list[dict], title: str) -> list[dict]:
     """Return the records of the search for a method's rate: those with the settings and code of the rates in its list."""
     search = [one for one in records if one["title"] == title and one["stage"] == SEARCH]
     listed = {rate for entry in ENTRIES if entry.title == title for rate in entry.rates}
-    newest = next((one for one in search if one["rate"] in listed), search[0] if search else {})
-    return [one for one in search if same_run(one, newest)]
+    listed_one = next((one for one in search if one["rate"] in listed), search[0] if search else {})
+    return [one for one in search if same_run(one, listed_one)]
 
 
 def same_run(one: dict, other: dict) -> bool:
