@@ -43,7 +43,7 @@ def check_targets(adapter: AdapterFiles, paths: Iterable[str], adapted: set[str]
     paths     of all modules that can be adapted; adapted: of those that the file has tensors for
     """
     settings, named = f"{adapter.folder}/adapter_config.json", adapter.config.get("target_modules")
-    if not named or named == "all-linear":
+    if not named or str(named).lower() == "all-linear":  # the library ignores the case
         return
     if lacking := [path for path in paths if path not in adapted and adapter.adapts(path)]:
         more = f" and {len(lacking) - 1} more" if lacking[1:] else ""

@@ -257,6 +257,12 @@ def test_what_the_settings_name_and_the_file_lacks_is_an_error(made, what, tmp_p
     assert "adapter_config.json" in str(found.value) and len(str(found.value).splitlines()) == 1
 
 
+def test_all_linear_layers_are_named_in_any_case(made, tmp_path):
+    model = made.base("roberta linear")
+    attach(model, changed(made, "roberta linear", tmp_path / "adapter", target_modules="ALL-LINEAR"))
+    assert_same(output(model.eval()), made.there["roberta linear"])
+
+
 def test_a_classifier_is_promised_by_the_task_alone(made, tmp_path):
     adapter = changed(
         made, "distilbert classifier", tmp_path / "a", lambda name: "classifier" not in name, modules_to_save=None
