@@ -1,7 +1,8 @@
 """The methods that `--table methods` compares, a line each. A line added here is a row of the table.
 
 LoRA and what is like it are on all Linear layers of the blocks, with alpha twice the rank. Each method brings learning
-rates of its own, the lowest first; a job tries the first few of them and chooses by the loss on validation data.
+rates of its own, the lowest first; a job tries the first few of them, goes on beyond them where the best is an edge, and
+chooses by the loss on validation data.
 
 A row that names a data set trains on that, and is tested on the job's data like any other.
 """

@@ -9,6 +9,7 @@ from pipeline.comparison.methods import Entry
 from pipeline.result import read_json, write_text
 
 SEARCH, TEST, UNTRAINED = "search", "test", "untrained"  # what a run was for
+RATES = tuple(float(f"{digit}e{exponent}") for exponent in range(-12, 6) for digit in (1, 3))  # which grids go up in
 NEEDED = {"title", "stage", "seed", "rate", "config", "hashes", "validation_loss", "trained_parameters"}
 
 
@@ -52,3 +53,8 @@ def chosen_rate(search: list[dict]) -> tuple[float, str]:
     best = min(rates, key=lambda rate: math.inf if losses[rate] is None else losses[rate])
     edge = {rates[-1]: "highest", rates[0]: "lowest"} if len(rates) > 1 else {}
     return best, edge.get(best, "")
+
+
+def beyond(rate: float, edge: str) -> float:
+    """Return the next learning rate outside a grid whose "lowest" or "highest" one this is."""
+    return min(one for one in RATES if one > rate) if edge == "highest" else max(one for one in RATES if one < rate)

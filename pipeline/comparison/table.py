@@ -15,10 +15,10 @@ from pathlib import Path
 from config import Run, override
 from data.registry import get_task
 from pipeline.build import trained_names
-from pipeline.comparison.jobs import DIALOGUE, SHIPPED, Comparison, comparisons_of, prepare_one, scored_job
+from pipeline.comparison.jobs import DIALOGUE, EXTRA_RATES, SHIPPED, Comparison, comparisons_of, prepare_one, scored_job
 from pipeline.comparison.methods import ENTRIES, REFERENCE, UNTRAINED, Entry
 from pipeline.comparison.pages import write_pages
-from pipeline.comparison.records import SEARCH, TEST, chosen_rate, finished, path_of, slug, write_record
+from pipeline.comparison.records import SEARCH, TEST, beyond, chosen_rate, finished, path_of, slug, write_record
 from pipeline.comparison.records import UNTRAINED as BEFORE
 from pipeline.comparison.runs import config_of_run, hashes_of, measure
 from pipeline.unused import refuse_unused_in_rows
@@ -94,15 +94,28 @@ def measure_entry(comparison: Comparison, entry: Entry, n_seeds: int | None, fol
     left_out.unlink(missing_ok=True)
     if entry is UNTRAINED:
         return bool(run_once(comparison, entry, 0.0, comparison.search_seed, BEFORE, folder))
-    search = []
-    for rate in entry.rates[: comparison.n_rates]:
-        record = run_once(comparison, entry, rate, comparison.search_seed, SEARCH, folder)
-        if record is None:
-            return False
-        search.append(record)
-    rate, _ = chosen_rate(search)
+    if (rate := search_rate(comparison, entry, folder)) is None:
+        return False
     seeds = comparison.test_seeds(n_seeds)
     return all(run_once(comparison, entry, rate, seed, TEST, folder) is not None for seed in seeds)
+
+
+def search_rate(comparison: Comparison, entry: Entry, folder: Path) -> float | None:
+    """Return the learning rate with the lowest validation loss, or None after Ctrl-C.
+
+    Where that is an edge of the method's grid, the next rate beyond it is tried too.
+    """
+    rates, records = [*entry.rates[: comparison.n_rates]], []
+    limit = len(rates) + EXTRA_RATES
+    for rate in rates:  # which grow
+        record = run_once(comparison, entry, rate, comparison.search_seed, SEARCH, folder)
+        if record is None:
+            return None
+        records.append(record)
+        best, edge = chosen_rate(records)
+        if edge and len(records) == len(rates) < limit:
+            rates.append(beyond(best, edge))
+    return best
 
 
 def why_left_out(comparison: Comparison, entry: Entry) -> str:

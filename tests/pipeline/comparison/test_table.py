@@ -1,6 +1,7 @@
 """The command line: a search on validation data, seeds on test data, what is done again and what isn't."""
 
 import json
+import math
 import os
 import random
 import shutil
@@ -14,6 +15,7 @@ import pytest
 
 import experiments
 from pipeline.comparison import table
+from pipeline.comparison.jobs import DIALOGUE
 from pipeline.comparison.methods import ENTRIES, REFERENCE
 from pipeline.comparison.runs import measure
 from tests.helpers.paths import ROOT
@@ -36,6 +38,29 @@ def data(tmp_path, encoder_data):
     return shutil.copytree(encoder_data, tmp_path / "data")
 
 
+@pytest.mark.parametrize(
+    ("best", "tried", "chosen"),
+    [
+        (1e-3, "0.0003 0.001 0.003", 1e-3),
+        (1e-4, "0.0003 0.001 0.003 0.0001 3e-05", 1e-4),
+        (1e-9, "0.0003 0.001 0.003 0.0001 3e-05", 3e-5),  # still the edge, after two more
+        (3.0, "0.0003 0.001 0.003 0.01 0.03", 3e-2),
+        (None, "0.0003 0.001 0.003 0.0001 3e-05", 3e-5),  # all diverged
+    ],
+)
+def test_a_search_goes_on_beyond_the_edge_of_its_grid(best, tried, chosen, monkeypatch, tmp_path):
+    found = []
+
+    def run(_comparison, _entry, rate, _seed, stage, _folder):
+        found.append(f"{rate:g}")
+        assert stage == "search"
+        return {"rate": rate, "validation_loss": best and abs(math.log(rate / best))}
+
+    monkeypatch.setattr(table, "run_once", run)
+    assert table.search_rate(DIALOGUE, replace(REFERENCE, rates=(3e-4, 1e-3, 3e-3, 1e-2)), tmp_path) == chosen
+    assert " ".join(found) == tried
+
+
 @pytest.fixture
 def command(alone, bert, data, monkeypatch):
     """Return a function that runs --table methods on the small BERT, and returns the names of what was trained for it."""
@@ -47,6 +72,7 @@ def command(alone, bert, data, monkeypatch):
 
     monkeypatch.setattr(table, "measure", spy)
     monkeypatch.setattr(table, "measure_apart", table.measure_one)  # in this process, where the spy is
+    monkeypatch.setattr(table, "EXTRA_RATES", 0)
 
     def run(*words, rows: str, out: str = "out", status: int = 0) -> list[str]:
         trained.clear()
