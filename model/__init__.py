@@ -72,6 +72,7 @@ def from_pretrained(
     trained         names of parameters that are going to train, and so stay in float32
     config_changes  fields of the configuration to replace: dropout=0.1, causal=False
 
+    An adapter that lies in the directory isn't read: `attach` puts it on (peft.FromPeft).
     A classifier that the checkpoint doesn't hold is drawn from torch's global generator, and `drawn` of the model names
     its tensors. Raises UserError.
     """
