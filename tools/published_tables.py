@@ -39,7 +39,7 @@ KEPT = ("general_loss", "general_bleu4", "general_rougel")
 A100 = "published (A100): train / validation / test"
 SHIPPED = "shipped model and data"
 PUBLISHED: dict[str, Shown] = {
-    "spam": Shown("spam", (Column("SmolLM2-135M: train / validation / test", ("spam-smollm2",), SPLITS),), A100),
+    "spam": Shown("spam", (Column("SmolLM2-135M: train / validation / test", ("spam-smollm2", "spam-smollm2-1024"), SPLITS),), A100),
     "spam-pocket": Shown(
         "spam",
         (
