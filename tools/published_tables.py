@@ -2,13 +2,12 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.flags import command
 from pipeline.table_text import values_of
 from published import get_table
+from tools.logs import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 NOT_MEASURED = "–"
 
 
@@ -36,10 +35,13 @@ class Shown:
 SPLITS, F1 = ("train", "validation", "test"), ("test", "test_macro_f1")
 LEARNED = ("test_loss", "test_bleu4", "test_rougel")
 KEPT = ("general_loss", "general_bleu4", "general_rougel")
-A100 = "published (A100): train / validation / test"
+IN_ALL = "train / validation / test"
+A100 = f"published (A100): {IN_ALL}"
 SHIPPED = "shipped model and data"
 PUBLISHED: dict[str, Shown] = {
-    "spam": Shown("spam", (Column("SmolLM2-135M: train / validation / test", ("spam-smollm2", "spam-smollm2-1024"), SPLITS),), A100),
+    "spam": Shown(
+        "spam", (Column("SmolLM2-135M: train / validation / test", ("spam-smollm2", "spam-smollm2-1024"), SPLITS),), A100
+    ),
     "spam-pocket": Shown(
         "spam",
         (
