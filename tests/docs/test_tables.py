@@ -11,6 +11,7 @@ import pytest
 from pipeline.flags import find_row, parse
 from pipeline.table_text import key_of, scale_of
 from tools import render_tables
+from tools.logs import MACHINE, ROOT, logs_of, result_files
 from tools.published_tables import PUBLISHED, read_table
 from utils.errors import UserError
 
@@ -53,7 +54,7 @@ def test_tables_are_what_the_logs_of_their_commands_say(name, folder):
     measured = [line for line in read_table(folder, name).values() if line["measured"]]
     assert measured
     for line in measured:
-        logs = [log for log in render_tables.logs_of(folder, line["command"]) if log["seed"] in line["seeds"]]
+        logs = [log for log in logs_of(folder, line["command"]) if log["seed"] in line["seeds"]]
         assert sorted(log["seed"] for log in logs) == sorted(line["seeds"])
         for metric, mean in line["measured"].items():
             values = [scale_of(metric) * log[key_of(metric)] for log in logs]
@@ -64,13 +65,13 @@ def test_tables_are_what_the_logs_of_their_commands_say(name, folder):
     "page, folder", [("pocket", "spam-variants"), ("encoders", "minilm-sst2"), ("encoders", "minilm-tasks")]
 )
 def test_every_log_of_variants_has_its_line(page, folder):
-    text = (render_tables.ROOT / f"docs/results/{page}.md").read_text(encoding="utf-8")
+    text = (ROOT / f"docs/results/{page}.md").read_text(encoding="utf-8")
     place = next(found for found in render_tables.MARKED.finditer(text) if found[2] == folder)
     base = re.findall(r"python experiments\.py[^\n]*", text[: place.start()])[-1]
     shown = []
     for _, flags in render_tables.label_and_flags(place[3]):
-        shown += [json.dumps(log, sort_keys=True) for log in render_tables.logs_of(folder, f"{base} {flags}")]
-    logs = [json.dumps(json.loads(path.read_text()), sort_keys=True) for path in render_tables.result_files(folder)]
+        shown += [json.dumps(log, sort_keys=True) for log in logs_of(folder, f"{base} {flags}")]
+    logs = [json.dumps(json.loads(path.read_text()), sort_keys=True) for path in result_files(folder)]
     assert sorted(shown) == sorted(logs)
 
 
@@ -95,9 +96,9 @@ def test_single_runs_are_those_of_a_command_in_the_pages(folder):
     words = shlex.split(typed)[2:]
     said, options = parse(words)
     run = find_row(options["row"]).with_flags(said)
-    for path in render_tables.result_files(folder):
+    for path in result_files(folder):
         config = json.loads(path.read_text(encoding="utf-8"))["config"]
         given = {name: value for name, value in asdict(run).items() if value is not None}
-        assert {name: config[name] for name in given if name not in render_tables.MACHINE} == {
-            name: value for name, value in given.items() if name not in render_tables.MACHINE
+        assert {name: config[name] for name in given if name not in MACHINE} == {
+            name: value for name, value in given.items() if name not in MACHINE
         }
