@@ -6,6 +6,7 @@ python -m pipeline.comparison.pages results/methods     each job's table.md, tab
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.comparison.methods import REFERENCE
@@ -125,7 +126,7 @@ def notes(results: Results) -> list[str]:
                 f"- {row.title}: trained on {row.own_data}, not on what the others were, so there is no verdict. On "
                 f"held-out ones its accuracy is {row.own_accuracy:.1%}."
             )
-    return lines + [f"- {title}: left out. {reason}." for title, reason in results.left_out.items()]
+    return lines + [f"- {title}: left out: {reason}." for title, reason in results.left_out.items()]
 
 
 def score_name(results: Results) -> str:
@@ -169,20 +170,33 @@ def draw(results: Results, path: Path) -> None:
     pyplot = need_matplotlib()
     figure, axis = pyplot.subplots(figsize=(9, 6))
     scale = 100 if results.higher_is_better else 1
-    best = pareto(results.rows, results.higher_is_better)
+    best, places = pareto(results.rows, results.higher_is_better), side_by_side(results.rows)
     for row in results.rows:
         colour = "#0072b2" if row in best else "#999999"
-        x, y = row.trained_parameters, scale * row.score
+        x, y = places[row.title], scale * row.score
         axis.errorbar(x, y, yerr=scale * (row.half or 0), fmt="o", color=colour, capsize=3)
         axis.annotate(str(row.row), (x, y), textcoords="offset points", xytext=(6, 4), fontsize=7)
         axis.plot([], [], " ", label=f"{row.row}  {row.title}")  # what a number stands for
-    axis.plot([row.trained_parameters for row in best], [scale * row.score for row in best], color="#0072b2", linewidth=1)
+    axis.plot([places[row.title] for row in best], [scale * row.score for row in best], color="#0072b2", linewidth=1)
     unit = ", per cent" if results.higher_is_better else ""
-    axis.set(xscale="log", xlabel="trained parameters", ylabel=f"{score_name(results)}{unit}", title=results.job)
+    axis.set(
+        xscale="log",
+        xlabel="trained parameters; near ones stand side by side",
+        ylabel=f"{score_name(results)}{unit}",
+        title=results.job,
+    )
     axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8, handlelength=0)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def side_by_side(rows: Sequence[Summary]) -> dict[str, float]:
+    """Return where each row stands on the axis of trained parameters, apart from those with about as many."""
+    places, last = {}, 0.0
+    for row in sorted(rows, key=lambda row: row.trained_parameters):
+        places[row.title] = last = max(row.trained_parameters, 1.05 * last)
+    return places
 
 
 def main() -> int:

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.comparison import pages
 from pipeline.comparison.methods import REFERENCE
-from pipeline.comparison.pages import pareto_text, table_text, write_pages
+from pipeline.comparison.pages import pareto_text, side_by_side, table_text, write_pages
 from pipeline.comparison.records import SEARCH, TEST, UNTRAINED, write_record
 from pipeline.comparison.summary import pareto, summarize
 from utils.errors import UserError
@@ -123,7 +123,7 @@ def test_a_rate_at_the_edge_and_one_that_diverged_are_said(tmp_path):
     assert f"- {REFERENCE.title}: the rate 0.1 is the lowest that was tried." in text
     assert f"- {REFERENCE.title}: the training came to nan or inf at 0.3." in text
     assert "- full: the rate 0.3 is the highest that was tried." in text and "| 0.3* |" in text
-    assert "- bypass: left out. it needs a classifier." in text
+    assert "- bypass: left out: it needs a classifier." in text
 
 
 def test_a_seed_that_diverged_is_said_and_is_in_no_mean(tmp_path):
@@ -204,6 +204,13 @@ def test_the_pages_are_made_from_the_records_by_a_command(tmp_path, monkeypatch,
     monkeypatch.setattr("sys.argv", ["pages", str(tmp_path / "elsewhere")])
     with pytest.raises(UserError, match=r"elsewhere holds no results of --table methods"):
         pages.main()
+
+
+def test_methods_with_as_many_parameters_stand_side_by_side(tmp_path):
+    write(tmp_path, REFERENCE.title, right(0.8), trained_parameters=1000)
+    write(tmp_path, "full", right(0.8), trained_parameters=5000)
+    write(tmp_path, "IA3", right(0.8), trained_parameters=1000)
+    assert side_by_side(summarize(tmp_path).rows) == {REFERENCE.title: 1000, "IA3": 1050, "full": 5000}
 
 
 def test_a_plot_is_drawn_with_matplotlib_alone(tmp_path, monkeypatch):
