@@ -38,6 +38,7 @@ KEPT = ("general_loss", "general_bleu4", "general_rougel")
 IN_ALL = "train / validation / test"
 A100 = f"published (A100): {IN_ALL}"
 SHIPPED = "shipped model and data"
+LARGER_RATES = ("chat-smollm2-larger-rates", "chat-smollm2-prefix")
 PUBLISHED: dict[str, Shown] = {
     "spam": Shown(
         "spam", (Column("SmolLM2-135M: train / validation / test", ("spam-smollm2", "spam-smollm2-1024"), SPLITS),), A100
@@ -74,8 +75,8 @@ PUBLISHED: dict[str, Shown] = {
         (
             Column("logged rates: learned", ("chat-smollm2",), LEARNED),
             Column("kept", ("chat-smollm2",), KEPT),
-            Column("larger rates: learned", ("chat-smollm2-larger-rates",), LEARNED),
-            Column("kept", ("chat-smollm2-larger-rates",), KEPT),
+            Column("larger rates: learned", LARGER_RATES, LEARNED),
+            Column("kept", LARGER_RATES, KEPT),
         ),
     ),
     "chat-pocket": Shown(
