@@ -32,7 +32,7 @@ def test_pages_hold_what_was_measured(page):
 def test_a_number_that_was_changed_by_hand_is_made_anew(page):
     text = page.read_text(encoding="utf-8")
     for found in render_tables.MARKED.finditer(text):
-        last = list(re.finditer(r"\| \d+(?:\.\d+)?(?= )", found[3]))[-1]
+        last = list(re.finditer(r"\| [-+]?\d+(?:\.\d+)?(?= )", found[3]))[-1]
         at = found.start(3) + last.end()
         assert render_tables.render(text[:at] + "7" + text[at:]) == text, found[2]
 
