@@ -7,7 +7,7 @@ the seeds, on these test dialogues.
 from pipeline.comparison.statistics import interval
 from published import get_table
 from tools.logs import logs_of
-from tools.published_tables import NOT_MEASURED, markdown, read_table
+from tools.published_tables import markdown, read_table
 
 # What a pair is about, and the numbers of its rows: the first one less the second one.
 PAIRS = (
@@ -15,40 +15,31 @@ PAIRS = (
     ("first three less last three blocks", ((3, 1), (7, 5), (13, 11), (19, 17))),
     ("LoRA less Freeze", ((11, 1), (13, 3), (17, 5), (19, 7))),
 )
-MEASURED = (("test_loss", "learned"), ("general_loss", "kept"))
+FOLDERS = ("chat-smollm2", "chat-smollm2-seeds")  # of results/, with the seeds of the rows at the logged rate
+MEASURED = {"learned": "test_loss", "kept": "general_loss"}
 
 
-def losses(folders: tuple[str, ...], number: int, measure: str) -> dict[int, float]:
-    """Return what the runs of a row measured, by their seeds."""
-    lines = [(folder, line) for folder in folders if (line := read_table(folder, "chat").get(number))]
-    return {log["seed"]: log[measure] for folder, line in lines for log in logs_of(folder, line["command"])}
+def runs_of(number: int) -> dict[int, dict]:
+    """Return the logs of a row, by their seeds."""
+    lines = [(folder, line) for folder in FOLDERS if (line := read_table(folder, "chat").get(number))]
+    return {log["seed"]: log for folder, line in lines for log in logs_of(folder, line["command"])}
 
 
-def questions_table(columns: dict[str, tuple[str, ...]]) -> list[str]:
-    """Return a table with a line for each pair of rows.
-
-    columns   what the runs have in common -> the folders of results/ that hold them
-    """
-    rows, headings = {row.number: row for row in get_table("chat").all_rows}, ["rows", "difference", "what they share"]
-    headings += [f"{name}: {heading}" for name in columns for _, heading in MEASURED]
+def questions_table() -> list[str]:
+    """Return a table with a line for each pair of rows."""
+    titles = {row.number: row.title.replace("query_key_value", "qkv").split(", ") for row in get_table("chat").all_rows}
+    runs = {number: runs_of(number) for number in {number for _, pairs in PAIRS for pair in pairs for number in pair}}
     lines = []
-    for title, pairs in PAIRS:
+    for what, pairs in PAIRS:
         for one, other in pairs:
-            named, others = (rows[number].title.replace("query_key_value", "qkv").split(", ") for number in (one, other))
-            words = [word for word in named if word in others]
-            cells = [
-                difference(*(losses(folders, number, measure) for number in (one, other)))
-                for folders in columns.values()
-                for measure, _ in MEASURED
-            ]
-            lines.append([f"{one}, {other}", title, ", ".join(words), *cells])
-    return markdown(headings, lines)
+            shared = [word for word in titles[one] if word in titles[other]]
+            cells = [difference(runs[one], runs[other], measure) for measure in MEASURED.values()]
+            lines.append([f"{one}, {other}", what, ", ".join(shared), *cells])
+    return markdown(["rows", "difference", "what they share", *MEASURED], lines)
 
 
-def difference(ours: dict[int, float], theirs: dict[int, float]) -> str:
-    """Return the mean difference over the seeds of both and half of its 95% interval; a dash for fewer than two."""
+def difference(ours: dict[int, dict], theirs: dict[int, dict], measure: str) -> str:
+    """Return the mean difference over the seeds of both and half of its 95% interval."""
     seeds = sorted(ours.keys() & theirs.keys())
-    if len(seeds) < 2:
-        return NOT_MEASURED
-    center, half = interval([ours[seed] - theirs[seed] for seed in seeds])
+    center, half = interval([ours[seed][measure] - theirs[seed][measure] for seed in seeds])
     return f"{center:+.3f} ± {half:.3f}"

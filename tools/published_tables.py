@@ -35,8 +35,7 @@ class Shown:
 SPLITS, F1 = ("train", "validation", "test"), ("test", "test_macro_f1")
 LEARNED = ("test_loss", "test_bleu4", "test_rougel")
 KEPT = ("general_loss", "general_bleu4", "general_rougel")
-IN_ALL = "train / validation / test"
-A100 = f"published (A100): {IN_ALL}"
+A100 = "published (A100): train / validation / test"
 SHIPPED = "shipped model and data"
 LARGER_RATES = ("chat-smollm2-larger-rates", "chat-smollm2-prefix")
 PUBLISHED: dict[str, Shown] = {

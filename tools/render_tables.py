@@ -251,7 +251,7 @@ TABLES: dict[str, Callable[[str, str], list[str]]] = {
     "speed-growth": lambda before, old: benchmark_table("growth"),
     "speed-steps": lambda before, old: growth_table(),
     "chatglm": lambda before, old: own_table("chat"),
-    "chat-questions": lambda before, old: questions_table({"1e-5": ("chat-smollm2", "chat-smollm2-seeds")}),
+    "chat-questions": lambda before, old: questions_table(),
     "chatglm-memory": lambda before, old: markdown(
         ["row", "frozen weights", "weights", "gradients, moments", "activations", "in all"], once(chatglm_rows)
     ),
