@@ -57,7 +57,7 @@ class Comparison:
 ALL_RUNS = Run(lr_scheduler_type="linear", warmup_ratio=0.1, weight_decay=0.0, max_grad_norm=1.0, eval_train="no", seed=0)
 ALL_RUNS = replace(ALL_RUNS, early_stopping_patience=1000, logging_steps=1000, reuse_frozen="no")
 CLASSIFICATION = Comparison("classification", replace(ALL_RUNS, num_epochs=3, batch_size=32, eval_steps=21), 4, 5)
-DIALOGUE = Comparison("dialogue", replace(ALL_RUNS, num_epochs=2, batch_size=8, eval_steps=18), 3, 5)
+DIALOGUE = Comparison("dialogue", replace(ALL_RUNS, num_epochs=2, batch_size=8, eval_steps=18), 3, 3)
 SHIPPED = {"classification": ("distilbert-pocket", "sentiment-pocket"), "dialogue": ("gpt2-pocket", "persona")}
 EXTRA_RATES = 2  # at most, where the best rate of a grid is its edge
 TRAINING, VALIDATION = 2000, 500  # sentences at most

@@ -105,8 +105,7 @@ def forgetting(row: Summary, name: str, before: dict[str, float]) -> str:
 
 def notes(results: Results) -> list[str]:
     """Return what there is to say below the table."""
-    seeds = sorted({tuple(row.seeds) for row in results.rows})
-    lines = ["", "- Seeds: " + "; ".join(", ".join(map(str, each)) for each in seeds) + "."]
+    lines = ["", f"- Seeds: {seeds_text(results.rows)}."]
     for row in results.rows:
         if row.edge:
             lines.append(f"- {row.title}: the rate {row.learning_rate:g} is the {row.edge} that was tried.")
@@ -127,6 +126,16 @@ def notes(results: Results) -> list[str]:
                 f"held-out ones its accuracy is {row.own_accuracy:.1%}."
             )
     return lines + [f"- {title}: left out: {reason}." for title, reason in results.left_out.items()]
+
+
+def seeds_text(rows: Sequence[Summary]) -> str:
+    """Return the seeds of the rows, and whose they are where not all rows have the same. Most rows come first, unnamed."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.seeds), []).append(str(row.row or row.title))
+    first, *others = sorted(groups, key=lambda seeds: len(groups[seeds]), reverse=True)
+    named = [f"; {', '.join(map(str, seeds))} of row {', '.join(groups[seeds])}" for seeds in others]
+    return ", ".join(map(str, first)) + "".join(named)
 
 
 def score_name(results: Results) -> str:

@@ -88,6 +88,15 @@ def test_only_seeds_of_both_are_compared(tmp_path):
     assert full.seeds == [1, 2, 3, 4, 5] and full.difference == 0.0 and full.verdict == "tie"
 
 
+def test_rows_with_other_seeds_than_most_are_named(tmp_path):
+    scores = right(0.8)
+    for title in (REFERENCE.title, "IA3"):
+        write(tmp_path, title, scores)
+    for title in ("full", "last block", "head alone"):
+        write(tmp_path, title, scores[:3])
+    assert "- Seeds: 1, 2, 3; 1, 2, 3, 4, 5 of row 5, 13." in table_text(summarize(tmp_path)).splitlines()
+
+
 def test_other_data_are_not_compared(tmp_path):
     write(tmp_path, REFERENCE.title, right(0.8))
     write(tmp_path, "full", right(0.9), hashes=HASHES | {"data_sha256": "other"})
