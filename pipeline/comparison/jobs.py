@@ -41,7 +41,8 @@ class Comparison:
     def folder(self) -> str:
         """Return the name of the folder with its results."""
         source = self.run.checkpoint or self.run.model
-        return f"{self.name}-{Path(source).name}-{Path(self.run.dataset).stem}"
+        seed = f"-seed{self.run.seed}" if self.run.seed != ALL_RUNS.seed else ""  # whose tests have the search's seed here
+        return f"{self.name}-{Path(source).name}-{Path(self.run.dataset).stem}{seed}"
 
     @property
     def search_seed(self) -> int:
@@ -57,7 +58,7 @@ class Comparison:
 ALL_RUNS = Run(lr_scheduler_type="linear", warmup_ratio=0.1, weight_decay=0.0, max_grad_norm=1.0, eval_train="no", seed=0)
 ALL_RUNS = replace(ALL_RUNS, early_stopping_patience=1000, logging_steps=1000, reuse_frozen="no")
 CLASSIFICATION = Comparison("classification", replace(ALL_RUNS, num_epochs=3, batch_size=32, eval_steps=21), 4, 5)
-DIALOGUE = Comparison("dialogue", replace(ALL_RUNS, num_epochs=2, batch_size=8, eval_steps=18), 3, 3)
+DIALOGUE = Comparison("dialogue", replace(ALL_RUNS, num_epochs=2, batch_size=8, eval_steps=18), 3, 5)
 SHIPPED = {"classification": ("distilbert-pocket", "sentiment-pocket"), "dialogue": ("gpt2-pocket", "persona")}
 EXTRA_RATES = 2  # at most, where the best rate of a grid is its edge
 TRAINING, VALIDATION = 2000, 500  # sentences at most
@@ -77,6 +78,8 @@ def comparisons_of(overrides: Run) -> list[Comparison]:
             raise UserError(f"--{name} doesn't go with --table methods, whose rows say it (pipeline/comparison/methods.py)")
         if name in NOT_HERE:
             raise UserError(f"--{name} doesn't go with --table methods")
+    if overrides.num_epochs == 0:
+        raise UserError("--num_epochs 0 doesn't go with --table methods, which trains: choose 1 or more")
     if overrides.dataset:
         kinds = [DIALOGUE if get_task(overrides.dataset, overrides).has_dialogues else CLASSIFICATION]
     elif overrides.source:

@@ -15,6 +15,7 @@ from pipeline.comparison.records import SEARCH, TEST, UNTRAINED, chosen_rate, re
 from pipeline.comparison.statistics import LEVEL, holm, interval, paired_difference
 from pipeline.result import read_json
 
+SAME_FOR_ALL = ("weights", "tokenizer", "code")  # of a method's runs; a search sees fewer data than a test
 KEPT = ("general", "wikitext2")  # sets of which a loss says how much other knowledge is left
 # Settings in which two rows may differ: what a method is, and where it was computed.
 OF_ROWS = {*SAID_BY_ROWS, "seed", "device", "amp", *(name for name, about in SETTINGS.items() if about["methods"])}
@@ -72,7 +73,8 @@ def summarize(folder: Path) -> Results:
     untrained = next((record for record in records if record["stage"] == UNTRAINED), {})
     before = {name: rounded(mean(untrained[name])) for name in ("test", *KEPT) if untrained.get(name)}
     measured = {title: tests_of(records, title) for title in titles_of(records)}
-    rows = [row_of(title, records, tests, before) for title, tests in measured.items() if tests]
+    left_out |= {title: why_untested(records, title) for title, tests in measured.items() if not tests}
+    rows = [row_of(title, records, tests, untrained) for title, tests in measured.items() if tests]
     higher = all(is_label_score(one["test"]) for tests in measured.values() for one in tests)
     compare(rows, measured, higher)
     return Results(folder.name, higher, before, rows, left_out)
@@ -93,27 +95,42 @@ def tests_of(records: list[dict], title: str) -> list[dict]:
 def at_chosen_rate(records: list[dict], title: str) -> list[dict]:
     """Return the records of a method with the seeds of the test, at the rate that its search chose.
 
-    Those that another command left behind, with other settings or code than the search, don't count.
+    Those that another command left behind, with other settings, code or inputs than the search or than the first seed,
+    which every command measures, don't count.
     """
     search = search_of(records, title)
     tests = [one for one in records if one["title"] == title and one["stage"] == TEST]
     rate = chosen_rate(search)[0] if search else None
-    found = [one for one in tests if one["rate"] == rate and same_run(one, search[0])]
-    return sorted(found, key=lambda one: one["seed"])
+    found = sorted((one for one in tests if one["rate"] == rate and same_run(one, search[0])), key=lambda one: one["seed"])
+    return [one for one in found if one["hashes"] == found[0]["hashes"]]
+
+
+def why_untested(records: list[dict], title: str) -> str:
+    """Return why a method has no row."""
+    if failed := [str(one["seed"]) for one in at_chosen_rate(records, title) if "diverged" in one]:
+        return f"the training came to nan or inf with seed {', '.join(failed)}"
+    return "not measured on test data yet at the learning rate that its search chose"
 
 
 def search_of(records: list[dict], title: str) -> list[dict]:
-    """Return the records of the search for a method's rate: those with the settings and code of the rates in its list."""
+    """Return the records of the search for a method's rate: those with the settings, code and inputs of the rates in its
+    list, which every command measures.
+    """
     search = [one for one in records if one["title"] == title and one["stage"] == SEARCH]
     listed = {rate for entry in ENTRIES if entry.title == title for rate in entry.rates}
     listed_one = next((one for one in search if one["rate"] in listed), search[0] if search else {})
-    return [one for one in search if same_run(one, listed_one)]
+    return [one for one in search if same_run(one, listed_one) and one["hashes"] == listed_one["hashes"]]
 
 
 def same_run(one: dict, other: dict) -> bool:
-    """Return whether two runs of a method differ in their rate and seed alone."""
-    codes = [record["hashes"].get("code_sha256") for record in (one, other)]
-    return codes[0] == codes[1] and {*differing(one, other)} <= {"learning_rate", "seed"}
+    """Return whether two runs of a method differ in their rate and seed alone, and in the data that they may see."""
+    return not unlike_hashes(one, other, SAME_FOR_ALL) and {*differing(one, other)} <= {"learning_rate", "seed"}
+
+
+def unlike_hashes(one: dict, other: dict, names: Sequence[str]) -> list[str]:
+    """Return those of the names, such as "weights", for which two records have other hashes."""
+    ours, theirs = one["hashes"], other["hashes"]
+    return [name for name in names if ours.get(f"{name}_sha256") != theirs.get(f"{name}_sha256")]
 
 
 def differing(one: dict, other: dict) -> list[str]:
@@ -122,14 +139,16 @@ def differing(one: dict, other: dict) -> list[str]:
     return sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
 
 
-def row_of(title: str, records: list[dict], tests: list[dict], before: dict[str, float]) -> Summary:
+def row_of(title: str, records: list[dict], tests: list[dict], untrained: dict) -> Summary:
     """Return a method's row, as far as it needs no other's."""
     search = search_of(records, title)
     numbers = {entry.title: number for number, entry in enumerate(ENTRIES, start=1)}
     score, half = rounded_interval([mean(one["test"]) for one in tests])
     own_data = tests[0].get("trained_on", "")
-    watched = [name for name in KEPT if name in before and all(name in one for one in tests)]
-    grown = {name: [mean(one[name]) - before[name] for one in tests] for name in watched}
+    watched = [name for name in KEPT if untrained.get(name) and all(name in one for one in tests)]
+    if watched and unlike_hashes(tests[0], untrained, ("weights", "tokenizer")):
+        watched = []
+    grown = {name: [mean(one[name]) - mean(untrained[name]) for one in tests] for name in watched}
     return Summary(
         row=numbers.get(title, 0),
         title=title,
@@ -156,10 +175,11 @@ def compare(rows: list[Summary], measured: dict[str, list[dict]], higher_is_bett
     compared = []
     for row in rows:
         pairs = [(one, theirs[one["seed"]]) for one in measured[row.title] if one["seed"] in theirs]
-        if row.title == REFERENCE.title or not pairs or not all(same_data(*pair) for pair in pairs):
+        if row.title == REFERENCE.title or not pairs or row.own_data:
             continue
         said = {name for entry in ENTRIES if entry.title == row.title for name in explicit(entry.run)}
         row.unlike = tuple(name for name in differing(*pairs[0]) if name not in OF_ROWS | said)
+        row.unlike += tuple(unlike_hashes(*pairs[0], ("weights", "tokenizer", "data")))
         if row.unlike:
             continue
         difference = paired_difference(*(np.array([one["test"] for one in side]) for side in zip(*pairs, strict=True)))
@@ -173,17 +193,11 @@ def compare(rows: list[Summary], measured: dict[str, list[dict]], higher_is_bett
             row.verdict = "better" if (row.difference > 0) == higher_is_better else "worse"
 
 
-def same_data(one: dict, other: dict) -> bool:
-    """Return whether two runs began with the same weights and saw the same data."""
-    names = ("weights_sha256", "data_sha256")
-    return all(one["hashes"].get(name) == other["hashes"].get(name) for name in names)
-
-
 def pareto(rows: Sequence[Summary], higher_is_better: bool) -> list[Summary]:
     """Return the rows that no other beats in score and in trained parameters at once, from few parameters to many. What was
-    measured otherwise than the reference isn't among them.
+    measured otherwise than the reference, or trained on data of its own, isn't among them.
     """
-    sign, rows = 1 if higher_is_better else -1, [row for row in rows if not row.unlike]
+    sign, rows = 1 if higher_is_better else -1, [row for row in rows if not row.unlike and not row.own_data]
 
     def beats(one: Summary, other: Summary) -> bool:
         ours, theirs = ((sign * row.score, -row.trained_parameters) for row in (one, other))

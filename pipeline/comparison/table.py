@@ -8,17 +8,29 @@ import signal
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from config import Run, override
 from data.registry import get_task
 from pipeline.build import trained_names
+from pipeline.comparison.code_hash import code_sha256
 from pipeline.comparison.jobs import DIALOGUE, EXTRA_RATES, SHIPPED, Comparison, comparisons_of, prepare_one, scored_job
 from pipeline.comparison.methods import ENTRIES, REFERENCE, UNTRAINED, Entry
 from pipeline.comparison.pages import write_pages
-from pipeline.comparison.records import SEARCH, TEST, beyond, chosen_rate, finished, path_of, slug, write_record
+from pipeline.comparison.records import (
+    SEARCH,
+    TEST,
+    beyond,
+    chosen_rate,
+    finished,
+    path_of,
+    read_record,
+    slug,
+    write_record,
+)
 from pipeline.comparison.records import UNTRAINED as BEFORE
 from pipeline.comparison.runs import config_of_run, hashes_of, measure
 from pipeline.unused import refuse_unused_in_rows
@@ -46,12 +58,14 @@ def run_methods(overrides: Run, rows: list[int] | None, n_seeds: int | None, sha
     refuse_unused_in_rows(overrides, [override(job.run, entry.run) for job in comparisons for entry in entries])
     for comparison in comparisons:
         print(f"{comparison.name}: {comparison.run.source} on {comparison.run.dataset}", flush=True)
+        (folder / comparison.folder).mkdir(parents=True, exist_ok=True)  # or the first run would train for nothing
         said: list[str] = []
         for entry in in_shard(comparison, entries, *shard):
             if not measure_entry(comparison, entry, n_seeds, folder / comparison.folder):
                 print("interrupted; the same command goes on from here")
                 return 130
             said = write_pages(folder / comparison.folder)
+        said += stale_rows(comparison, [entry for entry in ENTRIES if entry not in entries], folder / comparison.folder)
         if (table := folder / comparison.folder / "table.md").is_file():
             print("\n" + table.read_text(encoding="utf-8"))
             print("\n".join(said), flush=True)
@@ -118,6 +132,19 @@ def search_rate(comparison: Comparison, entry: Entry, folder: Path) -> float | N
     return best
 
 
+def stale_rows(comparison: Comparison, others: list[Entry], folder: Path) -> list[str]:
+    """Return what there is to say of methods that this command didn't measure, where their records are of other code."""
+    stale = []
+    for entry in others:
+        record = read_record(path_of(folder, entry, entry.rates[0], comparison.search_seed))  # which every command measures
+        if record and not why_left_out(comparison, entry):
+            job = prepare_one(comparison, entry, entry.rates[0], comparison.search_seed, with_test=False)
+            if record["hashes"].get("code_sha256") != code_sha256(job):
+                stale.append(str(ENTRIES.index(entry) + 1))
+    rows = ",".join(stale)
+    return [f"measured with other code than now: rows {rows}; --rows {rows} measures them anew"] if rows else []
+
+
 def why_left_out(comparison: Comparison, entry: Entry) -> str:
     """Return why the method can't be attached to the job's model, or "" where it can. No weights are read."""
     if entry.run.dataset and comparison.run.dataset != SHIPPED[DIALOGUE.name][1]:
@@ -163,8 +190,15 @@ def measure_apart(comparison: Comparison, entry: Entry, rate: float, seed: int, 
     with ProcessPoolExecutor(1, mp_context=fork, initializer=end_with_parent) as pool:
         try:
             return pool.submit(measure_one, comparison, entry, rate, seed, with_test).result()
-        except KeyboardInterrupt:  # which the other process got too: it ends after the step under way
+        except KeyboardInterrupt:
+            for process in active_children():  # which a signal to this one alone didn't reach
+                process.kill()  # the run begins anew in either case
             return None
+        except BrokenProcessPool:
+            raise UserError(
+                f"the system ended the run of {entry.title}, learning rate {rate:g}, seed {seed}, perhaps for lack of "
+                "memory: a smaller --batch_size needs less; the same command goes on from here"
+            ) from None
 
 
 def end_with_parent() -> None:

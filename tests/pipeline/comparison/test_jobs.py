@@ -22,8 +22,11 @@ def test_without_flags_both_jobs_run_on_what_is_shipped():
     assert (classification.name, dialogue.name) == (CLASSIFICATION.name, DIALOGUE.name)
     assert classification.folder == "classification-distilbert-pocket-sentiment-pocket"
     assert dialogue.folder == "dialogue-gpt2-pocket-persona"
-    assert dialogue.test_seeds(None) == [1, 2, 3] and classification.test_seeds(2) == [1, 2]
-    assert classification.search_seed == 0 and comparisons_of(Run(seed=7))[0].test_seeds(1) == [8]
+    assert dialogue.test_seeds(None) == [1, 2, 3, 4, 5] and classification.test_seeds(2) == [1, 2]
+    other = comparisons_of(Run(seed=7))[0]  # in a folder of its own
+    assert (
+        classification.search_seed == 0 and other.test_seeds(1) == [8] and other.folder == f"{classification.folder}-seed7"
+    )
 
 
 @pytest.mark.parametrize(

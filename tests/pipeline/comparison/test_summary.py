@@ -97,11 +97,33 @@ def test_rows_with_other_seeds_than_most_are_named(tmp_path):
     assert "- Seeds: 1, 2, 3; 1, 2, 3, 4, 5 of row 5, 13." in table_text(summarize(tmp_path)).splitlines()
 
 
-def test_other_data_are_not_compared(tmp_path):
+@pytest.mark.parametrize("name", ["data", "weights", "tokenizer"])
+def test_other_inputs_are_not_compared_and_are_named(tmp_path, name):
     write(tmp_path, REFERENCE.title, right(0.8))
-    write(tmp_path, "full", right(0.9), hashes=HASHES | {"data_sha256": "other"})
-    full, _ = summarize(tmp_path).rows
-    assert full.difference is None and full.verdict == ""
+    write(tmp_path, "full", right(0.9), hashes=HASHES | {f"{name}_sha256": "other"})
+    results = summarize(tmp_path)
+    full, reference = results.rows
+    assert full.difference is None and full.verdict == "" and full.unlike == (name,)
+    assert f"- full: {name} was not as for {REFERENCE.title}" in table_text(results)
+    assert pareto(results.rows, True) == [reference]
+
+
+def test_records_of_other_inputs_do_not_count(tmp_path):
+    old = {"hashes": HASHES | {"data_sha256": "before a change", "test_data_sha256": "before a change"}}
+    write(tmp_path, REFERENCE.title, right(0.2, n=300), losses=(0.1, 0.2, 0.3), rates=(0.4, 0.5, 0.6), **old)
+    write(tmp_path, REFERENCE.title, right(0.2, n=300), losses=(0.5, 0.4, 0.6), **old)
+    write(tmp_path, REFERENCE.title, right(0.8)[:3])  # the seeds 4 and 5, and three rates, are of the data before
+    (row,) = summarize(tmp_path).rows
+    assert row.seeds == [1, 2, 3] and row.learning_rate == 0.2
+    assert row.score == pytest.approx(right(0.8)[:3].mean(), abs=1e-6)
+
+
+def test_what_is_forgotten_is_of_the_same_weights(tmp_path):
+    losses, kept = 3 + np.random.default_rng(0).normal(0, 0.3, (3, 60)), {"general": [2.0, 2.2]}
+    before = record("nothing", UNTRAINED, 0.0, 0, None, test=[4.0], **kept)
+    write_record(tmp_path / "nothing-seed0.json", before | {"hashes": HASHES | {"weights_sha256": "other"}})
+    write(tmp_path, REFERENCE.title, losses, general=[2.5, 2.7])
+    assert summarize(tmp_path).rows[0].kept == {}
 
 
 def test_a_method_with_data_of_its_own_is_shown_without_a_verdict(tmp_path):
@@ -142,6 +164,17 @@ def test_a_seed_that_diverged_is_said_and_is_in_no_mean(tmp_path):
     results = summarize(tmp_path)
     assert results.rows[0].seeds == [1, 2, 3] and results.rows[0].diverged_seeds == [4]
     assert "- full: with seed 4 the training came to nan or inf" in table_text(results)
+
+
+def test_a_method_without_a_row_is_said(tmp_path):
+    write(tmp_path, REFERENCE.title, right(0.8))
+    write(tmp_path, "full", right(0.8)[:0])
+    write(tmp_path, "IA3", right(0.8)[:0])
+    write_record(tmp_path / "ia3-rate0.2-seed1.json", record("IA3", TEST, 0.2, 1, None, diverged="nan"))
+    results = summarize(tmp_path)
+    assert [row.title for row in results.rows] == [REFERENCE.title]
+    assert results.left_out["IA3"] == "the training came to nan or inf with seed 1"
+    assert "- full: left out: not measured on test data yet" in table_text(results)
 
 
 def test_runs_at_a_rate_that_is_no_longer_chosen_do_not_count(tmp_path):

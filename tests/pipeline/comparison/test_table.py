@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -150,6 +151,15 @@ def test_only_what_is_stale_is_done_again(command, data):
     assert len(command(rows=NUMBERS["head alone"])) >= 2 * (SEARCHED + SEEDS)
 
 
+def test_rows_of_other_code_are_named(command, capsys):
+    command("--seeds", 1, rows=NUMBERS["head alone"])
+    assert "other code" not in capsys.readouterr().out
+    for search in table.Path("out").rglob("head-alone*seed0.json"):
+        search.write_text(re.sub('"code_sha256": "[^"]*"', '"code_sha256": "of other code"', search.read_text()))
+    command("--seeds", 1, rows=NUMBERS[REFERENCE.title])
+    assert "measured with other code than now: rows 3; --rows 3 measures them anew" in capsys.readouterr().out
+
+
 def shuffle_test_labels(data) -> None:
     """Deal out the labels of the development set anew."""
     file = data / "glue_sst2" / "dev.tsv"
@@ -211,16 +221,27 @@ def test_the_memory_of_a_run_does_not_depend_on_those_before_it(tmp_path):
     assert len(peaks) == 3 and max(peaks) < 1.2 * min(peaks)
 
 
+def end_the_other(process: subprocess.Popen) -> None:
+    """Kill the process that trains for this one, as a system without memory does."""
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as children:
+        os.kill(int(children.read().split()[0]), signal.SIGKILL)
+
+
+GOES_ON = "the same command goes on from here"
+
+
 @LINUX
 @pytest.mark.parametrize(
-    ("end", "status"),
+    ("end", "status", "said"),
     [
-        (lambda process: os.killpg(process.pid, signal.SIGINT), 130),
-        (lambda process: process.kill(), -signal.SIGKILL),  # the other holds the pipes, which are read to their end
+        (lambda process: os.killpg(process.pid, signal.SIGINT), 130, GOES_ON),
+        (lambda process: process.terminate(), 130, GOES_ON),  # which the other process doesn't get
+        (lambda process: process.kill(), -signal.SIGKILL, ""),  # the other holds the pipes, which are read to their end
+        (end_the_other, 2, "the system ended the run of LoRA, r = 16, learning rate 0.0003, seed 0, perhaps for lack of"),
     ],
-    ids=["Ctrl-C", "kill"],
+    ids=["Ctrl-C", "terminate", "kill", "kill the other"],
 )
-def test_neither_process_outlives_the_other(end, status, tmp_path):
+def test_neither_process_outlives_the_other(end, status, said, tmp_path):
     words = ["--device", "cpu", "--num_epochs", "500", "--output_dir", tmp_path]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([*PROGRAM, *words], cwd=ROOT, start_new_session=True, **pipes) as process:
@@ -231,7 +252,7 @@ def test_neither_process_outlives_the_other(end, status, tmp_path):
         end(process)
         out, error = process.communicate(timeout=120)
     assert process.returncode == status, error
-    assert ("the same command goes on from here" in out) == (status == 130)
+    assert said in out + error and (GOES_ON in out + error) == bool(said)
     assert "Traceback" not in error
 
 
@@ -271,6 +292,7 @@ def test_dialogues_are_measured_with_what_is_kept(alone, tmp_path, monkeypatch):
         (["--lora_rank", "8"], "--lora_rank doesn't go with --table methods, whose rows say it"),
         (["--trainable_layers", "lora"], "--trainable_layers doesn't go with --table methods"),
         (["--stages", "6_rounds"], "--stages doesn't go with --table methods"),
+        (["--num_epochs", "0"], "--num_epochs 0 doesn't go with --table methods"),
         (["--save_steps", "5"], "--save_steps doesn't go with --table methods"),
         (["--rows", "0"], "the table methods has no row 0; it has 1-"),
         (["--seeds", "0"], "--seeds is 0; it must be at least 1"),
