@@ -33,6 +33,7 @@ from pipeline.comparison.records import (
 )
 from pipeline.comparison.records import UNTRAINED as BEFORE
 from pipeline.comparison.runs import config_of_run, hashes_of, measure
+from pipeline.execute import advice_when_out_of_memory
 from pipeline.unused import refuse_unused_in_rows
 from training import distributed
 from utils.errors import UserError
@@ -209,4 +210,5 @@ def end_with_parent() -> None:
 def measure_one(comparison: Comparison, entry: Entry, rate: float, seed: int, with_test: bool) -> dict | None:
     """Return what `measure` does of a run that is given in parts, which another process can be told."""
     job = prepare_one(comparison, entry, rate, seed, with_test)
-    return measure(job, scored_job(comparison, entry, job))
+    with advice_when_out_of_memory(job.run):
+        return measure(job, scored_job(comparison, entry, job))

@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 
 import experiments
 from pipeline.comparison import table
@@ -254,6 +255,15 @@ def test_neither_process_outlives_the_other(end, status, said, tmp_path):
     assert process.returncode == status, error
     assert said in out + error and (GOES_ON in out + error) == bool(said)
     assert "Traceback" not in error
+
+
+def test_out_of_memory_gets_advice(command, monkeypatch):
+    def too_large(job, tests=None):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(table, "measure", too_large)
+    with pytest.raises(UserError, match="out of memory on cpu: choose a --batch_size below 16"):
+        command(rows=NUMBERS[REFERENCE.title])
 
 
 def test_a_training_that_diverges_is_not_chosen(command, monkeypatch):
