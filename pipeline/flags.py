@@ -43,7 +43,7 @@ ROWS = {
     "seeds": {
         "metavar": "K",
         "type": int,
-        "help": "runs per row, with seeds from --seed on (default 1; of methods 5 or 3)",
+        "help": "runs per row, with seeds from --seed on (default 1; of methods 5)",
     },
     "shard": {"metavar": "I/N", "help": "of the table, only the I-th row of each N: one of N machines"},
     "list": {"action": "store_true", "help": "print every row with its command"},
