@@ -78,8 +78,8 @@ def plain(metric: str) -> str:
 
 
 def scale_of(metric: str) -> int:
-    """Return the factor on a metric where it is shown: losses and perplexities as they are, all else in per cent."""
-    return 1 if metric.endswith(("loss", "perplexity")) else 100
+    """Return the factor on a metric where it is shown: nats and perplexities as they are, all else in per cent."""
+    return 1 if metric.endswith(("loss", "perplexity", "margin", "gap", "gap_before")) else 100
 
 
 def digits_of(metric: str) -> int:

@@ -158,6 +158,21 @@ def from_table(folder: str, name: str, metrics: tuple[str, ...]) -> Callable[[in
     return lambda number: measured_cell(lines[number], metrics)
 
 
+# --- Preferences (--objective dpo) ---
+
+
+def preferences_table() -> list[str]:
+    """Return one line for each model: what held-out pairs come to after training, mean ± standard deviation over seeds."""
+    of_model: dict[str, list[dict]] = {}
+    for path in result_files("preferences"):
+        log = json.loads(path.read_text(encoding="utf-8"))
+        of_model.setdefault(log["model"] or Path(log["config"]["checkpoint"]).name, []).append(log)
+    metrics = ("test_loss", "test", "test_gap_before", "test_gap")
+    headings = ["model", "seeds", "loss", "accuracy, per cent", "gap before", "gap after"]
+    rows = [[model, str(len(logs)), *(mean_and_std(logs, (one,)) for one in metrics)] for model, logs in of_model.items()]
+    return markdown(headings, rows)
+
+
 # --- Speed and memory ---
 
 
@@ -241,6 +256,7 @@ TABLES: dict[str, Callable[[str, str], list[str]]] = {
     "spam-variants": lambda before, old: variants_table("spam-variants", before, old),
     "minilm-sst2": lambda before, old: variants_table("minilm-sst2", before, old),
     "minilm-tasks": lambda before, old: variants_table("minilm-tasks", before, old),
+    "preferences": lambda before, old: preferences_table(),
     "parity": lambda before, old: parity_table(),
     "speed-spam": lambda before, old: benchmark_table("spam"),
     "speed-encoders": lambda before, old: benchmark_table("encoders"),
