@@ -60,7 +60,7 @@ ALL_RUNS = replace(ALL_RUNS, early_stopping_patience=1000, logging_steps=1000, r
 CLASSIFICATION = Comparison("classification", replace(ALL_RUNS, num_epochs=3, batch_size=32, eval_steps=21), 4, 5)
 DIALOGUE = Comparison("dialogue", replace(ALL_RUNS, num_epochs=2, batch_size=8, eval_steps=18), 3, 5)
 SHIPPED = {"classification": ("distilbert-pocket", "sentiment-pocket"), "dialogue": ("gpt2-pocket", "persona")}
-EXTRA_RATES = 2  # at most, where the best rate of a grid is its edge
+EXTRA_RATES = 3  # at most, where the best rate of a grid is its edge
 TRAINING, VALIDATION = 2000, 500  # sentences at most
 RATE_FACTORS = {DISTILBERT_POCKET: 10.0, GPT2_POCKET: 10.0}  # models this small want larger steps
 WINDOWS, WINDOW = 32, 128  # of WikiText-2: how many, and how many tokens each

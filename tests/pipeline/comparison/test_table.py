@@ -45,9 +45,9 @@ def data(tmp_path, encoder_data):
     [
         (1e-3, "0.0003 0.001 0.003", 1e-3),
         (1e-4, "0.0003 0.001 0.003 0.0001 3e-05", 1e-4),
-        (1e-9, "0.0003 0.001 0.003 0.0001 3e-05", 3e-5),  # still the edge, after two more
-        (3.0, "0.0003 0.001 0.003 0.01 0.03", 3e-2),
-        (None, "0.0003 0.001 0.003 0.0001 3e-05", 3e-5),  # all diverged
+        (1e-9, "0.0003 0.001 0.003 0.0001 3e-05 1e-05", 1e-5),  # still the edge, after three more
+        (3.0, "0.0003 0.001 0.003 0.01 0.03 0.1", 0.1),
+        (None, "0.0003 0.001 0.003 0.0001 3e-05 1e-05", 1e-5),  # all diverged
     ],
 )
 def test_a_search_goes_on_beyond_the_edge_of_its_grid(best, tried, chosen, monkeypatch, tmp_path):
