@@ -64,7 +64,10 @@ def explanations(results: Results) -> list[str]:
     ]
     if results.before:
         before = ", ".join(f"{KEPT_NAMES.get(name, name)} {value:.3f}" for name, value in results.before.items())
-        lines.append(f"- forgetting: how much the loss on another set grew in training. Before it: {before}.")
+        lines.append(
+            f"- forgetting: how much the loss on another set grew in training, and whether that is more or less than with "
+            f"{REFERENCE.title} (tested like the score, each set's p corrected by itself). Before training: {before}."
+        )
     if "wikitext2" in results.before:
         perplexity = math.exp(results.before["wikitext2"])
         lines.append(f"- In brackets: the perplexity of WikiText-2 after training. Before it: {perplexity:.1f}.")
@@ -94,13 +97,16 @@ def cells_of(row: Summary, results: Results, kept: list[str]) -> list[str]:
 
 
 def forgetting(row: Summary, name: str, before: dict[str, float]) -> str:
-    """Return how much a method's loss on another set grew, where that was measured; of WikiText-2 with the perplexity."""
+    """Return how much a method's loss on another set grew, where that was measured, and whether that is more than the
+    reference's; of WikiText-2 with the perplexity.
+    """
     if name not in row.kept:
         return "-"
     mean, half = row.kept[name]
     spread = "" if half is None else f" ± {half:.3f}"
     perplexity = f" ({math.exp(before[name] + mean):.1f})" if name == "wikitext2" else ""
-    return f"{mean:+.3f}{spread}{perplexity}"
+    verdict = f", {row.forgot[name]}" if name in row.forgot else ""
+    return f"{mean:+.3f}{spread}{perplexity}{verdict}"
 
 
 def notes(results: Results) -> list[str]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
 
@@ -12,7 +12,7 @@ from config import SETTINGS, explicit
 from pipeline.comparison.jobs import SAID_BY_ROWS
 from pipeline.comparison.methods import ENTRIES, REFERENCE
 from pipeline.comparison.records import SEARCH, TEST, UNTRAINED, chosen_rate, read_record
-from pipeline.comparison.statistics import LEVEL, holm, interval, paired_difference
+from pipeline.comparison.statistics import LEVEL, Difference, holm, interval, paired_difference
 from pipeline.result import read_json
 
 SAME_FOR_ALL = ("weights", "tokenizer", "code")  # of a method's runs; a search sees fewer data than a test
@@ -46,6 +46,7 @@ class Summary:
     verdict: str = ""  # better, worse or tie
     own_data: str = ""  # what it was trained on, where that isn't what the others were
     own_accuracy: float | None = None  # on the validation part of that
+    forgot: dict[str, str] = field(default_factory=dict)  # set -> more, less or tie, beside the reference
     unlike: tuple[str, ...] = ()  # settings of the job that were others for the reference, so that nothing is compared
 
 
@@ -170,9 +171,9 @@ def row_of(title: str, records: list[dict], tests: list[dict], untrained: dict) 
 
 
 def compare(rows: list[Summary], measured: dict[str, list[dict]], higher_is_better: bool) -> None:
-    """Fill in what each row's difference from the reference comes to. In place."""
+    """Fill in what each row's difference from the reference comes to, in the score and in what was forgotten. In place."""
     theirs = {one["seed"]: one for one in measured.get(REFERENCE.title, [])}
-    compared = []
+    pairs_of: dict[str, list[tuple[dict, dict]]] = {}
     for row in rows:
         pairs = [(one, theirs[one["seed"]]) for one in measured[row.title] if one["seed"] in theirs]
         if row.title == REFERENCE.title or not pairs or row.own_data:
@@ -180,17 +181,35 @@ def compare(rows: list[Summary], measured: dict[str, list[dict]], higher_is_bett
         said = {name for entry in ENTRIES if entry.title == row.title for name in explicit(entry.run)}
         row.unlike = tuple(name for name in differing(*pairs[0]) if name not in OF_ROWS | said)
         row.unlike += tuple(unlike_hashes(*pairs[0], ("weights", "tokenizer", "data")))
-        if row.unlike:
-            continue
-        difference = paired_difference(*(np.array([one["test"] for one in side]) for side in zip(*pairs, strict=True)))
+        if not row.unlike:
+            pairs_of[row.title] = pairs
+    by_title = {row.title: row for row in rows}
+    for title, (difference, p) in differences(pairs_of, "test").items():
+        row = by_title[title]
         row.difference = rounded(difference.mean)
-        if not math.isnan(difference.p):
-            row.difference_half, row.p = rounded(difference.half), difference.p
-            compared.append(row)
-    for row, p in zip(compared, holm([row.p for row in compared]), strict=True):
-        row.p, row.p_corrected, row.verdict = round(row.p, 6), round(p, 6), "tie"
-        if p < LEVEL:
-            row.verdict = "better" if (row.difference > 0) == higher_is_better else "worse"
+        if not math.isnan(p):
+            row.difference_half, row.p, row.p_corrected = rounded(difference.half), round(difference.p, 6), round(p, 6)
+            better = (difference.mean > 0) == higher_is_better
+            row.verdict = "tie" if p >= LEVEL else "better" if better else "worse"
+    for name in KEPT:
+        for title, (difference, p) in differences(pairs_of, name).items():
+            if name in by_title[title].kept and not math.isnan(p):
+                by_title[title].forgot[name] = "tie" if p >= LEVEL else "more" if difference.mean > 0 else "less"
+
+
+def differences(pairs_of: dict[str, list[tuple[dict, dict]]], name: str) -> dict[str, tuple[Difference, float]]:
+    """Return, by title, the difference of a set's scores and its p, which is corrected for all methods; nan of one seed.
+
+    pairs_of   title -> the records of a method and of the reference, for each seed of both
+    """
+    found = {
+        title: paired_difference(*(np.array([one[name] for one in side]) for side in zip(*pairs, strict=True)))
+        for title, pairs in pairs_of.items()
+        if all(name in one for pair in pairs for one in pair)
+    }
+    told = [title for title, difference in found.items() if not math.isnan(difference.p)]
+    corrected = dict(zip(told, holm([found[title].p for title in told]), strict=True))
+    return {title: (difference, corrected.get(title, math.nan)) for title, difference in found.items()}
 
 
 def pareto(rows: Sequence[Summary], higher_is_better: bool) -> list[Summary]:

@@ -66,8 +66,29 @@ def test_of_losses_a_lower_one_is_better(tmp_path):
     assert results.before == {"test": 4.0, "general": 2.1, "wikitext2": 3.5}
     assert full.kept["general"][0] == pytest.approx(1.0) and reference.kept["general"][0] == pytest.approx(0.5)
     text = table_text(results)
-    assert "| forgetting: general set |" in text and "| +1.000 ± 0.000 |" in text and "test 4.000" in text
-    assert "| +1.000 ± 0.000 (90.0) |" in text and "Before it: 33.1." in text  # e to the 4.5, to the 3.5
+    assert "| forgetting: general set |" in text and "| +1.000 ± 0.000, more |" in text and "test 4.000" in text
+    assert "| +1.000 ± 0.000 (90.0), more |" in text and "Before it: 33.1." in text  # e to the 4.5, to the 3.5
+
+
+def test_what_is_forgotten_is_compared_after_the_correction(tmp_path):
+    generator = np.random.default_rng(0)
+    losses = 3 + generator.normal(0, 0.3, (5, 60))
+    before = record("nothing", UNTRAINED, 0.0, 0, None, test=[4.0], general=[3.0] * 40)
+    write_record(tmp_path / "nothing-seed0.json", before)
+
+    def write_with(title: str, grown: float) -> None:
+        write(tmp_path, title, losses)
+        for path in tmp_path.glob(f"{title.replace(' ', '-').lower()}-rate0.2-seed[1-5].json"):
+            one = json.loads(path.read_text())
+            general = 3 + grown + generator.normal(0, 0.01, 40)  # as the reference, but for what another seed changes
+            write_record(path, one | {"general": general.tolist()})
+
+    for title, grown in ((REFERENCE.title, 0.5), ("full", 0.7), ("IA3", 0.2), ("norms", 0.501)):
+        write_with(title, grown)
+    rows = {row.title: row for row in summarize(tmp_path).rows}
+    found = {title: row.forgot.get("general", "") for title, row in rows.items()}
+    assert found == {"full": "more", REFERENCE.title: "", "IA3": "less", "norms": "tie"}
+    assert all(row.verdict == "tie" for title, row in rows.items() if title != REFERENCE.title)
 
 
 def test_a_set_that_a_method_was_not_measured_on_is_left_open(tmp_path):
