@@ -181,12 +181,15 @@ def pareto_text(results: Results) -> str:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Draw the score over the trained parameters, with intervals and numbers of rows; a line joins those of the page."""
+    """Draw the score over the trained parameters, with intervals and numbers of rows; a line joins those of the page. What
+    was trained on data of its own is left out: it lies far from all others.
+    """
+    rows = [row for row in results.rows if not row.own_data]
     pyplot = need_matplotlib()
     figure, axis = pyplot.subplots(figsize=(9, 6))
     scale = 100 if results.higher_is_better else 1
-    best, places = pareto(results.rows, results.higher_is_better), side_by_side(results.rows)
-    for row in results.rows:
+    best, places = pareto(results.rows, results.higher_is_better), side_by_side(rows)
+    for row in rows:
         colour = "#0072b2" if row in best else "#999999"
         x, y = places[row.title], scale * row.score
         axis.errorbar(x, y, yerr=scale * (row.half or 0), fmt="o", color=colour, capsize=3)
