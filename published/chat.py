@@ -2,9 +2,9 @@
 
 There the model is ChatGLM-6B with 28 blocks, the persona koikake_yui, auxiliary data belle_multiturn_chat, the general set
 alpaca_gpt4_zh. Here they are a decoder, the shipped persona and, for both of the others, the shipped general set (or
-Alpaca's sample in --data_dir); blocks 0-2, 25-27 and 0-27 are the model's own first three, last three and all. With `--model
-chatglm-6b` they are the log's, and so are the names of layers. The plan has no results; of its runs the log prints the mean
-training loss.
+Alpaca's sample in --data_dir); blocks 0-2, 25-27 and 0-27 are the model's own first three, last three and all. With
+`--model chatglm-6b` they are the log's, and so are the names of layers. The plan has no results; of its runs the log
+prints the mean training loss.
 """
 
 from pathlib import Path
