@@ -29,12 +29,17 @@ MACHINE = {"resume", "model", "checkpoint", "data_dir", "output_dir", "seed", "d
 def logs_of(folder: str, typed: str) -> list[dict]:
     """Return the results of the runs in that folder that this command makes: one, or one for each seed."""
     asked = settings_of(parse_command(typed))
-    logs = [json.loads(path.read_text(encoding="utf-8")) for path in result_files(folder)]
+    logs = results_in(folder)
     # A log may be older than a flag; the flag's default is what runs did before there was one.
     logs = [log for log in logs if all(log["config"].get(name, value) == value for name, value in asked.items())]
     if not logs:
         raise UserError(f"results/{folder} has no run of: {typed}")
     return logs
+
+
+def results_in(folder: str) -> list[dict]:
+    """Return the results of every run below that folder of results/."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in result_files(folder)]
 
 
 def result_files(folder: str) -> list[Path]:

@@ -23,7 +23,7 @@ from pipeline.table_text import key_of, scale_of, values_of
 from published import get_table
 from published.table import Row
 from tools.chat_questions import questions_table
-from tools.logs import ROOT, logs_of, result_files
+from tools.logs import ROOT, logs_of, results_in
 from tools.memory_report import chatglm_rows
 from tools.published_tables import (
     F1,
@@ -100,8 +100,7 @@ def mean_and_std(logs: list[dict], metrics: tuple[str, ...]) -> str:
 
 def row_10() -> list[dict]:
     """Return the results of row 10 at GPT-2 small's size, ordered by seed."""
-    logs = [json.loads(path.read_text(encoding="utf-8")) for path in result_files("spam-row10")]
-    return sorted(logs, key=lambda log: log["seed"])
+    return sorted(results_in("spam-row10"), key=lambda log: log["seed"])
 
 
 def row_10_table() -> list[str]:
@@ -164,9 +163,8 @@ def from_table(folder: str, name: str, metrics: tuple[str, ...]) -> Callable[[in
 def preferences_table() -> list[str]:
     """Return one line for each model: what held-out pairs come to after training, mean ± standard deviation over seeds."""
     of_model: dict[str, list[dict]] = {}
-    for path in result_files("preferences"):
-        log = json.loads(path.read_text(encoding="utf-8"))
-        of_model.setdefault(log["model"] or Path(log["config"]["checkpoint"]).name, []).append(log)
+    for log in results_in("preferences"):
+        of_model.setdefault(log["model"], []).append(log)
     metrics = ("test_loss", "test", "test_gap_before", "test_gap")
     headings = ["model", "seeds", "loss", "accuracy, per cent", "gap before", "gap after"]
     rows = [[model, str(len(logs)), *(mean_and_std(logs, (one,)) for one in metrics)] for model, logs in of_model.items()]

@@ -47,7 +47,7 @@ class Summary:
     own_data: str = ""  # what it was trained on, where that isn't what the others were
     own_accuracy: float | None = None  # on the validation part of that
     forgot: dict[str, str] = field(default_factory=dict)  # set -> more, less or tie, beside the reference
-    unlike: tuple[str, ...] = ()  # settings of the job that were others for the reference, so that nothing is compared
+    unlike: tuple[str, ...] = ()  # settings and inputs that were others for the reference, so that nothing is compared
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,9 @@ def at_chosen_rate(records: list[dict], title: str) -> list[dict]:
     search = search_of(records, title)
     tests = [one for one in records if one["title"] == title and one["stage"] == TEST]
     rate = chosen_rate(search)[0] if search else None
-    found = sorted((one for one in tests if one["rate"] == rate and same_run(one, search[0])), key=lambda one: one["seed"])
+    found = [one for one in tests if one["rate"] == rate and same_settings(one, search[0])]
+    found = [one for one in found if not unlike_hashes(one, search[0], SAME_FOR_ALL)]
+    found.sort(key=lambda one: one["seed"])
     return [one for one in found if one["hashes"] == found[0]["hashes"]]
 
 
@@ -120,12 +122,12 @@ def search_of(records: list[dict], title: str) -> list[dict]:
     search = [one for one in records if one["title"] == title and one["stage"] == SEARCH]
     listed = {rate for entry in ENTRIES if entry.title == title for rate in entry.rates}
     listed_one = next((one for one in search if one["rate"] in listed), search[0] if search else {})
-    return [one for one in search if same_run(one, listed_one) and one["hashes"] == listed_one["hashes"]]
+    return [one for one in search if same_settings(one, listed_one) and one["hashes"] == listed_one["hashes"]]
 
 
-def same_run(one: dict, other: dict) -> bool:
-    """Return whether two runs of a method differ in their rate and seed alone, and in the data that they may see."""
-    return not unlike_hashes(one, other, SAME_FOR_ALL) and {*differing(one, other)} <= {"learning_rate", "seed"}
+def same_settings(one: dict, other: dict) -> bool:
+    """Return whether the settings of two runs of a method differ in their rate and seed alone."""
+    return {*differing(one, other)} <= {"learning_rate", "seed"}
 
 
 def unlike_hashes(one: dict, other: dict, names: Sequence[str]) -> list[str]:

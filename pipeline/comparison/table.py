@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -138,7 +139,9 @@ def stale_rows(comparison: Comparison, others: list[Entry], folder: Path) -> lis
     stale = []
     for entry in others:
         record = read_record(path_of(folder, entry, entry.rates[0], comparison.search_seed))  # which every command measures
-        if record and not why_left_out(comparison, entry):
+        if not record:
+            continue
+        with suppress(UserError):  # for a flag of which the row makes no use
             job = prepare_one(comparison, entry, entry.rates[0], comparison.search_seed, with_test=False)
             if record["hashes"].get("code_sha256") != code_sha256(job):
                 stale.append(str(ENTRIES.index(entry) + 1))
