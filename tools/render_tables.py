@@ -164,7 +164,7 @@ def preferences_table() -> list[str]:
     """Return one line for each model: what held-out pairs come to after training, mean ± standard deviation over seeds."""
     of_model: dict[str, list[dict]] = {}
     for log in results_in("preferences"):
-        of_model.setdefault(log["model"], []).append(log)
+        of_model.setdefault(Path(log["model"]).name, []).append(log)  # of a checkpoint: its folder's name
     metrics = ("test_loss", "test", "test_gap_before", "test_gap")
     headings = ["model", "seeds", "loss", "accuracy, per cent", "gap before", "gap after"]
     rows = [[model, str(len(logs)), *(mean_and_std(logs, (one,)) for one in metrics)] for model, logs in of_model.items()]

@@ -27,15 +27,17 @@ from utils.errors import UserError
 class Comparison:
     """A job for every method.
 
-    run       what all its runs share, without the method, the rate and the seed
-    n_rates   how many of a method's rates are tried
-    n_seeds   how many seeds are measured on test data
+    run          what all its runs share, without the method, the rate and the seed
+    n_rates      how many of a method's rates are tried
+    n_seeds      how many seeds are measured on test data
+    num_epochs   what --num_epochs says, for rows too that have a number of their own
     """
 
     name: str
     run: Run
     n_rates: int
     n_seeds: int
+    num_epochs: int | None = None
 
     @property
     def folder(self) -> str:
@@ -96,7 +98,7 @@ def with_flags(kind: Comparison, overrides: Run) -> Comparison:
         dataset = "sst2"
     stand_ins = Run(model=None if overrides.source else model, dataset=dataset)
     run = override(override(kind.run, stand_ins), overrides)
-    return replace(kind, run=without_unused(run, overrides))
+    return replace(kind, run=without_unused(run, overrides), num_epochs=overrides.num_epochs)
 
 
 def prepare_one(comparison: Comparison, entry: Entry, rate: float, seed: int, with_test: bool) -> Job:
@@ -108,6 +110,8 @@ def prepare_one(comparison: Comparison, entry: Entry, rate: float, seed: int, wi
     Raises UserError.
     """
     run = replace(override(comparison.run, entry.run), seed=seed, output_dir=None)
+    if comparison.num_epochs and run.num_epochs:  # the untrained model's stay 0
+        run = replace(run, num_epochs=comparison.num_epochs)
     model_config = config_of(run.source)
     factor = RATE_FACTORS.get(size_of(model_config), 1.0)
     job = prepare(replace(run, learning_rate=float(f"{rate * factor:.6g}")))

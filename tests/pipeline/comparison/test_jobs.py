@@ -6,7 +6,7 @@ from config import Run
 from data.registry import get_task
 from pipeline.comparison import table
 from pipeline.comparison.jobs import CLASSIFICATION, DIALOGUE, comparisons_of, hold_out, prepare_one, scored_job, wikitext
-from pipeline.comparison.methods import ENTRIES, REFERENCE
+from pipeline.comparison.methods import ENTRIES, REFERENCE, UNTRAINED
 from pipeline.comparison.table import why_left_out
 from tests.helpers.small import make_encoder
 from utils.errors import UserError
@@ -88,6 +88,14 @@ def test_a_flag_that_only_pairs_make_no_use_of_leaves_only_them_out(monkeypatch)
     monkeypatch.setattr(table, "prepare_one", fail)
     with pytest.raises(UserError, match="wrong for every row"):  # no reason to leave all of them out
         why_left_out(watched, REFERENCE)
+
+
+def test_epochs_that_are_said_are_every_row_s_but_the_untrained_model_s():
+    (dpo,) = (entry for entry in ENTRIES if entry.run.dataset)
+    for flags, expected in ((Run(dataset="persona"), [2, 3, 0]), (Run(dataset="persona", num_epochs=1), [1, 1, 0])):
+        (persona,) = comparisons_of(flags)
+        jobs = [prepare_one(persona, entry, 1e-3, 1, False) for entry in (REFERENCE, dpo, UNTRAINED)]
+        assert [job.run.num_epochs for job in jobs] == expected
 
 
 def test_large_training_splits_are_cut_and_own_test_splits_are_kept():
