@@ -138,7 +138,11 @@ def export(overrides: Run, options: dict) -> int:
     from pipeline.export import export_adapter, export_model
 
     write = export_adapter if action == "export_peft" else export_model
-    print(f"load     {write(options['run_dir'], Path(options[action]))}")
+    try:
+        line = write(options["run_dir"], Path(options[action]))
+    except OSError as error:
+        raise UserError(f"--{action} {options[action]} can't be written: {error.strerror}; name a directory") from None
+    print(f"load     {line}")
     print(f"saved    {options[action]}/")
     return 0
 
@@ -182,6 +186,7 @@ def main(argv: list[str]) -> int:
     """Do what the words ask for, in the processes that torchrun started, if it did. Returns the exit status."""
     overrides, options = parse(argv)
     if options.get("list"):
+        refuse_others("list", [*options, *explicit(overrides)], ())
         return print_rows()
     if not os.environ.keys() >= {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}:  # torchrun sets these
         return act(overrides, options, argv)

@@ -58,6 +58,7 @@ class Own(NamedTuple):
     splits: dict[str, list[TextExample]]
     labels: tuple[str, ...]
     said: tuple[str, ...]  # what the header of a run says of it, a line each
+    columns: Columns | None  # in which the texts of all files stand; None where they differ
 
 
 def read_own(files: dict[str | None, list[Path]], named: Columns, notes: Sequence[str] = ()) -> Own:
@@ -68,12 +69,12 @@ def read_own(files: dict[str | None, list[Path]], named: Columns, notes: Sequenc
     notes   on how the files were found
     """
     texts: list[Text] = []
-    columns: dict[str, None] = {}  # what is said of them, each once
+    columns: dict[str, Columns] = {}  # by what is said of them, each once
     for split, paths in files.items():
         for path in paths:
-            found, said = read_file(path, named, with_splits=split is None)
+            found, read, said = read_file(path, named, with_splits=split is None)
             texts += found if split is None else [one._replace(split=split) for one in found]
-            columns[said] = None
+            columns[said] = Columns(read.text, read.pair)
     place = str(next(path for paths in files.values() for path in paths))
     texts, untold = with_labels_told(with_numbers_alike(texts))
     check_labels(texts, place)
@@ -85,7 +86,9 @@ def read_own(files: dict[str | None, list[Path]], named: Columns, notes: Sequenc
         name: [TextExample(one.text, numbers[one.label], one.pair) for one in some] for name, some in splits.items() if some
     }
     first = "; ".join([*columns, *notes, *untold, *origin, *describe_equal(texts)])
-    return Own(examples, labels, (f"columns  {first}", f"classes  {counts_of(examples, labels)}"))
+    same = {*columns.values()}
+    said = (f"columns  {first}", f"classes  {counts_of(examples, labels)}")
+    return Own(examples, labels, said, same.pop() if len(same) == 1 else None)
 
 
 # --- columns
@@ -109,11 +112,14 @@ def find_columns(place: str, names: Sequence[str], named: Columns, with_splits: 
     return checked(place, names, Columns(text, pair, label, split), ("text", "label"))
 
 
-def find_texts(place: str, names: Sequence[str], named: Columns) -> Columns:
-    """Return the columns of the texts that a prediction reads: those that `find_columns` would return. Raises UserError.
+def find_texts(place: str, names: Sequence[str], named: Columns, trained: Columns | None = None) -> Columns:
+    """Return the columns of the texts that a prediction reads. Raises UserError.
 
-    A file needs no labels here. What else holds labels or splits is no text.
+    Flags go before the columns that the run read in training, where the file has them, and those before what `find_columns`
+    would return. A file needs no labels here. What else holds labels or splits is no text.
     """
+    if trained and not (named.text or named.pair) and {*filter(None, trained)} <= {*names}:
+        return trained
     text, pair = text_columns(place, names, named)
     unread = (named.label.casefold(),) if named.label and usual(names, named.label.casefold()) else LABELS
     free = [name for name in names if name and name != pair and name.casefold() not in (*unread, SPLIT)]
@@ -182,8 +188,8 @@ def describe_columns(columns: Columns, names: Sequence[str]) -> str:
 # --- texts and labels
 
 
-def read_file(path: Path, named: Columns, with_splits: bool) -> tuple[list[Text], str]:
-    """Return the texts of a file, and what there is to say about its columns. Raises UserError."""
+def read_file(path: Path, named: Columns, with_splits: bool) -> tuple[list[Text], Columns, str]:
+    """Return the texts of a file, the columns they stand in, and what there is to say about these. Raises UserError."""
     table = read_table(path)
     texts, columns, over_lines = [], None, []
     names: dict[str, None] = {}  # of all columns, in their order
@@ -202,7 +208,7 @@ def read_file(path: Path, named: Columns, with_splits: bool) -> tuple[list[Text]
         inner = as_rows(row, table.delimiter)
         if inner and all(cells[columns.label].strip() in known for cells in inner):
             raise UserError(f"{row.place}: a quote opens that swallows {len(inner) - 1} rows behind it; close or double it")
-    return texts, "; ".join(filter(None, (describe_columns(columns, [*names]), table.note)))
+    return texts, columns, "; ".join(filter(None, (describe_columns(columns, [*names]), table.note)))
 
 
 def check_split_is_read(row: Row, columns: Columns, with_splits: bool) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from data.files import TextExample
 from data.glue import MODEL_RECIPES, POCKET_MODEL, TRAINER
 from data.own import LABELS, PAIRS, TEXTS, Columns, Own, read_own
 from data.own_files import find_files, is_file_name
-from data.tables import first_objects
+from data.tables import SUFFIXES, first_objects
 from data.task import GPT2_POCKET, Task
 from model import hub
 from utils.errors import UserError
@@ -31,6 +31,7 @@ class OwnTask(Task):
     """Classification of a user's own texts."""
 
     reads_columns: ClassVar[bool] = True
+    columns: Columns | None = None  # in which the texts stand, where that is known
 
     def recipe_for(self, model_config: Any) -> dict:
         """Return the recipe for a model: an encoder reads the first token; texts are cut where it or LONGEST ends."""
@@ -59,12 +60,15 @@ def find_task(name: str, run: Run) -> Task | None:
     columns = Columns(run.text_column, run.pair_column, run.label_column)
     if task_of_file(name) and has_dialogues(Path(name), columns):
         return task_of_file(name)
-    if not is_path(name) and not is_repository(name):
-        return None
+    if not is_path(name):
+        if os.path.isfile(name):
+            raise UserError(f"--dataset {name} is a file of an unknown kind; what is read: {', '.join(SUFFIXES)}")
+        if not is_repository(name):
+            return None
     own = load(name, columns)
     epochs = math.ceil(STEPS * RECIPE["batch_size"] / len(own.splits["train"]))
     recipe = RECIPE | {"num_epochs": min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS)}
-    return make_task(name, columns, own.labels, recipe, own.said)
+    return replace(make_task(name, columns, own.labels, recipe, own.said), columns=own.columns)
 
 
 def trained_task(name: str, run: Run, labels: tuple[str, ...]) -> Task:

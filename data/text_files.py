@@ -25,10 +25,11 @@ class TextRow(NamedTuple):
     pair: str | None = None
 
 
-def read_texts(file: Path, named: Columns) -> tuple[Iterator[TextRow], str]:
+def read_texts(file: Path, named: Columns, trained: Columns | None = None) -> tuple[Iterator[TextRow], str]:
     """Return the texts of a file, in their order, and what there is to say about its columns, if any. Raises UserError.
 
-    named   the columns that are to be read; where it names none, those with usual names
+    named     the columns that are to be read
+    trained   where `named` names none, those that are read if the file has them; else it is those with usual names
     """
     suffix = file.suffix.lower()
     if suffix not in READ:
@@ -39,7 +40,7 @@ def read_texts(file: Path, named: Columns) -> tuple[Iterator[TextRow], str]:
     first = next(table.rows, None)
     if first is None:
         raise UserError(f"{file} holds no texts")
-    columns = find_texts(str(file), [*first.cells], named)
+    columns = find_texts(str(file), [*first.cells], named, trained)
     name = columns.text or ""
     if table.delimiter and len(first.cells) == 1 and named.text is None and name.casefold() not in TEXTS:
         note(f"{file}: the first line, {shown(name)}, is taken for the name of its column; if it is a text, name one above")

@@ -83,6 +83,14 @@ def need_scorers(model_config: Any) -> None:
         raise UserError(f"--eval_generate: {reason}")
 
 
+def need_dialogues(splits: dict[str, list[Dialogue]]) -> None:
+    """Raise UserError where no dialogues are held out that could be answered."""
+    if not any(splits.get(split) for split in SPLITS):
+        raise UserError(
+            f"--eval_generate: no dialogues are held out to be answered; it takes those of {' and '.join(SPLITS)}"
+        )
+
+
 def answer_and_score(
     model: nn.Module, run: Run, splits: dict[str, list[Dialogue]], tokenizer: Tokenizer, directory: Path
 ) -> dict[str, float]:

@@ -16,12 +16,13 @@ import model as models
 import peft
 from config import Run
 from data.batching import Batches
+from data.own_task import OwnTask
 from data.preferences import DPO
 from model.transformer import Transformer
 from pipeline import answers, memory, plots, screen
 from pipeline.build import build_model
 from pipeline.flags import to_flags
-from pipeline.job import Job, prepare_directory
+from pipeline.job import Job, prepare_directory, what_is_replaced
 from pipeline.result import (
     about_texts,
     device_name,
@@ -43,7 +44,7 @@ from training.metrics_log import Metrics
 from training.references import with_references
 from training.scores import by_class
 from training.tensorboard import EventFiles, need_tensorboard, remove_event_files
-from utils.errors import UserError
+from utils.errors import UserError, note
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,9 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
         need_tensorboard()
     if run.eval_generate:
         answers.need_scorers(job.inputs.model_config)
+        answers.need_dialogues(job.inputs.splits)
+    if not run.resume and (lost := what_is_replaced(job)):
+        note(lost)
     start = resumed(directory, run, len(setup.stages)) if run.resume else started_anew(directory, run)
     began -= start.seconds
     metrics = start_log(run, directory, start)
@@ -207,6 +211,7 @@ def about(job: Job, argv: list[str] | None) -> dict:
         "data_reason": job.data_reason,
         "labels": list(job.task.labels) or None,
         "data": [*job.task.said],
+        **({"columns": job.task.columns._asdict()} if isinstance(job.task, OwnTask) and job.task.columns else {}),
         "method": run.trainable_layers,
         "seed": run.seed,
         "amp": run.amp,

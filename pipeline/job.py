@@ -62,6 +62,7 @@ def prepare(run: Run) -> Job:
     run = replace(run, device=device.type, amp=pick_amp(run.amp, device))
     task.check(run)
     distributed.check(run)
+    notes += doubtful_data(run, task)
     if run.output_dir is None:
         run = replace(run, output_dir=str(Path("runs") / run_name(run, distributed.size())))
     return Job(run, task, Inputs(run, task, model_config), model_reason, data_reason, fixed, tuple(notes))
@@ -83,6 +84,19 @@ def check_adapter_is_named(run: Run) -> None:
             f"{folder} holds {hub.ADAPTER_FILES[0]}, so the library would load that adapter on its base model: name both, "
             f"the base with --checkpoint or --model and --adapter {folder}, or move that file away"
         )
+
+
+def doubtful_data(run: Run, task: Task) -> list[str]:
+    """Return what a flag quietly takes from what is trained or measured. Raises UserError where --data_dir isn't there."""
+    if run.data_dir and not Path(run.data_dir).exists():
+        raise UserError(f"--data_dir {run.data_dir} isn't there; name a directory with data sets")
+    notes = []
+    if 0 <= run.ignore_index < len(task.labels):
+        notes = [f"--ignore_index {run.ignore_index}: no text of {task.labels[run.ignore_index]!r} is trained or measured"]
+    for name in ("auxiliary_dataset", "general_dataset"):
+        if getattr(run, name) and getattr(run, name) == run.dataset:
+            notes.append(f"--{name} {run.dataset} is also what the run trains on (--dataset)")
+    return notes
 
 
 def default_dataset(model_config: Any | None, objective: str | None = None) -> str:
@@ -166,6 +180,18 @@ def why_not_resumable(job: Job) -> str:
     return "" if earlier.get("interrupted") else "holds this run, complete"
 
 
+def what_is_replaced(job: Job) -> str:
+    """Return what is lost when a run begins anew in a directory that holds one of other settings, or an interrupted one."""
+    earlier = read_result(job.directory)
+    if earlier is None:
+        return ""
+    changed = changed_settings(job, earlier)
+    if earlier.get("interrupted"):
+        advice = "" if changed else ", which --resume would have gone on with"
+        return f"{job.directory} held an interrupted run{advice}; it is replaced"
+    return f"{job.directory} held a run with other values of {', '.join(changed)}; it is replaced" if changed else ""
+
+
 def finished(job: Job) -> dict | None:
     """Return the result of an earlier, complete run of exactly this configuration on exactly these inputs, or None."""
     result = read_result(job.directory)
@@ -175,7 +201,12 @@ def finished(job: Job) -> dict | None:
 
 def changes_since(job: Job, earlier: dict) -> list[str]:
     """Return the names of the settings and inputs that differ from those of an earlier result."""
-    hashes = {name: value for name, value in job.inputs.hashes.items() if name in earlier}
-    now = identity(asdict(job.run), distributed.size()) | hashes
-    before = identity(earlier["config"], earlier.get("processes", 1)) | {name: earlier[name] for name in hashes}
+    hashes = job.inputs.hashes
+    return changed_settings(job, earlier) + [name for name in hashes if name in earlier and hashes[name] != earlier[name]]
+
+
+def changed_settings(job: Job, earlier: dict) -> list[str]:
+    """Return the names of the settings that differ from those of an earlier result."""
+    now = identity(asdict(job.run), distributed.size())
+    before = identity(earlier["config"], earlier.get("processes", 1))
     return [name for name in now | before if now.get(name) != before.get(name)]

@@ -49,9 +49,10 @@ class Prediction(NamedTuple):
 class Predictor:
     """A classifier with all that is needed to ask it. `load_predictor` makes one.
 
-    labels   the names of its classes, in their order
-    pairs    whether it was trained on pairs of texts; None: that isn't known
-    columns  those that its settings name, of a file with texts
+    labels           the names of its classes, in their order
+    pairs            whether it was trained on pairs of texts; None: that isn't known
+    columns          those that its settings name, of a file with texts
+    trained_columns  those in which its texts stood when it was trained; None: that isn't known
     """
 
     def __init__(
@@ -63,12 +64,13 @@ class Predictor:
         description: str,
         pairs: bool | None = None,
         notes: tuple[str, ...] = (),
+        trained_columns: Columns | None = None,
     ):
         self.device = pick_device(run.device)
         self.model, self.encoder = model.to(self.device).eval(), encoder
         self.amp, self.batch_size = pick_amp(run.amp, self.device), run.eval_batch_size
         self.labels, self.description, self.pairs, self.notes = labels, description, pairs, notes
-        self.columns = Columns(run.text_column, run.pair_column, run.label_column)
+        self.columns, self.trained_columns = Columns(run.text_column, run.pair_column, run.label_column), trained_columns
 
     def __call__(self, text: str, pair: str | None = None) -> Prediction:
         """Return the prediction for one text, or for one pair. Raises UserError."""
@@ -174,7 +176,15 @@ def predictor_of_run(directory: str | Path, overrides: Run) -> Predictor:
     notes = [f"of the run: {said}" for said in trained.result.get("warnings", ())]
     notes += ["the run was interrupted, and the model is as it was then"] if trained.result.get("interrupted") else []
     encoder, pairs = trained.text_encoder, trained.texts["pairs"]
-    return Predictor(trained.model, encoder, run, inputs.task.labels, trained.description, pairs, tuple(notes))
+    columns = columns_of(trained.result)
+    return Predictor(trained.model, encoder, run, inputs.task.labels, trained.description, pairs, tuple(notes), columns)
+
+
+def columns_of(result: dict) -> Columns | None:
+    """Return the columns that a run's texts stood in, or None where its result doesn't say so."""
+    said = result.get("columns")
+    text, pair = (said.get("text"), said.get("pair")) if isinstance(said, dict) else (None, None)
+    return Columns(text, pair) if isinstance(text, str) and isinstance(pair, str | None) else None
 
 
 def predictor_of_model(run: Run) -> Predictor:

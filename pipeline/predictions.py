@@ -58,7 +58,11 @@ def file_named(words: list[str]) -> str | None:
     if words == [STANDARD_INPUT]:
         return STANDARD_INPUT
     path = user_path(words[0])
-    if len(words) > 1 or not (os.path.exists(path) or (path.suffix.lower() in READ and len(words[0].split()) == 1)):
+    if (
+        len(words) > 1
+        or not words[0].strip()
+        or not (os.path.exists(path) or (path.suffix.lower() in READ and len(words[0].split()) == 1))
+    ):
         return None
     if not path.is_file():
         what = "is a directory" if path.is_dir() else "isn't there"
@@ -106,7 +110,7 @@ def rows_of(file: str, predictor: Predictor, overrides: Run) -> Iterator[TextRow
     inherited = [f"--{name} {shlex.quote(value)}" for name, value in columns if value is not None and name not in named]
     if inherited and has_columns:
         note(f"as in the run: {' '.join(inherited)}")
-    rows, said = read_texts(Path(file), predictor.columns)
+    rows, said = read_texts(Path(file), predictor.columns, predictor.trained_columns)
     if said:
         print(f"columns  {said}", file=sys.stderr, flush=True)
     return rows

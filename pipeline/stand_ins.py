@@ -4,13 +4,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from config import Run, override
+from config import SETTINGS, Run, override
 from data.chat import training_dialogues
 from data.registry import get_task
 from data.task import size_of
 from model import architecture, canonical_name, config_of, hub
-from pipeline.job import prepare, why_no_data
-from pipeline.unused import completed, without_unused
+from pipeline.job import default_dataset, prepare, why_no_data
+from pipeline.unused import completed, reads, without_unused
 from published.table import Row, Table
 
 
@@ -38,17 +38,38 @@ def choose(table: Table, row: Row, overrides: Run) -> Choice:
         return Choice(row.run, (reason,), is_run=False)
     else:
         choice = Choice(with_flags(row, overrides))
+    if not table.dialogues_file and is_other_data(row, choice.run):
+        notes = (*choice.notes, f"{choice.run.dataset} is not the log's data, so the difference is none of the method")
+        choice = replace(choice, notes=notes)
     return replace(choice, run=without_unused(choice.run, overrides))
 
 
 def with_flags(row: Row, overrides: Run) -> Run:
     """Return the row's run with the flags. A model they name reads the token that the log's did, unless more is said."""
     run = row.with_flags(overrides)
-    is_open = not run.trainable_token_pos and not run.average_embeddings
-    if not row.position or not is_open or not (overrides.model or overrides.checkpoint):
+    has_other_data = is_other_data(row, run)
+    run = with_published_method(row, run) if has_other_data else run
+    if not row.position or run.trainable_token_pos or run.average_embeddings:
         return run
-    reads_it = architecture(run.source).position == row.position
-    return run if reads_it else replace(run, trainable_token_pos=row.position)
+    reads_other = run.source and architecture(run.source).position != row.position
+    return replace(run, trainable_token_pos=row.position) if has_other_data or reads_other else run
+
+
+def is_other_data(row: Row, run: Run) -> bool:
+    """Return whether a run is on data that neither are those of the row's log nor stand in for them."""
+    log = get_task(row.run.dataset or default_dataset(None))
+    return run.dataset not in (None, log.name, log.shipped)
+
+
+def with_published_method(row: Row, run: Run) -> Run:
+    """Return a row's run with the method of the log's task, whose recipe other data don't bring.
+
+    How long and how fast is trained goes with the data; which layers train, and how, makes the row.
+    """
+    recipe = get_task(row.run.dataset or default_dataset(None)).recipe
+    run = override(Run(trainable_layers=recipe.get("trainable_layers")), run)
+    names = [name for name, about in SETTINGS.items() if about["methods"] and name in recipe and reads(run, name)]
+    return override(Run(**{name: recipe[name] for name in names}), run)
 
 
 def choose_stand_ins(row: Row, overrides: Run) -> Choice:

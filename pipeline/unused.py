@@ -58,6 +58,8 @@ def why_unused(name: str, run: Run, task: Task) -> str:
         return f"--{name} is about {about['task']}, and {task.name} {lacks}"
     if name == "dpo_beta" and run.objective != DPO:
         return f"--dpo_beta is not used by --objective {run.objective}; it belongs to {DPO}"
+    if reason := why_cancelled(name, run):
+        return reason
     if name == "depth" or (run.stages and run.stages not in PLANS):  # the model is cut to it before any stage
         return ""
     stages = PLANS[run.stages](2) if run.stages else [Run()]
@@ -67,6 +69,17 @@ def why_unused(name: str, run: Run, task: Task) -> str:
         return ""
     user = f"--stages {run.stages}" if run.stages else f"--trainable_layers {run.trainable_layers}"
     return f"--{name} is not used by {user}; it belongs to {', '.join(about['methods'])}"
+
+
+def why_cancelled(name: str, run: Run) -> str:
+    """Return which other setting, or which model, leaves a setting nothing to do, or ""."""
+    if name == "trainable_token_pos" and run.average_embeddings:
+        return "--trainable_token_pos is not used by --average_embeddings, which reads every token; leave one of them out"
+    if name == "lora_alpha" and run.lora_alpha == 0:
+        return "--lora_alpha is 0, which multiplies all that LoRA learns by 0; it must be above 0"
+    if name == "disable_causal_mask" and run.source and not config_of(run.source).causal:
+        return f"--disable_causal_mask is not used by {run.source}, an encoder, which has no causal mask"
+    return ""
 
 
 def stages_that_keep(name: str, run: Run, stages: list[Run]) -> list[Run]:

@@ -113,6 +113,22 @@ def test_columns_and_pairs(ask, experiment, alone, encoder_data):
     assert len(rows_of(ask(alone / "a.csv", "--text_column", "premise").out)) == 1
 
 
+def test_a_file_is_read_by_the_columns_of_the_training(ask, alone, experiment):
+    (alone / "here" / "train.csv").write_text("note,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(20)))
+    own = {"dataset": "train.csv", "trainable_layers": "last_layer", "max_steps": 1, "eval_train": "no", "data_dir": None}
+    run = experiment(**own, output_dir="own")
+    assert run.result["columns"] == {"text": "note", "pair": None, "label": None, "split": None}
+    (alone / "both.csv").write_text("note,content\nread,not read\n")  # the second has a usual name
+    (alone / "content.csv").write_text("content\nread\n")
+    one, other, named = (
+        ask(*words, run_dir=run.directory)
+        for words in ((alone / "both.csv",), (alone / "content.csv",), (alone / "both.csv", "--text_column", "content"))
+    )
+    assert "columns  text 'note'; not read: content" in one.err and "columns  text 'content'" in other.err
+    assert rows_of(one.out) == rows_of(other.out)
+    assert "columns  text 'content'; not read: note" in named.err
+
+
 def test_texts_that_are_cut_are_counted(ask, experiment, alone):
     short = experiment("--context_length", 9, output_dir="short").directory
     (alone / "a.txt").write_text("free prize\n" + "see you at home " * 30)
@@ -141,6 +157,7 @@ def test_a_label_like_a_formula_is_kept_and_said(capsys):
 BAD = {
     "nothing to ask": (["a text"], "--predict needs a classifier: --run_dir of an earlier run, or --checkpoint"),
     "no run": (["a text", "--run_dir", "nowhere"], "nowhere is no directory; name the --output_dir"),
+    "nothing in quotes": (["", "--run_dir", "{}"], "--predict is empty; write a text behind it"),
     "an empty text": ([" ", "--run_dir", "{}"], "--predict is empty; write a text behind it"),
     "words without quotes": (["a", "film", "of", "--run_dir", "{}"], "takes a text, or the two of a pair, and got 3"),
     "a file that isn't there": (["a.csv", "--run_dir", "{}"], "--predict a.csv isn't there; it takes a text, a file, or -"),

@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import experiments
 import model.weights
+from pipeline import answers, execute
 from tests.helpers.outcome import left_in
 from tests.helpers.paths import ROOT
+from tests.helpers.small import make_encoder
 from utils.errors import UserError
 
 REFUSED = {
@@ -46,6 +48,9 @@ REFUSED = {
     "resuming a table": (["--table", "spam", "--resume"], "--resume goes with one run"),
     "rows": (["--table", "spam", "--rows", "x"], "--rows is 'x'; write numbers and ranges such as 1,3-5"),
     "resume": (["--resume"], "holds no interrupted run; train anew without --resume"),
+    "a list with flags": (["--list"], "--checkpoint doesn't go with --list"),
+    "no data": (["--data_dir", "nowhere"], "--data_dir nowhere isn't there; name a directory with data sets"),
+    "another kind of file": (["--dataset", __file__], f"{__file__} is a file of an unknown kind; what is read: .csv"),
 }
 
 
@@ -105,6 +110,44 @@ def test_malformed_data(content, said, experiment, alone):
     if content is not None:
         (alone / "data" / "sms_spam" / "SMSSpamCollection").write_text(content)
     refused(experiment, alone, said, data_dir=alone / "data")
+
+
+def test_an_encoder_has_no_causal_mask(experiment, alone, encoder_data):
+    flags = {"checkpoint": make_encoder(alone / "ck", "bert", encoder_data), "data_dir": encoder_data, "dataset": "sst2"}
+    refused(experiment, alone, "ck, an encoder, which has no causal mask", "--disable_causal_mask", **flags)
+
+
+def test_answers_need_dialogues_that_are_held_out(experiment, alone, monkeypatch):
+    monkeypatch.setattr(answers, "need_scorers", lambda model_config: None)
+    Path("own.jsonl").write_text("".join(f'{{"instruction": "say {i}", "output": "{i}"}}\n' for i in range(20)))
+    flags = {"dataset": "own.jsonl", "test_share": 0, "eval_generate": 2}
+    with pytest.raises(
+        UserError, match="--eval_generate: no dialogues are held out to be answered; it takes those of test"
+    ):
+        experiment(**flags, data_dir=None)
+
+
+@pytest.mark.parametrize("action", ["export_model", "export_peft"])
+def test_an_export_can_not_go_where_a_file_is(action, experiment):
+    trained = experiment(trainable_layers="lora").directory
+    Path("file").write_text("kept")
+    with pytest.raises(UserError, match=f"--{action} file can't be written: .*; name a directory"):
+        experiments.main([f"--{action}", "file", "--run_dir", str(trained)])
+    assert Path("file").read_text() == "kept"
+
+
+def test_what_a_new_run_replaces_is_said(experiment, monkeypatch):
+    said = []
+    monkeypatch.setattr(execute, "note", said.append)
+    directory = experiment().directory
+    experiment()  # the same run again
+    assert said == []
+    experiment(seed=5)
+    assert said.pop() == f"{directory} held a run with other values of seed; it is replaced"
+    result = json.loads((directory / "result.json").read_text())
+    (directory / "result.json").write_text(json.dumps(result | {"interrupted": True}))
+    experiment(seed=5)
+    assert said == [f"{directory} held an interrupted run, which --resume would have gone on with; it is replaced"]
 
 
 def test_an_epoch_without_a_batch(experiment):

@@ -15,6 +15,7 @@ from model import canonical_name, config_of
 from pipeline import job
 from pipeline.flags import command, mend_misprints, to_flags
 from pipeline.resolve import run_name
+from pipeline.stand_ins import choose
 from published import TABLES, get_table
 from published.table import Row
 from tests.helpers.paths import ROOT
@@ -246,6 +247,18 @@ def test_a_model_that_is_said_takes_the_place_of_the_rows_and_of_what_belongs_to
     )
     assert row.run.head_labels and prepared("--row", "distilbert-sst2:3").head_labels is None
     assert row.with_flags(Run(model="gpt2-pocket", head_labels="1,0")).head_labels == "1,0"
+
+
+def test_a_row_on_other_data_keeps_its_method(alone):
+    (alone / "here" / "own.csv").write_text("text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(40)))
+    table, flags = get_table("spam"), Run(model="gpt2-pocket", dataset="own.csv")
+    reference, lora, mean = (choose(table, table.row(number), flags) for number in (1, 11, 19))
+    assert (reference.run.trainable_layers, reference.run.trainable_token_pos) == ("last_block", "last")
+    assert (lora.run.lora_rank, lora.run.lora_scaling, lora.run.lora_target) == (16, "alpha", "all")  # as in the log
+    assert mean.run.average_embeddings and mean.run.trainable_token_pos is None
+    assert reference.run.num_epochs is None  # which goes with the data
+    assert reference.note == "own.csv is not the log's data, so the difference is none of the method"
+    assert choose(table, table.row(1), Run(model="gpt2-pocket", dataset="spam-pocket")).note == ""
 
 
 @pytest.mark.parametrize(
