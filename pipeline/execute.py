@@ -142,7 +142,7 @@ def set_up(job: Job) -> Setup:
         model.to("cpu")
     if refers and not run.adapter:
         peft.attach(model, method)
-    return Setup(model, stages, batches, [*job.notes, *notes])
+    return Setup(model, stages, batches, [*job.notes, *notes, *job.inputs.trained_too])
 
 
 def train_and_measure(

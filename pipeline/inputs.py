@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from config import Run
+from data.dialogue_records import Dialogue
+from data.preferences import DPO, Pair
 from data.task import Task
 from model import hub
 from model.registry import architecture_of
@@ -30,6 +32,17 @@ class Inputs:
     def splits(self) -> dict[str, list]:
         """Return all texts by split."""
         return self.task.splits(self.run)
+
+    @property
+    def trained_too(self) -> list[str]:
+        """Return notes on dialogues that are held out and in training as well; of pairs of answers, on their prompts."""
+        if not self.task.has_dialogues:
+            return []
+        keys = {name: {key_of(one) for one in some} for name, some in self.splits.items()}
+        trained = keys.get("train", set()) | keys.get("auxiliary", set())
+        counts = {name: len(keys[name] & trained) for name in ("validation", "test", "general") if name in keys}
+        what = "prompts" if self.run.objective == DPO else "dialogues"
+        return [f"{n} of {len(keys[name])} {name} {what} are in training too" for name, n in counts.items() if n]
 
     @cached_property
     def tokenizer_folder(self) -> Path:
@@ -63,6 +76,13 @@ class Inputs:
             "tokenizer_sha256": files_sha256(library_files(self.tokenizer_folder).values()),
         }
         return hashes | ({"adapter_sha256": self.adapter_sha256} if self.run.adapter else {})
+
+
+def key_of(one: Dialogue | Pair) -> tuple:
+    """Return what makes two dialogues, or the prompts of two pairs of answers, equal."""
+    if isinstance(one, Pair):
+        return one.system, one.prompt
+    return one.system, tuple(turn[:3] for turn in one.turns)
 
 
 def find_tokenizer_folder(run: Run, model_config: Any) -> Path:

@@ -198,6 +198,8 @@ def predictor_of_model(run: Run) -> Predictor:
     length = run.context_length or stored.padded_to
     run = resolve(run, {**stored.reading, "context_length": str(length or "model_context_length"), "amp": "off"})
     config = config_of(source)
+    if length and str(length).isdecimal() and int(length) > config.context_length:
+        raise UserError(f"--context_length is {length}, the model's context {config.context_length}; choose at most that")
     tokenizer = read_tokenizer(find_tokenizer_folder(run, config), config)
     encoder = make_text_encoder(run, tokenizer, config, config.context_length)
     if encoder.pad_to is not None and length is None:

@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -163,6 +164,20 @@ def test_hashing_ends_with_a_run_that_fails(experiment, monkeypatch):
     with pytest.raises(UserError, match="it went wrong"):
         experiment()
     assert seen and not hashing_threads()
+
+
+def test_dialogues_on_both_sides_are_said(small_checkpoint, alone):
+    Path("one.jsonl").write_text('{"instruction": "a", "output": "b"}\n' * 20)
+    Path("pairs.jsonl").write_text("".join(f'{{"prompt": "a", "chosen": "{i}", "rejected": "no"}}\n' for i in range(20)))
+    Path("other.jsonl").write_text("".join(f'{{"instruction": "{i}", "output": "b"}}\n' for i in range(20)))
+
+    def said(dataset: str, **more) -> list[str]:
+        return prepare(Run(checkpoint=str(small_checkpoint), dataset=dataset, **more)).inputs.trained_too
+
+    both = [f"1 of 1 {name} {{}} are in training too" for name in ("validation", "test")]
+    assert said("one.jsonl") == [one.format("dialogues") for one in both]
+    assert said("pairs.jsonl", objective="dpo", trainable_layers="lora") == [one.format("prompts") for one in both]
+    assert said("other.jsonl", general_dataset="one.jsonl") == []
 
 
 def test_inputs_are_found_once(experiment, small_checkpoint, small_data, monkeypatch):

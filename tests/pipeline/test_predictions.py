@@ -136,6 +136,12 @@ def test_texts_that_are_cut_are_counted(ask, experiment, alone):
     assert "the text was cut to 9 tokens" in ask("see you at home " * 30, run_dir=short).err
 
 
+def test_no_text_is_longer_than_the_context(ask, alone, run_dir):
+    experiments.main(["--export_model", "exported", "--run_dir", str(run_dir)])
+    with pytest.raises(UserError, match="--context_length is 100000, the model's context 256; choose at most that"):
+        ask("a text", "--checkpoint", "exported", "--context_length", "100000", run_dir=None)
+
+
 def test_a_checkpoint_needs_no_run(ask, alone, run_dir):
     assert experiments.main(["--export_model", "exported", "--run_dir", str(run_dir)]) == 0
     assert ask("free prize", "--checkpoint", "exported", run_dir=None).out == ask("free prize").out
