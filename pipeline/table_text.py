@@ -53,6 +53,9 @@ def notes_of(table: Table, lines: list[dict]) -> list[str]:
                 ", ".join(f"{one:.2f}" for one in line["series"][which]) for which in ("published", "measured")
             )
             notes.append(f"Row {line['row']}, each evaluation: published {published}; measured {measured_here}")
+    for line in measured:
+        logs = ", ".join(f"[{seed}]({name})" for seed, name in zip(line["seeds"], line.get("runs", ()), strict=False))
+        notes += [f"Logs of row {line['row']}, by seed: {logs}"] if logs else []
     scores = [name for name in table.metrics if name.endswith("bleu4")]
     unscored = {line["model"] for line in measured if not line["measured"].keys() >= {*scores}}
     reasons = sorted({why_no_scores(config_of(model)) for model in unscored if scores} - {""})

@@ -94,7 +94,7 @@ def measure(
     line |= {"published_std": row.published_std} if row.published_std else {}
     if not choice.is_run:
         return line
-    seeds, results = seeds_of(table, choice.run, n_seeds), []
+    seeds, results, line["runs"] = seeds_of(table, choice.run, n_seeds), [], []
     for seed in seeds:
         job = prepare(replace(choice.run, seed=seed))
         job = replace(job, run=replace(job.run, output_dir=str(folder / job.directory.name)))
@@ -102,6 +102,7 @@ def measure(
         if result["interrupted"]:
             return None
         results.append(result)
+        line["runs"].append(job.directory.name)
         if row.series and seed == seeds[0]:
             line["series"] = {"published": list(row.series), "measured": evaluations(job)}
     return line | summary_of(table, results)
