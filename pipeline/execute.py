@@ -31,6 +31,7 @@ from pipeline.result import (
     peak_memory_bytes,
     read_result,
     reset_peak_memory,
+    totals,
     versions,
     warnings_of,
     write_json,
@@ -78,13 +79,7 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     screen.print_header(job, setup.model, setup.stages, setup.batches, setup.notes)
     if run.memory_report:
         print_memory_report(job, setup)
-    if run.plot_loss:  # these three before any time is spent
-        plots.need_matplotlib()
-    if run.log == "tensorboard":
-        need_tensorboard()
-    if run.eval_generate:
-        answers.need_scorers(job.inputs.model_config)
-        answers.need_dialogues(job.inputs.splits)
+    need_what_was_asked_for(job)  # before any time is spent
     if not run.resume and (lost := what_is_replaced(job)):
         note(lost)
     start = resumed(directory, run, len(setup.stages)) if run.resume else started_anew(directory, run)
@@ -117,6 +112,17 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
         }
     finish_directory(job, result)
     return result
+
+
+def need_what_was_asked_for(job: Job) -> None:
+    """Raise UserError where a package or the texts that a flag needs at the end aren't there."""
+    if job.run.plot_loss:
+        plots.need_matplotlib()
+    if job.run.log == "tensorboard":
+        need_tensorboard()
+    if job.run.eval_generate:
+        answers.need_scorers(job.inputs.model_config)
+        answers.need_dialogues(job.inputs.splits)
 
 
 def start_log(run: Run, directory: Path, start: Start) -> Metrics:
@@ -227,25 +233,6 @@ def about(job: Job, argv: list[str] | None) -> dict:
 def unfinished(run: Run, finished: list[dict], more: dict) -> dict:
     """Return what `result.json` says while a run is under way, so that it can be resumed if it is killed."""
     return {"interrupted": True, "stages": finished, "config": asdict(run), "processes": distributed.size(), **more}
-
-
-def totals(stages: list[dict]) -> dict:
-    """Return what the records of a run's stages come to."""
-    return {
-        "steps": sum(stage["steps"] for stage in stages),
-        "interrupted": stages[-1]["interrupted"],
-        "train_seconds": round(sum(stage["seconds"] for stage in stages), 3),
-        "tokens_per_second": tokens_per_second(stages),
-        "trainable_parameters": max(stage["trainable_parameters"] for stage in stages),
-        "total_parameters": max(stage["total_parameters"] for stage in stages),
-        "stages": stages,
-    }
-
-
-def tokens_per_second(stages: list[dict]) -> float | None:
-    """Return how many tokens the optimizer's steps took in, padding not counted, by the seconds spent on steps alone."""
-    tokens, seconds = (sum(stage[name] for stage in stages) for name in ("tokens", "step_seconds"))
-    return round(tokens / seconds, 1) if seconds else None
 
 
 def resumed(directory: Path, run: Run, n_stages: int) -> Start:

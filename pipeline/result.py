@@ -197,3 +197,22 @@ def git_state() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None
+
+
+def totals(stages: list[dict]) -> dict:
+    """Return what the records of a run's stages come to."""
+    return {
+        "steps": sum(stage["steps"] for stage in stages),
+        "interrupted": stages[-1]["interrupted"],
+        "train_seconds": round(sum(stage["seconds"] for stage in stages), 3),
+        "tokens_per_second": tokens_per_second(stages),
+        "trainable_parameters": max(stage["trainable_parameters"] for stage in stages),
+        "total_parameters": max(stage["total_parameters"] for stage in stages),
+        "stages": stages,
+    }
+
+
+def tokens_per_second(stages: list[dict]) -> float | None:
+    """Return how many tokens the optimizer's steps took in, padding not counted, by the seconds spent on steps alone."""
+    tokens, seconds = (sum(stage[name] for stage in stages) for name in ("tokens", "step_seconds"))
+    return round(tokens / seconds, 1) if seconds else None

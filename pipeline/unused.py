@@ -73,8 +73,6 @@ def why_unused(name: str, run: Run, task: Task) -> str:
 
 def why_cancelled(name: str, run: Run) -> str:
     """Return which other setting, or which model, leaves a setting nothing to do, or ""."""
-    if name == "trainable_token_pos" and run.average_embeddings:
-        return "--trainable_token_pos is not used by --average_embeddings, which reads every token; leave one of them out"
     if name == "lora_alpha" and run.lora_alpha == 0:
         return "--lora_alpha is 0, which multiplies all that LoRA learns by 0; it must be above 0"
     if name == "disable_causal_mask" and run.source and not config_of(run.source).causal:

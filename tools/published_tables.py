@@ -125,7 +125,7 @@ def published_table(name: str) -> list[str]:
         typed = command(row.run) if in_full else f"python experiments.py --row {shown.log}:{row.number}"
         rows.append([*cells, f"`{typed}`"])
     headings = [column.heading for column in shown.columns]
-    return markdown(["row", "what it changes", shown.published, *headings, "command"], rows)
+    return markdown(["row", "what it changes", shown.published, *headings, "command of the published setting"], rows)
 
 
 def own_table(name: str) -> list[str]:

@@ -56,6 +56,8 @@ def test_tables_are_what_the_logs_of_their_commands_say(name, folder):
     for line in measured:
         logs = [log for log in logs_of(folder, line["command"]) if log["seed"] in line["seeds"]]
         assert sorted(log["seed"] for log in logs) == sorted(line["seeds"])
+        named = [json.loads((ROOT / "results" / folder / run / "result.json").read_text()) for run in line["runs"]]
+        assert [log["seed"] for log in named] == line["seeds"] and all(log in logs for log in named)
         for metric, mean in line["measured"].items():
             values = [scale_of(metric) * log[key_of(metric)] for log in logs]
             assert statistics.mean(values) == pytest.approx(mean, abs=0.005)

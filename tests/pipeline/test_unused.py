@@ -117,7 +117,6 @@ REFUSED = {
     "--dataset persona --ignore_index -100": "--ignore_index is about classification, and persona has no classes",
     "--dataset persona --trim no": "--trim is about classification, and persona has no classes",
     "--dataset persona --trainable_token_pos first": "is about classification, and persona has no classes",
-    "--average_embeddings --trainable_token_pos first": "--trainable_token_pos is not used by --average_embeddings",
     "--trainable_layers lora --lora_alpha 0": "--lora_alpha is 0, which multiplies all that LoRA learns by 0",
 }
 
