@@ -238,7 +238,7 @@ def evaluate(
     """
     device, compute_loss = next(model.parameters()).device, compute_loss or partial(fast_path.loss, model)
     losses, hits, n_targets, answers = [], [], 0, []
-    with evaluating(model):
+    with evaluating(model):  # no dropout; behind it the model is in the mode that it was in
         for batch in batches.epoch():
             n_targets += count_targets(batch, ignore_index)
             with autocast(amp, device):

@@ -79,6 +79,7 @@ class SelfAttention(nn.Module):
         A method of its own, because prefix tuning adds to it (peft/prefix.py).
         """
         dropout = self.dropout if self.training else 0.0
+        # As torch.nn.functional's; with is_causal, position i sees none behind it.
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
 
 
@@ -153,6 +154,7 @@ class GPT2(Transformer):
         x = self.embed(input_ids, token_type_ids, positions)  # [B, T] -> [B, T, D]
         # Without a mask, SelfAttention hides later positions itself. A mask has to hide both those and the padding:
         # [B, 1, T, T], or [B, 1, 1, T] where nothing but padding is hidden.
+        # What may be seen: no padding and, of a causal model, position j only from i >= j (the lower triangle of [T, T]).
         mask = None if attention_mask is None else make_mask(attention_mask, self.config.causal)
         for block in self.blocks:
             x = block(x, mask)  # [B, T, D]

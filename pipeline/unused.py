@@ -7,7 +7,7 @@ any of them.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from config import CLASSIFICATION, DIALOGUES, METHODS, SETTINGS, Run, explicit, override, resolve
+from config import CLASSIFICATION, DIALOGUES, FREEZING, METHODS, SETTINGS, Run, explicit, override, resolve
 from data.chat import ChatTask
 from data.preferences import DPO
 from data.registry import get_task
@@ -17,6 +17,8 @@ from pipeline.job import default_dataset
 from pipeline.resolve import with_adapter
 from published.plans import PLANS
 from utils.errors import UserError
+
+ADDED = {*METHODS} - {*FREEZING, "peft"}  # methods beside which a language model's head stays as it is
 
 
 def refuse_unused(overrides: Run, run: Run, task: Task) -> None:
@@ -58,6 +60,8 @@ def why_unused(name: str, run: Run, task: Task) -> str:
         return f"--{name} is about {about['task']}, and {task.name} {lacks}"
     if name == "dpo_beta" and run.objective != DPO:
         return f"--dpo_beta is not used by --objective {run.objective}; it belongs to {DPO}"
+    if name == "train_head" and kind == DIALOGUES and ADDED.issuperset(run.trainable_layers.split("+")):
+        return f"--train_head is about classification; on dialogues {run.trainable_layers} leaves the head as it is"
     if reason := why_cancelled(name, run):
         return reason
     if name == "depth" or (run.stages and run.stages not in PLANS):  # the model is cut to it before any stage

@@ -7,6 +7,7 @@ the largest difference divided by the reference's largest absolute value. Writte
 and logits, and over the gradients of all parameters.
 """
 
+import argparse
 import json
 import tempfile
 
@@ -59,4 +60,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

@@ -117,6 +117,7 @@ REFUSED = {
     "--dataset persona --ignore_index -100": "--ignore_index is about classification, and persona has no classes",
     "--dataset persona --trim no": "--trim is about classification, and persona has no classes",
     "--dataset persona --trainable_token_pos first": "is about classification, and persona has no classes",
+    "--dataset persona --trainable_layers lora --train_head no": "--train_head is about classification; on dialogues lora",
     "--trainable_layers lora --lora_alpha 0": "--lora_alpha is 0, which multiplies all that LoRA learns by 0",
 }
 
