@@ -80,7 +80,7 @@ def execute(job: Job, argv: list[str] | None = None) -> dict:
     if run.memory_report:
         print_memory_report(job, setup)
     need_what_was_asked_for(job)  # before any time is spent
-    if not run.resume and (lost := what_is_replaced(job)):
+    if not run.resume and distributed.rank() == 0 and (lost := what_is_replaced(job)):
         note(lost)
     start = resumed(directory, run, len(setup.stages)) if run.resume else started_anew(directory, run)
     began -= start.seconds
