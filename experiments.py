@@ -52,11 +52,14 @@ def run_one(run: Run, overrides: Run, argv: list[str]) -> int:
 
 def run_row(overrides: Run, options: dict, argv: list[str]) -> int:
     """Train one published row (`--row`)."""
-    from pipeline.stand_ins import choose_dialogues, with_flags
+    from pipeline.stand_ins import choose_dialogues, note_on_data, with_flags
 
     row, table = find_row(options["row"]), get_table(options["row"].rpartition(":")[0] or "spam")
     if not table.dialogues_file:
-        return run_one(with_flags(row, overrides), overrides, argv)
+        run = with_flags(row, overrides)
+        if note := note_on_data(row, run):
+            print(f"note     {note}")
+        return run_one(run, overrides, argv)
     choice = choose_dialogues(table, row, overrides)
     for note in choice.notes:
         print(f"note     {note}")
@@ -138,11 +141,10 @@ def export(overrides: Run, options: dict) -> int:
     from pipeline.export import export_adapter, export_model
 
     write = export_adapter if action == "export_peft" else export_model
-    try:
-        line = write(options["run_dir"], Path(options[action]))
-    except OSError as error:
-        raise UserError(f"--{action} {options[action]} can't be written: {error.strerror}; name a directory") from None
-    print(f"load     {line}")
+    out = Path(options[action])
+    if file := next((one for one in (out, *out.parents) if one.exists() and not one.is_dir()), None):
+        raise UserError(f"--{action} {out} can't be written: {file} is a file; name a directory")
+    print(f"load     {write(options['run_dir'], out)}")
     print(f"saved    {options[action]}/")
     return 0
 

@@ -115,11 +115,12 @@ def find_columns(place: str, names: Sequence[str], named: Columns, with_splits: 
 def find_texts(place: str, names: Sequence[str], named: Columns, trained: Columns | None = None) -> Columns:
     """Return the columns of the texts that a prediction reads. Raises UserError.
 
-    Flags go before the columns that the run read in training, where the file has them, and those before what `find_columns`
-    would return. A file needs no labels here. What else holds labels or splits is no text.
+    Flags go before the columns that the run read in training, where the file has all of them, and those before what
+    `find_columns` would return. A file needs no labels here. What else holds labels or splits is no text.
     """
-    if trained and not (named.text or named.pair) and {*filter(None, trained)} <= {*names}:
-        return trained
+    read = {one: one if one in names else usual(names, one.casefold()) for one in filter(None, trained or ())}
+    if trained and all(read.values()):
+        named = named._replace(text=named.text or read[trained.text], pair=named.pair or read.get(trained.pair))
     text, pair = text_columns(place, names, named)
     unread = (named.label.casefold(),) if named.label and usual(names, named.label.casefold()) else LABELS
     free = [name for name in names if name and name != pair and name.casefold() not in (*unread, SPLIT)]

@@ -53,6 +53,7 @@ def evaluate_answers(directory: str | Path, count: int, device: str | None = Non
     if result.get("interrupted"):
         raise UserError(f"{directory} holds an interrupted run; end it with --resume first")
     need_scorers(trained.inputs.model_config)
+    need_dialogues(trained.inputs.splits)
     run = replace(trained.run, eval_generate=count)
     model = trained.model.to(pick_device(device or "auto"))
     scores = answer_and_score(model, run, trained.inputs.splits, trained.inputs.tokenizer, directory)

@@ -217,7 +217,11 @@ def about(job: Job, argv: list[str] | None) -> dict:
         "data_reason": job.data_reason,
         "labels": list(job.task.labels) or None,
         "data": [*job.task.said],
-        **({"columns": job.task.columns._asdict()} if isinstance(job.task, OwnTask) and job.task.columns else {}),
+        **(
+            {"columns": dict(zip(("text", "pair"), job.task.columns, strict=False))}
+            if isinstance(job.task, OwnTask) and job.task.columns
+            else {}
+        ),
         "method": run.trainable_layers,
         "seed": run.seed,
         "amp": run.amp,

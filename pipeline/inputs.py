@@ -35,14 +35,14 @@ class Inputs:
 
     @property
     def trained_too(self) -> list[str]:
-        """Return notes on dialogues that are held out and in training as well; of pairs of answers, on their prompts."""
-        if not self.task.has_dialogues:
+        """Return notes on held-out dialogues that are in the training part too; of pairs of answers, on their prompts."""
+        if not self.task.has_dialogues or not self.run.num_epochs:
             return []
-        keys = {name: {key_of(one) for one in some} for name, some in self.splits.items()}
-        trained = keys.get("train", set()) | keys.get("auxiliary", set())
-        counts = {name: len(keys[name] & trained) for name in ("validation", "test", "general") if name in keys}
+        keys = {name: [key_of(one) for one in some] for name, some in self.splits.items()}
+        trained = {*keys.get("train", ()), *keys.get("auxiliary", ())}
+        counts = {name: sum(key in trained for key in keys.get(name, ())) for name in ("validation", "test", "general")}
         what = "prompts" if self.run.objective == DPO else "dialogues"
-        return [f"{n} of {len(keys[name])} {name} {what} are in training too" for name, n in counts.items() if n]
+        return [f"{n} of {len(keys[name])} {name} {what} are in the training part too" for name, n in counts.items() if n]
 
     @cached_property
     def tokenizer_folder(self) -> Path:

@@ -16,7 +16,7 @@ from pipeline.resolve import identity, normalized, resolve_run, run_name, with_a
 from pipeline.result import read_result
 from pipeline.stored import what_is_fixed
 from training import distributed
-from training.checkpoints import STATES
+from training.checkpoints import STATES, state_files
 from training.device import pick_amp, pick_device
 from utils.errors import UserError
 from utils.files import remove_temporary_files
@@ -88,7 +88,7 @@ def check_adapter_is_named(run: Run) -> None:
 
 def doubtful_data(run: Run, task: Task) -> list[str]:
     """Return what a flag quietly takes from what is trained or measured. Raises UserError where --data_dir isn't there."""
-    if run.data_dir and not Path(run.data_dir).exists():
+    if run.data_dir and not Path(run.data_dir).is_dir():
         raise UserError(f"--data_dir {run.data_dir} isn't there; name a directory with data sets")
     notes = []
     if 0 <= run.ignore_index < len(task.labels):
@@ -187,7 +187,8 @@ def what_is_replaced(job: Job) -> str:
         return ""
     changed = changed_settings(job, earlier)
     if earlier.get("interrupted"):
-        advice = "" if changed else ", which --resume would have gone on with"
+        goes_on = not changed and state_files(job.directory) and not why_not_resumable(job)
+        advice = ", which --resume would have gone on with" if goes_on else ""
         return f"{job.directory} held an interrupted run{advice}; it is replaced"
     return f"{job.directory} held a run with other values of {', '.join(changed)}; it is replaced" if changed else ""
 

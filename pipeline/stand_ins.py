@@ -4,14 +4,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from config import SETTINGS, Run, override
+from config import DEFAULTS, SETTINGS, Run, override
 from data.chat import training_dialogues
 from data.registry import get_task
-from data.task import size_of
+from data.task import Task, size_of
 from model import architecture, canonical_name, config_of, hub
 from pipeline.job import default_dataset, prepare, why_no_data
 from pipeline.unused import completed, reads, without_unused
 from published.table import Row, Table
+
+PADDING = ("no_padding", "context_length")
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,15 @@ def choose(table: Table, row: Row, overrides: Run) -> Choice:
         return Choice(row.run, (reason,), is_run=False)
     else:
         choice = Choice(with_flags(row, overrides))
-    if not table.dialogues_file and is_other_data(row, choice.run):
-        notes = (*choice.notes, f"{choice.run.dataset} is not the log's data, so the difference is none of the method")
-        choice = replace(choice, notes=notes)
+    if not table.dialogues_file and choice.is_run and (note := note_on_data(row, choice.run)):
+        choice = replace(choice, notes=(*choice.notes, note))
     return replace(choice, run=without_unused(choice.run, overrides))
 
 
 def with_flags(row: Row, overrides: Run) -> Run:
     """Return the row's run with the flags. A model they name reads the token that the log's did, unless more is said."""
     run = row.with_flags(overrides)
-    has_other_data = is_other_data(row, run)
+    has_other_data = bool(other_data(row, run))
     run = with_published_method(row, run) if has_other_data else run
     if not row.position or run.trainable_token_pos or run.average_embeddings:
         return run
@@ -55,20 +56,35 @@ def with_flags(row: Row, overrides: Run) -> Run:
     return replace(run, trainable_token_pos=row.position) if has_other_data or reads_other else run
 
 
-def is_other_data(row: Row, run: Run) -> bool:
-    """Return whether a run is on data that neither are those of the row's log nor stand in for them."""
-    log = get_task(row.run.dataset or default_dataset(None))
-    return run.dataset not in (None, log.name, log.shipped)
+def other_data(row: Row, run: Run) -> str:
+    """Return the name of the run's data set, or "" where the row's log had it, or it is shipped in its place."""
+    log = log_of(row)
+    dataset = run.dataset or default_dataset(config_of(run.source) if run.source else None, run.objective)
+    return "" if dataset in (log.name, log.shipped) else dataset
+
+
+def log_of(row: Row) -> Task:
+    """Return the task of the log that a row is of."""
+    return get_task(row.run.dataset or default_dataset(None))
+
+
+def note_on_data(row: Row, run: Run) -> str:
+    """Return what a run on other data than the log's can't be compared with, or ""."""
+    dataset = other_data(row, run)
+    return f"{dataset} isn't the log's data, so the published number says nothing about it" if dataset else ""
 
 
 def with_published_method(row: Row, run: Run) -> Run:
     """Return a row's run with the method of the log's task, whose recipe other data don't bring.
 
-    How long and how fast is trained goes with the data; which layers train, and how, makes the row.
+    How long and how fast is trained goes with the data. Which layers train, and how, makes the row; where it is about the
+    position that the head reads, so does padding.
     """
-    recipe = get_task(row.run.dataset or default_dataset(None)).recipe
-    run = override(Run(trainable_layers=recipe.get("trainable_layers")), run)
-    names = [name for name, about in SETTINGS.items() if about["methods"] and name in recipe and reads(run, name)]
+    recipe = DEFAULTS | log_of(row).recipe
+    run = run if run.adapter else override(Run(trainable_layers=recipe.get("trainable_layers")), run)
+    methods = run.trainable_layers or "peft"
+    names = [name for name, about in SETTINGS.items() if about["methods"] and name in recipe and reads(methods, name)]
+    names += PADDING if row.position else ()
     return override(Run(**{name: recipe[name] for name in names}), run)
 
 

@@ -1,5 +1,7 @@
 """A table as Markdown: what was measured beside what was published."""
 
+from urllib.parse import quote
+
 from model import config_of
 from pipeline.answers import why_no_scores
 from published.table import Table
@@ -54,7 +56,9 @@ def notes_of(table: Table, lines: list[dict]) -> list[str]:
             )
             notes.append(f"Row {line['row']}, each evaluation: published {published}; measured {measured_here}")
     for line in measured:
-        logs = ", ".join(f"[{seed}]({name})" for seed, name in zip(line["seeds"], line.get("runs", ()), strict=False))
+        logs = ", ".join(
+            f"[{seed}]({quote(name)})" for seed, name in zip(line["seeds"], line.get("runs", ()), strict=False)
+        )
         notes += [f"Logs of row {line['row']}, by seed: {logs}"] if logs else []
     scores = [name for name in table.metrics if name.endswith("bleu4")]
     unscored = {line["model"] for line in measured if not line["measured"].keys() >= {*scores}}

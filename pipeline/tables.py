@@ -178,6 +178,9 @@ def is_line(line: object) -> bool:
     kinds = {"row": int, "title": str, "published": dict, "seeds": list, "command": str, "note": str}
     if not isinstance(line, dict) or not all(isinstance(line.get(name), kind) for name, kind in kinds.items()):
         return False
+    runs = line.get("runs", [])
+    if not isinstance(runs, list) or not all(isinstance(name, str) for name in runs):
+        return False
     if line.get("measured") is None:
         return True
     known = isinstance(line.get("std"), dict) and {"model", "dataset"} <= line.keys()

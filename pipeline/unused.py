@@ -69,7 +69,7 @@ def why_unused(name: str, run: Run, task: Task) -> str:
     stages = PLANS[run.stages](2) if run.stages else [Run()]
     if not (kept := stages_that_keep(name, run, stages)):
         return f"--{name} is not used by --stages {run.stages}, which sets it for each stage"
-    if any(reads(override(run, stage), name) for stage in kept):
+    if any(reads(override(run, stage).trainable_layers, name) for stage in kept):
         return ""
     user = f"--stages {run.stages}" if run.stages else f"--trainable_layers {run.trainable_layers}"
     return f"--{name} is not used by {user}; it belongs to {', '.join(about['methods'])}"
@@ -78,7 +78,7 @@ def why_unused(name: str, run: Run, task: Task) -> str:
 def why_cancelled(name: str, run: Run) -> str:
     """Return which other setting, or which model, leaves a setting nothing to do, or ""."""
     if name == "lora_alpha" and run.lora_alpha == 0:
-        return "--lora_alpha is 0, which multiplies all that LoRA learns by 0; it must be above 0"
+        return "--lora_alpha is 0, which multiplies all that LoRA learns by 0; choose another value"
     if name == "disable_causal_mask" and run.source and not config_of(run.source).causal:
         return f"--disable_causal_mask is not used by {run.source}, an encoder, which has no causal mask"
     return ""
@@ -96,8 +96,7 @@ def stages_that_keep(name: str, run: Run, stages: list[Run]) -> list[Run]:
     return [stage for stage, value in zip(stages, values, strict=True) if value in (None, given)]
 
 
-def reads(run: Run, name: str) -> bool:
-    """Return whether a method of the run reads the setting."""
+def reads(methods: str, name: str) -> bool:
+    """Return whether one of the methods, joined as for --trainable_layers, reads the setting."""
     readers = SETTINGS[name]["methods"]
-    methods = run.trainable_layers.split("+")
-    return not readers or any(method in readers or method not in METHODS for method in methods)
+    return not readers or any(method in readers or method not in METHODS for method in methods.split("+"))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from config import Run
-from data.own import Columns
+from data.own import Columns, find_texts
 from data.own_task import has_dialogues
 from data.registry import get_task
 from tests.helpers.own import own, refused, texts, write
@@ -280,3 +280,17 @@ def test_a_long_cell_over_many_lines_is_read(tmp_path):
         [["label", "text"], *(row[::-1] for row in texts(20, "a", "b")), ["a", "x\r" + "long\n" * 50_000]],
     )
     assert max(len(one.text) for some in own(path).splits.values() for one in some) == 250_002
+
+
+@pytest.mark.parametrize(
+    "names, named, expected",
+    [
+        (["reply", "note", "text"], Columns(), ("note", "reply")),  # whatever has a usual name
+        (["Reply", "NOTE", "text"], Columns(), ("NOTE", "Reply")),  # in any case
+        (["note", "text"], Columns(), ("text", None)),  # a half is none
+        (["reply", "note", "text"], Columns(text="text"), ("text", "reply")),  # a flag goes before
+        (["reply", "note", "text"], Columns(pair="text"), ("note", "text")),
+    ],
+)
+def test_a_prediction_reads_the_columns_of_the_training(names, named, expected):
+    assert find_texts("a.csv", names, named, Columns("note", "reply"))[:2] == expected

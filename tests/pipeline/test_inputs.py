@@ -174,7 +174,7 @@ def test_dialogues_on_both_sides_are_said(small_checkpoint, alone):
     def said(dataset: str, **more) -> list[str]:
         return prepare(Run(checkpoint=str(small_checkpoint), dataset=dataset, **more)).inputs.trained_too
 
-    both = [f"1 of 1 {name} {{}} are in training too" for name in ("validation", "test")]
+    both = [f"2 of 2 {name} {{}} are in the training part too" for name in ("validation", "test")]
     assert said("one.jsonl") == [one.format("dialogues") for one in both]
     assert said("pairs.jsonl", objective="dpo", trainable_layers="lora") == [one.format("prompts") for one in both]
     assert said("other.jsonl", general_dataset="one.jsonl") == []

@@ -117,7 +117,7 @@ def test_a_file_is_read_by_the_columns_of_the_training(ask, alone, experiment):
     (alone / "here" / "train.csv").write_text("note,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(20)))
     own = {"dataset": "train.csv", "trainable_layers": "last_layer", "max_steps": 1, "eval_train": "no", "data_dir": None}
     run = experiment(**own, output_dir="own")
-    assert run.result["columns"] == {"text": "note", "pair": None, "label": None, "split": None}
+    assert run.result["columns"] == {"text": "note", "pair": None}
     (alone / "both.csv").write_text("note,content\nread,not read\n")  # the second has a usual name
     (alone / "content.csv").write_text("content\nread\n")
     one, other, named = (

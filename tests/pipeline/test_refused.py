@@ -125,13 +125,17 @@ def test_answers_need_dialogues_that_are_held_out(experiment, alone, monkeypatch
         UserError, match="--eval_generate: no dialogues are held out to be answered; it takes those of test"
     ):
         experiment(**flags, data_dir=None)
+    trained = experiment(**flags | {"eval_generate": 0}, data_dir=None).directory
+    with pytest.raises(UserError, match="no dialogues are held out to be answered"):
+        experiments.main(["--score", str(trained), "--device", "cpu"])
+    assert json.loads((trained / "result.json").read_text())["config"]["eval_generate"] == 0
 
 
 @pytest.mark.parametrize("action", ["export_model", "export_peft"])
 def test_an_export_can_not_go_where_a_file_is(action, experiment):
     trained = experiment(trainable_layers="lora").directory
     Path("file").write_text("kept")
-    with pytest.raises(UserError, match=f"--{action} file can't be written: .*; name a directory"):
+    with pytest.raises(UserError, match=f"--{action} file can't be written: file is a file; name a directory"):
         experiments.main([f"--{action}", "file", "--run_dir", str(trained)])
     assert Path("file").read_text() == "kept"
 
@@ -146,8 +150,13 @@ def test_what_a_new_run_replaces_is_said(experiment, monkeypatch):
     assert said.pop() == f"{directory} held a run with other values of seed; it is replaced"
     result = json.loads((directory / "result.json").read_text())
     (directory / "result.json").write_text(json.dumps(result | {"interrupted": True}))
+    experiment(seed=5)  # of which nothing was saved
+    assert said.pop() == f"{directory} held an interrupted run; it is replaced"
+    (directory / "result.json").write_text(json.dumps(result | {"interrupted": True}))
+    (directory / "states").mkdir()
+    (directory / "states" / "step-000001.safetensors").touch()
     experiment(seed=5)
-    assert said == [f"{directory} held an interrupted run, which --resume would have gone on with; it is replaced"]
+    assert said.pop() == f"{directory} held an interrupted run, which --resume would have gone on with; it is replaced"
 
 
 def test_an_epoch_without_a_batch(experiment):

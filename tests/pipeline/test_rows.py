@@ -257,7 +257,14 @@ def test_a_row_on_other_data_keeps_its_method(alone):
     assert (lora.run.lora_rank, lora.run.lora_scaling, lora.run.lora_target) == (16, "alpha", "all")  # as in the log
     assert mean.run.average_embeddings and mean.run.trainable_token_pos is None
     assert reference.run.num_epochs is None  # which goes with the data
-    assert reference.note == "own.csv is not the log's data, so the difference is none of the method"
+    assert reference.note == "own.csv isn't the log's data, so the published number says nothing about it"
+    assert (reference.run.no_padding, reference.run.context_length) == (False, "longest_training_example")
+    whole, unpadded = (choose(table, table.row(number), flags).run for number in (13, 14))
+    assert (whole.no_padding, whole.context_length) == (False, "model_context_length") and unpadded.no_padding
+    encoder = choose(table, table.row(1), Run(model="distilbert-pocket"))  # whose own default data are others too
+    assert (encoder.run.trainable_layers, encoder.run.trainable_token_pos) == ("last_block", "last") and encoder.note
+    adapter = choose(table, table.row(1), Run(model="gpt2-pocket", dataset="own.csv", adapter="adapter"))
+    assert adapter.run.trainable_layers is None
     assert choose(table, table.row(1), Run(model="gpt2-pocket", dataset="spam-pocket")).note == ""
 
 

@@ -132,9 +132,17 @@ def test_rows_with_the_same_note_share_it():
 
 
 def test_what_no_table_can_have_left_is_no_line_of_it(table, alone):
-    one, three = table("--rows", "1,3")[1]
+    _, (one, three), text = table("--rows", "1,3")
+    assert all(f"[{seed}]({name})" in text for seed, name in zip(one["seeds"], one["runs"], strict=True))
     file = alone / "table" / "table-spam.json"
-    for content in (one | {"measured": 3}, one | {"measured": {"test": "x"}}, one | {"title": None}, {"row": 1}, 7):
+    for content in (
+        one | {"measured": 3},
+        one | {"measured": {"test": "x"}},
+        one | {"title": None},
+        one | {"runs": 5},
+        {"row": 1},
+        7,
+    ):
         file.write_text(json.dumps([content]))
         assert table("--rows", "3")[1] == [three]
     for content in ("[", '{"row": 1}'):
