@@ -15,20 +15,23 @@ PAIRS = (
     ("first three less last three blocks", ((3, 1), (7, 5), (13, 11), (19, 17))),
     ("LoRA less Freeze", ((11, 1), (13, 3), (17, 5), (19, 7))),
 )
-FOLDERS = ("chat-smollm2", "chat-smollm2-seeds")  # of results/, with the seeds of the rows at the logged rate
+# Folders of results/ with the seeds of the rows, at the logged rate and at larger ones.
+LOGGED = ("chat-smollm2", "chat-smollm2-seeds")
+LARGER = ("chat-smollm2-larger-rates", "chat-smollm2-larger-rates-seeds")
 MEASURED = {"learned": "test_loss", "kept": "general_loss"}
 
 
-def runs_of(number: int) -> dict[int, dict]:
-    """Return the logs of a row, by their seeds."""
-    lines = [(folder, line) for folder in FOLDERS if (line := read_table(folder, "chat").get(number))]
+def runs_of(number: int, folders: tuple[str, ...]) -> dict[int, dict]:
+    """Return the logs of a row in some folders, by their seeds."""
+    lines = [(folder, line) for folder in folders if (line := read_table(folder, "chat").get(number))]
     return {log["seed"]: log for folder, line in lines for log in logs_of(folder, line["command"])}
 
 
-def questions_table() -> list[str]:
-    """Return a table with a line for each pair of rows."""
+def questions_table(folders: tuple[str, ...]) -> list[str]:
+    """Return a table with a line for each pair of rows, from the logs in some folders."""
     titles = {row.number: row.title.replace("query_key_value", "qkv").split(", ") for row in get_table("chat").all_rows}
-    runs = {number: runs_of(number) for number in {number for _, pairs in PAIRS for pair in pairs for number in pair}}
+    numbers = {number for _, pairs in PAIRS for pair in pairs for number in pair}
+    runs = {number: runs_of(number, folders) for number in numbers}
     lines = []
     for what, pairs in PAIRS:
         for one, other in pairs:

@@ -22,7 +22,7 @@ from pipeline.comparison.summary import summarize
 from pipeline.table_text import key_of, scale_of, values_of
 from published import get_table
 from published.table import Row
-from tools.chat_questions import questions_table
+from tools.chat_questions import LARGER, LOGGED, questions_table
 from tools.logs import ROOT, logs_of, results_in
 from tools.memory_report import chatglm_rows
 from tools.published_tables import (
@@ -265,7 +265,8 @@ TABLES: dict[str, Callable[[str, str], list[str]]] = {
     "speed-growth": lambda before, old: benchmark_table("growth"),
     "speed-steps": lambda before, old: growth_table(),
     "chatglm": lambda before, old: own_table("chat"),
-    "chat-questions": lambda before, old: questions_table(),
+    "chat-questions": lambda before, old: questions_table(LOGGED),
+    "chat-questions-larger-rates": lambda before, old: questions_table(LARGER),
     "chatglm-memory": lambda before, old: markdown(
         ["row", "frozen weights", "weights", "gradients, moments", "activations", "in all"], once(chatglm_rows)
     ),
