@@ -141,10 +141,7 @@ def export(overrides: Run, options: dict) -> int:
     from pipeline.export import export_adapter, export_model
 
     write = export_adapter if action == "export_peft" else export_model
-    out = Path(options[action])
-    if file := next((one for one in (out, *out.parents) if one.exists() and not one.is_dir()), None):
-        raise UserError(f"--{action} {out} can't be written: {file} is a file; name a directory")
-    print(f"load     {write(options['run_dir'], out)}")
+    print(f"load     {write(options['run_dir'], Path(options[action]))}")
     print(f"saved    {options[action]}/")
     return 0
 

@@ -153,8 +153,7 @@ class GPT2(Transformer):
             raise UserError('this GPT2 has no head: use encode(), or from_pretrained(..., head="lm" or "classifier")')
         x = self.embed(input_ids, token_type_ids, positions)  # [B, T] -> [B, T, D]
         # Without a mask, SelfAttention hides later positions itself. A mask has to hide both those and the padding:
-        # [B, 1, T, T], or [B, 1, 1, T] where nothing but padding is hidden.
-        # What may be seen: no padding and, of a causal model, position j only from i >= j (the lower triangle of [T, T]).
+        # [B, 1, T, T], in which nothing above the diagonal is seen, or [B, 1, 1, T] where nothing but padding is hidden.
         mask = None if attention_mask is None else make_mask(attention_mask, self.config.causal)
         for block in self.blocks:
             x = block(x, mask)  # [B, T, D]

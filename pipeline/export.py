@@ -61,13 +61,15 @@ def export_model(directory: str | Path, out: Path) -> str:
 
 
 def check_destination(out: Path, names: Iterable[str], trained: TrainedRun, flag: str) -> None:
-    """Raise UserError where the export would leave more than itself in a directory, or replace what the run began with."""
+    """Raise UserError where the export can't be the whole of a directory, or would replace what the run began with."""
     run = trained.run
     sources = [local(run.source), Path(run.adapter) if run.adapter else None, trained.inputs.tokenizer_folder]
     if any(source and source.is_dir() and out.is_dir() and source.samefile(out) for source in sources):
         raise UserError(
             f"{flag} {out} is what the run began with, and is read to load the run again; name another directory"
         )
+    if file := next((one for one in (out, *out.parents) if one.exists() and not one.is_dir()), None):
+        raise UserError(f"{flag} {out} can't be written: {file} is a file; name a directory")
     check_holds_only(out, names, flag)
 
 

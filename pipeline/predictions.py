@@ -57,12 +57,10 @@ def file_named(words: list[str]) -> str | None:
     """Return the file that --predict names, or STANDARD_INPUT; None: its words are the texts. Raises UserError."""
     if words == [STANDARD_INPUT]:
         return STANDARD_INPUT
+    if len(words) > 1 or not words[0].strip():
+        return None
     path = user_path(words[0])
-    if (
-        len(words) > 1
-        or not words[0].strip()
-        or not (os.path.exists(path) or (path.suffix.lower() in READ and len(words[0].split()) == 1))
-    ):
+    if not (os.path.exists(path) or (path.suffix.lower() in READ and len(words[0].split()) == 1)):
         return None
     if not path.is_file():
         what = "is a directory" if path.is_dir() else "isn't there"

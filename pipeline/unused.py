@@ -58,8 +58,6 @@ def why_unused(name: str, run: Run, task: Task) -> str:
     if about["task"] not in ("", kind):
         lacks = "has no classes" if kind == DIALOGUES else "has none"
         return f"--{name} is about {about['task']}, and {task.name} {lacks}"
-    if name == "dpo_beta" and run.objective != DPO:
-        return f"--dpo_beta is not used by --objective {run.objective}; it belongs to {DPO}"
     if name == "train_head" and kind == DIALOGUES and ADDED.issuperset(run.trainable_layers.split("+")):
         return f"--train_head is about classification; on dialogues {run.trainable_layers} leaves the head as it is"
     if reason := why_cancelled(name, run):
@@ -77,6 +75,8 @@ def why_unused(name: str, run: Run, task: Task) -> str:
 
 def why_cancelled(name: str, run: Run) -> str:
     """Return which other setting, or which model, leaves a setting nothing to do, or ""."""
+    if name == "dpo_beta" and run.objective != DPO:
+        return f"--dpo_beta is not used by --objective {run.objective}; it belongs to {DPO}"
     if name == "lora_alpha" and run.lora_alpha == 0:
         return "--lora_alpha is 0, which multiplies all that LoRA learns by 0; choose another value"
     if name == "disable_causal_mask" and run.source and not config_of(run.source).causal:
