@@ -172,7 +172,7 @@ def test_the_second_address_is_tried(server: Server, tmp_path: Path):
 def test_each_address_has_its_own_reason(server: Server, tmp_path: Path):
     page, absent = server.serve("/page.zip", b"a page"), server.url("/absent.zip")
     message = complaint(tmp_path, page, absent)
-    assert message.index(page) < message.index("not a zip file") < message.index(absent) < message.index("404")
+    assert message.index(page) < message.index("not a zip file") < message.index(absent) < message.index("HTTP Error 404")
 
 
 @pytest.fixture
