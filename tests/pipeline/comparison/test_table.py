@@ -76,7 +76,7 @@ def command(alone, bert, data, monkeypatch):
     monkeypatch.setattr(table, "measure", spy)
     monkeypatch.setattr(table, "measure_apart", table.measure_one)  # in this process, where the spy is
     monkeypatch.setattr(table, "EXTRA_RATES", 0)
-    # Where runs share a process, one this small may fit into what an earlier one freed: its real peak is seen further below.
+    # Where runs share a process, one this small may fit into what an earlier one freed: its real peak is seen below.
     peaks = count(1)
     monkeypatch.setattr(runs, "peak_memory_bytes", lambda device: next(peaks))
 
