@@ -54,5 +54,6 @@ def settings_of(run: Run) -> dict:
         run = replace(run, dataset=run.dataset or default_dataset(config))
         resolved = resolve_run(run, get_task(run.dataset), config)
     else:
-        resolved = prepare(run).run
+        data_dir = str(ROOT) if run.data_dir else None  # one that is there: the data needn't be, as none is read
+        resolved = prepare(replace(run, data_dir=data_dir)).run
     return {name: value for name, value in asdict(resolved).items() if name not in MACHINE}
