@@ -52,15 +52,10 @@ def run_one(run: Run, overrides: Run, argv: list[str]) -> int:
 
 def run_row(overrides: Run, options: dict, argv: list[str]) -> int:
     """Train one published row (`--row`)."""
-    from pipeline.stand_ins import choose_dialogues, note_on_data, with_flags
+    from pipeline.stand_ins import choose_dialogues, choose_flags
 
     row, table = find_row(options["row"]), get_table(options["row"].rpartition(":")[0] or "spam")
-    if not table.dialogues_file:
-        run = with_flags(row, overrides)
-        if note := note_on_data(row, run):
-            print(f"note     {note}")
-        return run_one(run, overrides, argv)
-    choice = choose_dialogues(table, row, overrides)
+    choice = choose_dialogues(table, row, overrides) if table.dialogues_file else choose_flags(row, overrides)
     for note in choice.notes:
         print(f"note     {note}")
     return run_one(choice.run, overrides, argv)

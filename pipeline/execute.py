@@ -208,7 +208,7 @@ def add_to_complete(job: Job, result: dict) -> dict:
 
 def about(job: Job, argv: list[str] | None) -> dict:
     """Return what of a result doesn't depend on how the run went: what was asked for, of which machine and code."""
-    run = job.run
+    run, columns = job.run, job.task.columns if isinstance(job.task, OwnTask) else None
     return {
         "model": run.source,
         "model_reason": job.model_reason,
@@ -217,11 +217,7 @@ def about(job: Job, argv: list[str] | None) -> dict:
         "data_reason": job.data_reason,
         "labels": list(job.task.labels) or None,
         "data": [*job.task.said],
-        **(
-            {"columns": dict(zip(("text", "pair"), job.task.columns, strict=False))}
-            if isinstance(job.task, OwnTask) and job.task.columns
-            else {}
-        ),
+        **({"columns": {"text": columns.text, "pair": columns.pair}} if columns else {}),
         "method": run.trainable_layers,
         "seed": run.seed,
         "amp": run.amp,

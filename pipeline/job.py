@@ -48,6 +48,7 @@ def prepare(run: Run) -> Job:
     run = normalized(run)
     check_model_is_named_once(run)
     check_adapter_is_named(run)
+    check_data_dir(run)
     run = with_adapter(run)
     task = get_task(run.dataset, run) if run.dataset else None
     model_config = config_of(run.source) if run.source else None
@@ -86,10 +87,14 @@ def check_adapter_is_named(run: Run) -> None:
         )
 
 
-def doubtful_data(run: Run, task: Task) -> list[str]:
-    """Return what a flag quietly takes from what is trained or measured. Raises UserError where --data_dir isn't there."""
+def check_data_dir(run: Run) -> None:
+    """Raise UserError where --data_dir isn't there."""
     if run.data_dir and not Path(run.data_dir).is_dir():
         raise UserError(f"--data_dir {run.data_dir} isn't there; name a directory with data sets")
+
+
+def doubtful_data(run: Run, task: Task) -> list[str]:
+    """Return what a flag quietly takes from what is trained or measured."""
     notes = []
     if 0 <= run.ignore_index < len(task.labels):
         notes = [f"--ignore_index {run.ignore_index}: no text of {task.labels[run.ignore_index]!r} is trained or measured"]

@@ -39,10 +39,16 @@ def choose(table: Table, row: Row, overrides: Run) -> Choice:
     elif reason := why_left_out(row, overrides):
         return Choice(row.run, (reason,), is_run=False)
     else:
-        choice = Choice(with_flags(row, overrides))
-    if not table.dialogues_file and choice.is_run and (note := note_on_data(row, choice.run)):
-        choice = replace(choice, notes=(*choice.notes, note))
+        choice = choose_flags(row, overrides)
     return replace(choice, run=without_unused(choice.run, overrides))
+
+
+def choose_flags(row: Row, overrides: Run) -> Choice:
+    """Return the row's run with the flags, and that it can't be compared with the log where they name other data."""
+    run = with_flags(row, overrides)
+    dataset = other_data(row, run)
+    note = f"{dataset} isn't the log's data, so the published number says nothing about it"
+    return Choice(run, (note,) if dataset else ())
 
 
 def with_flags(row: Row, overrides: Run) -> Run:
@@ -68,12 +74,6 @@ def log_of(row: Row) -> Task:
     return get_task(row.run.dataset or default_dataset(None))
 
 
-def note_on_data(row: Row, run: Run) -> str:
-    """Return what a run on other data than the log's can't be compared with, or ""."""
-    dataset = other_data(row, run)
-    return f"{dataset} isn't the log's data, so the published number says nothing about it" if dataset else ""
-
-
 def with_published_method(row: Row, run: Run) -> Run:
     """Return a row's run with the method of the log's task, whose recipe other data don't bring.
 
@@ -90,14 +90,15 @@ def with_published_method(row: Row, run: Run) -> Run:
 
 def choose_stand_ins(row: Row, overrides: Run) -> Choice:
     """Return the row's run, with the shipped model and data in the place of those that can't be had."""
-    run, notes = with_flags(row, overrides), []
+    choice = choose_flags(row, overrides)
+    run, notes = choice.run, []
     if not (overrides.checkpoint or overrides.model) and (reason := why_no_model(run.model)):
         run = replace(run, model=get_task(run.dataset, run).models[1], head_labels=None)
         notes.append(f"{run.model} stands in, {reason}")
     if not overrides.dataset and (reason := why_no_data(get_task(run.dataset), run.data_dir)):
         run = replace(run, dataset=get_task(run.dataset, run).shipped)
         notes.append(f"{run.dataset} stands in, {reason}")
-    return Choice(run, tuple(notes))
+    return Choice(run, (*notes, *choice.notes))
 
 
 def why_left_out(row: Row, overrides: Run) -> str:
