@@ -6,11 +6,12 @@ from pathlib import Path
 
 from config import Run
 from data.registry import get_task
+from model import config_of
 from model.bert import BertConfig, RobertaConfig
 from model.distilbert import DistilBertConfig
 from model.llama import LlamaConfig
 from pipeline.flags import parse_command
-from pipeline.job import default_dataset, prepare
+from pipeline.job import default_dataset
 from pipeline.resolve import resolve_run
 from utils.errors import UserError
 
@@ -49,11 +50,8 @@ def result_files(folder: str) -> list[Path]:
 
 def settings_of(run: Run) -> dict:
     """Return every setting that the run resolves to, except those of the machine and those that vary within a row."""
-    if run.checkpoint:  # the directory needn't be there: the kind of model decides
-        config = KINDS[Path(run.checkpoint).name]()
-        run = replace(run, dataset=run.dataset or default_dataset(config))
-        resolved = resolve_run(run, get_task(run.dataset), config)
-    else:
-        data_dir = str(ROOT) if run.data_dir else None  # one that is there: the data needn't be, as none is read
-        resolved = prepare(replace(run, data_dir=data_dir)).run
+    # Neither the model's directory nor the data need be there: the kind of model decides, and no text is read.
+    config = KINDS[Path(run.checkpoint).name]() if run.checkpoint else config_of(run.source)
+    run = replace(run, dataset=run.dataset or default_dataset(config))
+    resolved = resolve_run(run, get_task(run.dataset), config)
     return {name: value for name, value in asdict(resolved).items() if name not in MACHINE}
